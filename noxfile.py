@@ -1,0 +1,105 @@
+"""One session per question that can be asked of the project; `tests` is all that CI asks.
+
+Sessions run in the environment `./dev` made; `matrix` builds one per Python version instead.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["tests"]
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+TIERS = ("fast", "postgres", "together", "browser", "real_agents")
+
+
+def _pytest(session: nox.Session, tier: str, *args: str) -> None:
+    session.run("python", "-m", "pytest", "-q", "-m", tier, *args, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Is it written by the house rules?"""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("flake8", "--select=ASYNC", "server", "daemon", "shared", "tests", "bench")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Do the types hold?"""
+    session.run("mypy")
+
+
+@nox.session
+def fast(session: nox.Session) -> None:
+    """Do the parts work, on virtual time?"""
+    _pytest(session, "fast")
+
+
+@nox.session
+def postgres(session: nox.Session) -> None:
+    """Does the server work on a real Postgres?"""
+    _pytest(session, "postgres")
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """Do server, daemon and agent work together as processes?"""
+    _pytest(session, "together")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Does a person see it work?"""
+    session.run("python", "-m", "tests.support.chromium")
+    _pytest(session, "browser")
+
+
+@nox.session
+def real_agents(session: nox.Session) -> None:
+    """Do real agent programs work, against stub model endpoints?"""
+    session.run("python", "-m", "tests.support.agent_programs")
+    _pytest(session, "real_agents")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All that CI asks."""
+    for name in ("lint", "types", *TIERS):
+        session.notify(name)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """How fast is it on this machine?"""
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session(python=PYTHONS, venv_backend="virtualenv")
+def matrix(session: nox.Session) -> None:
+    """Does it work on every supported Python?"""
+    session.install("--require-hashes", "-r", "constraints/dev.txt")
+    session.install("--no-deps", "--no-build-isolation", "-e", ".")
+    for tier in ("fast", "postgres"):
+        _pytest(session, tier)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Renew the pinned versions (needs uv)."""
+    compile_ = ("uv", "pip", "compile", "--universal", "--python-version", "3.11")
+    flags = ("--generate-hashes", "--no-header", "--upgrade", "-q", "pyproject.toml")
+    session.run(*compile_, *flags, "-o", "constraints/run.txt", external=True)
+    session.run(
+        *compile_, *flags, "--extra", "dev", "-c", "constraints/run.txt",
+        "-o", "constraints/dev.txt", external=True,
+    )  # fmt: skip
+
+
+if os.environ.get("CI"):
+    nox.options.error_on_external_run = False

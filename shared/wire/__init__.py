@@ -1,0 +1,1 @@
+"""The protocol's messages as attrs classes; one module per subject. Pure."""

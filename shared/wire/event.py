@@ -1,0 +1,37 @@
+"""Events for browsers: what happened, who did it, and who may hear of it (spec 01 §5.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from shared import codec
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """One thing that happened in a workspace.
+
+    `users` limits the audience to those users' own sockets (inbox, invitations, private chats);
+    None means everyone in the workspace. The routing fields are not part of the frame.
+    """
+
+    type: str
+    payload: dict[str, Any]
+    workspace_id: str
+    actor_type: str = "system"
+    actor_id: str = ""
+    users: tuple[str, ...] | None = None
+
+
+def write(event: Event) -> str:
+    """Write the event as the frame a browser gets."""
+    return codec.encode(
+        {
+            "type": event.type,
+            "payload": event.payload,
+            "actor_type": event.actor_type,
+            "actor_id": event.actor_id,
+        }
+    ).decode()

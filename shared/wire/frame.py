@@ -1,0 +1,47 @@
+"""Websocket frames: the envelope both sockets share and the types of the daemon's one (spec 01 §4)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+
+from shared import codec
+
+HEARTBEAT: Final = "daemon:heartbeat"
+HEARTBEAT_ACK: Final = "daemon:heartbeat_ack"
+TASK_AVAILABLE: Final = "daemon:task_available"
+PROFILES_CHANGED: Final = "daemon:runtime_profiles_changed"
+
+
+@attrs.frozen(kw_only=True)
+class Frame:
+    """One text frame. A payload that is absent or null reads as an empty object."""
+
+    type: str
+    payload: dict[str, Any] = attrs.field(factory=dict)
+
+
+def read(data: bytes | str) -> Frame:
+    """Read a frame. Raises codec.DecodeError."""
+    return codec.decode(data, Frame)
+
+
+def write(kind: str, payload: Any) -> str:
+    """Write a frame as JSON text."""
+    return codec.encode({"type": kind, "payload": payload}).decode()
+
+
+def heartbeat(runtime_id: str) -> str:
+    return write(HEARTBEAT, {"runtime_id": runtime_id, "supports_batch_import": True})
+
+
+def task_available(runtime_id: str, task_id: str) -> str:
+    return write(TASK_AVAILABLE, {"runtime_id": runtime_id, "task_id": task_id})
+
+
+def profiles_changed(workspace_id: str, profile_id: str = "") -> str:
+    payload = {"workspace_id": workspace_id}
+    if profile_id:
+        payload["runtime_profile_id"] = profile_id
+    return write(PROFILES_CHANGED, payload)
