@@ -21,7 +21,7 @@ def now() -> datetime:
 
 def stamp(moment: datetime) -> str:
     """Form A: RFC 3339, second precision, UTC."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).replace(tzinfo=None, microsecond=0).isoformat() + "Z"
 
 
 def try_stamp(moment: datetime | None) -> str | None:
@@ -31,8 +31,8 @@ def try_stamp(moment: datetime | None) -> str | None:
 
 def fine_stamp(moment: datetime) -> str:
     """Forms B and C: RFC 3339 in UTC with fractional seconds, trailing zeros trimmed."""
-    moment = moment.astimezone(UTC)
-    whole = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    moment = moment.astimezone(UTC).replace(tzinfo=None)
+    whole = moment.replace(microsecond=0).isoformat()
     fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
     return f"{whole}{fraction}Z"
 

@@ -1,0 +1,49 @@
+"""Rules for every test: which tier it belongs to, and that no unexpected error was logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+TIERS = {"fast", "postgres", "together", "browser", "real_agents"}
+
+_LOUD = frozenset({"error", "exception", "critical"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not TIERS & {mark.name for mark in item.iter_markers()}:
+            raise pytest.UsageError(
+                f"{item.nodeid} has no tier; mark it with one of {sorted(TIERS)}"
+            )
+
+
+class ExpectedErrors:
+    """Error records of the running test; `expect` claims those whose event contains a text."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def expect(self, text: str) -> None:
+        claimed = [record for record in self.records if text in str(record.get("event"))]
+        assert claimed, f"no error containing {text!r} was logged: {self.records}"
+        self.records = [record for record in self.records if record not in claimed]
+
+
+@pytest.fixture(autouse=True)
+def error_log() -> Iterator[ExpectedErrors]:
+    """Fails the test that logs an error it does not expect."""
+    seen = ExpectedErrors()
+
+    def collect(_: Any, method: str, record: Any) -> Any:
+        if method in _LOUD:
+            seen.records.append(dict(record))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[collect], cache_logger_on_first_use=False)
+    yield seen
+    structlog.reset_defaults()
+    assert not seen.records, f"unexpected errors were logged: {seen.records}"
