@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import trio
 
@@ -22,7 +24,7 @@ async def test_waits_double_up_to_the_limit_and_reset_when_healthy(autojump_cloc
             raise ConnectionError
 
     await supervise("x", service, backoff=EXACT, intensity=None)
-    gaps = [round(b - a) for a, b in zip(starts, starts[1:], strict=False)]
+    gaps = [round(b - a) for a, b in pairwise(starts)]
     assert gaps == [1, 2, 4, 101, 2, 4]
 
 
