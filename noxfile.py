@@ -25,7 +25,7 @@ def lint(session: nox.Session) -> None:
     """Is it written by the house rules?"""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("flake8", "server", "daemon", "shared", "tests", "bench")
+    session.run("flake8", "--select=ASYNC", "server", "daemon", "shared", "tests", "bench")
     session.run("lint-imports", "--no-cache")
 
 
