@@ -1,0 +1,317 @@
+"""The daemon's settings: read once, checked here, passed down frozen.
+
+A flag beats the environment, which beats the config file, which beats the default (spec 03 §3.1).
+Flags are given as the variables they override, so that a detached daemon gets them through its
+environment. Every value is checked before anything starts, and the error names the variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import attrs
+
+from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id
+from shared.codec import DecodeError, loads
+from shared.home import Home, find_home
+from shared.ids import InvalidId, canonical_id
+from shared.log import LEVELS
+
+T = TypeVar("T")
+
+DEFAULT_SERVER_URL: Final = "http://localhost:8080"
+DEFAULT_PORT: Final = 19514
+_FIRST_PROFILE_PORT: Final = 19515
+
+_PROVIDERS: Final = (
+    ("claude", "CLAUDE"),
+    ("codex", "CODEX"),
+    ("copilot", "COPILOT"),
+    ("opencode", "OPENCODE"),
+    ("openclaw", "OPENCLAW"),
+    ("hermes", "HERMES"),
+    ("pi", "PI"),
+    ("cursor", "CURSOR"),
+    ("kimi", "KIMI"),
+    ("kiro", "KIRO"),
+    ("codebuddy", "CODEBUDDY"),
+    ("antigravity", "ANTIGRAVITY"),
+    ("qoder", "QODER"),
+)
+"""Provider and the part of `BULLPEN_<X>_MODEL` and `BULLPEN_<X>_ARGS` that names it (03 §3.5)."""
+
+_UNITS: Final = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,  # micro sign
+    "μs": 1e-6,  # Greek mu: both are typed
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)")
+_LONGEST: Final = (2**63 - 1) / 1e9
+"""Seconds. More does not fit the grammar's native type, 64-bit nanoseconds."""
+
+
+class ConfigError(Exception):
+    """A setting is missing or wrong; the text names it and says what is expected."""
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """Everything the daemon was told. Durations are seconds; 0 means "no limit" where allowed."""
+
+    home: Home
+    server_url: str
+    token: str = attrs.field(repr=False)
+    daemon_id: str
+    legacy_daemon_ids: tuple[str, ...] = ()
+    device_name: str = "local-machine"
+    launched_by: str = ""
+    poll_interval: float = 30.0
+    heartbeat_interval: float = 15.0
+    sync_interval: float = 30.0
+    max_concurrent_tasks: int = 20
+    agent_timeout: float = 0.0
+    idle_watchdog: float = 1800.0
+    tool_watchdog: float = 7200.0
+    codex_semantic_inactivity: float = 600.0
+    agents: tuple[str, ...] | None = None
+    extra_args: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    models: Mapping[str, str] = attrs.field(factory=dict)
+    profile_command_overrides: Mapping[str, str] = attrs.field(factory=dict)
+    control_port: int = DEFAULT_PORT
+    workspaces_root: Path
+    shutdown_grace: float = 10.0
+    log_level: str = "info"
+
+
+def parse_duration(text: str) -> float:
+    """Read `1h30m`, `.5d`, `250ms` or `0` as seconds (grammar: spec 03 §3.2). Raises ValueError."""
+    sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if rest == "0":
+        return 0.0
+    total, position = 0.0, 0
+    while position < len(rest):
+        part = _PART.match(rest, position)
+        if part is None:
+            raise ValueError(f"{text!r} is not a duration such as 30s, 1h30m or 5d")
+        total += float(part[1]) * _UNITS[part[2]]
+        position = part.end()
+    if position == 0:
+        raise ValueError(f"{text!r} is not a duration such as 30s, 1h30m or 5d")
+    if total > _LONGEST:
+        raise ValueError(f"{text!r} is too long")
+    return sign * total
+
+
+def normalise_server_url(text: str) -> str:
+    """Turn any accepted spelling into the http(s) base URL (spec 01 §1.1). Raises ValueError."""
+    parts = urlsplit(text.strip())
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https"):
+        raise ValueError(f"{text!r} is not an http, https, ws or wss address")
+    if not parts.hostname:
+        raise ValueError(f"{text!r} names no host")
+    path = "" if parts.path == "/ws" else parts.path
+    return urlunsplit((scheme, parts.netloc, path, "", "")).rstrip("/")
+
+
+def profile_port(profile: str) -> int:
+    """Return the control port of a CLI profile (spec 03 §1)."""
+    if not profile:
+        return DEFAULT_PORT
+    return _FIRST_PROFILE_PORT + sum(profile.encode()) % 1000
+
+
+def load_config(
+    env: Mapping[str, str] = os.environ,
+    flags: Mapping[str, str] | None = None,
+    *,
+    home: str | Path | None = None,
+    profile: str = "",
+) -> Config:
+    """Read and check every setting; `flags` holds variables given on the command line.
+
+    Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
+    """
+    place = find_home(env, home=home, profile=profile)
+    read = _Reader({**env, **(flags or {})})
+    file = read_config_file(place)
+    hostname = socket.gethostname()
+    token = _text(file, "token")
+    if not token:
+        hint = f" --profile {profile}" if profile else ""
+        raise ConfigError(f"not signed in ({place.config_file}): run `bullpen login{hint}`")
+    daemon_id = read.value("BULLPEN_DAEMON_ID", _id, "")
+    try:
+        daemon_id = daemon_id or load_daemon_id(place)
+    except IdentityError as error:
+        raise ConfigError(str(error)) from error
+    return Config(
+        home=place,
+        server_url=read.value(
+            "BULLPEN_SERVER_URL",
+            normalise_server_url,
+            None,
+        )
+        or _file_url(place, _text(file, "server_url")),
+        token=token,
+        daemon_id=daemon_id,
+        legacy_daemon_ids=legacy_daemon_ids(place, hostname=hostname, daemon_id=daemon_id),
+        device_name=read.text("BULLPEN_DAEMON_DEVICE_NAME") or hostname or "local-machine",
+        launched_by=read.text("BULLPEN_LAUNCHED_BY"),
+        poll_interval=read.value("BULLPEN_DAEMON_POLL_INTERVAL", _some_time, 30.0),
+        heartbeat_interval=read.value("BULLPEN_DAEMON_HEARTBEAT_INTERVAL", _some_time, 15.0),
+        sync_interval=read.value("BULLPEN_DAEMON_SYNC_INTERVAL", _some_time, 30.0),
+        max_concurrent_tasks=read.value("BULLPEN_DAEMON_MAX_CONCURRENT_TASKS", _count, 20),
+        agent_timeout=read.value("BULLPEN_AGENT_TIMEOUT", _time, 0.0),
+        idle_watchdog=read.value("BULLPEN_AGENT_IDLE_WATCHDOG", _time, 1800.0),
+        tool_watchdog=read.value("BULLPEN_AGENT_TOOL_WATCHDOG", _time, 7200.0),
+        codex_semantic_inactivity=read.value(
+            "BULLPEN_CODEX_SEMANTIC_INACTIVITY_TIMEOUT", _some_time, 600.0
+        ),
+        agents=read.value("BULLPEN_AGENTS", _names, None),
+        extra_args=_per_provider(read, "ARGS", _words),
+        models=_per_provider(read, "MODEL", str),
+        profile_command_overrides=_overrides(file),
+        control_port=read.value("BULLPEN_DAEMON_PORT", _port, profile_port(profile)),
+        workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
+        shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
+        log_level=read.value("BULLPEN_LOG_LEVEL", _level, "info"),
+    )
+
+
+def read_config_file(home: Home) -> dict[str, Any]:
+    """Read the config file's object; a missing file is an empty one. Raises ConfigError."""
+    try:
+        value = loads(home.config_file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, DecodeError) as error:
+        raise ConfigError(f"cannot read {home.config_file}: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{home.config_file} does not hold a JSON object")
+    return value
+
+
+class _Reader:
+    """Looks variables up, trimmed, blank meaning unset, and names them in errors."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def text(self, name: str) -> str:
+        return self._env.get(name, "").strip()
+
+    def value(self, name: str, parse: Callable[[str], T], default: T) -> T:
+        text = self.text(name)
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+
+def _time(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 0:
+        raise ValueError(f"{text!r} is negative")
+    return seconds
+
+
+def _some_time(text: str) -> float:
+    """A duration that paces a loop: below 10 ms it would only burn the processor."""
+    seconds = _time(text)
+    if seconds < 0.01:
+        raise ValueError(f"{text!r} is too short; at least 10ms")
+    return seconds
+
+
+def _count(text: str) -> int:
+    number = _whole(text)
+    if not 1 <= number <= 1000:
+        raise ValueError(f"{text!r} is not between 1 and 1000")
+    return number
+
+
+def _port(text: str) -> int:
+    number = _whole(text)
+    if not 0 <= number <= 65535:
+        raise ValueError(f"{text!r} is not a port number")
+    return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _id(text: str) -> str:
+    try:
+        return canonical_id(text)
+    except InvalidId:
+        raise ValueError(f"{text!r} is not a UUID") from None
+
+
+def _level(text: str) -> str:
+    if text.lower() not in LEVELS:
+        raise ValueError(f"{text!r} is not one of {', '.join(LEVELS)}")
+    return text.lower()
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    return tuple(name for part in text.split(",") if (name := part.strip().lower())) or None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(shlex.split(text))
+
+
+def _directory(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # no home directory to expand
+        raise ValueError(str(error)) from error
+
+
+def _per_provider(read: _Reader, suffix: str, parse: Callable[[str], T]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for provider, prefix in _PROVIDERS:
+        value = read.value(f"BULLPEN_{prefix}_{suffix}", parse, None)
+        if value is not None:
+            found[provider] = value
+    return found
+
+
+def _text(file: Mapping[str, Any], key: str) -> str:
+    value = file.get(key)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _file_url(home: Home, text: str) -> str:
+    try:
+        return normalise_server_url(text or DEFAULT_SERVER_URL)
+    except ValueError as error:
+        raise ConfigError(f"server_url in {home.config_file}: {error}") from error
+
+
+def _overrides(file: Mapping[str, Any]) -> dict[str, str]:
+    value = file.get("profile_command_overrides")
+    if not isinstance(value, dict):
+        return {}
+    pairs = {str(key).strip(): str(path).strip() for key, path in value.items()}
+    return {key: path for key, path in pairs.items() if key and path}
