@@ -47,7 +47,7 @@ ReportCrash = Callable[[Job, BaseException], Awaitable[None]]
 
 
 class TaskPool:
-    """Slots 0…n−1, shared by all runtimes, and the tasks that hold them.
+    """Slots 0 to n-1, shared by all runtimes, and the tasks that hold them.
 
     A slot is out from before the claim until the task's very end, so "no slot is out" means that
     no claim is under way and no task is left. Every method but the two waits is synchronous.
@@ -150,7 +150,7 @@ class TaskPool:
         try:
             try:
                 await self._run_job(job, held.shutdown)
-            except* Exception as group:
+            except* Exception as group:  # noqa: BLE001 - any bug of one task must not reach the others
                 crash = group
             if crash is not None:
                 log.error("task crashed", task_id=job.task.id, exc_info=crash)

@@ -1,0 +1,204 @@
+"""The pool of tasks: slots, admission, duplicates, crashes and the shutdown deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock as Clock
+
+from daemon.tasks.pool import TaskPool
+from daemon.tasks.task import Job
+from shared.wire.task import ClaimedTask
+from tests.conftest import ExpectedErrors
+
+pytestmark = pytest.mark.fast
+
+RUNTIME = cast("Any", SimpleNamespace(id="r1"))
+
+
+async def _no_report(job: Job, crash: BaseException) -> None:
+    raise AssertionError("nothing crashed")
+
+
+def _pool(
+    nursery: trio.Nursery,
+    run: Callable[[Job, trio.CancelScope], Awaitable[None]],
+    *,
+    slots: int = 2,
+    report: Callable[[Job, BaseException], Awaitable[None]] = _no_report,
+) -> TaskPool:
+    return TaskPool(slots, nursery, run, report)
+
+
+def _task(name: str) -> ClaimedTask:
+    return ClaimedTask(id=name)
+
+
+async def _sleep(job: Job, shutdown: trio.CancelScope) -> None:
+    with shutdown:
+        await trio.sleep(10)
+
+
+async def test_lowest_free_slot_first_and_none_when_all_are_out(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep)
+        assert [pool.try_take_slot() for _ in range(3)] == [0, 1, None]
+        pool.give_back(1)
+        pool.give_back(0)
+        assert pool.try_take_slot() == 0
+
+
+async def test_waiting_for_a_slot_ends_with_the_slot_or_the_timeout(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep, slots=1)
+        assert pool.try_take_slot() == 0
+        start = trio.current_time()
+        assert await pool.wait_for_slot(2) is None
+        assert trio.current_time() - start == 2
+        assert pool.hand_over(_task("a"), 0, RUNTIME)
+        assert await pool.wait_for_slot(60) == 0
+        assert trio.current_time() - start == 12
+        pool.give_back(0)
+
+
+async def test_closing_ends_the_wait_and_admits_nothing(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep, slots=1)
+        assert pool.try_take_slot() == 0
+        got: list[int | None] = []
+
+        async def wait() -> None:
+            got.append(await pool.wait_for_slot())
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        pool.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == [None]
+        pool.give_back(0)
+        assert pool.try_take_slot() is None
+        assert not pool.admitting
+
+
+async def test_cancelled_waiters_keep_no_slot(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep, slots=1)
+        assert pool.try_take_slot() == 0
+        with trio.move_on_after(1):
+            await pool.wait_for_slot()
+        pool.give_back(0)
+        assert pool.slots_out == 0
+
+
+async def test_a_redelivered_task_is_refused_and_its_slot_goes_back(autojump_clock: Clock) -> None:
+    runs: list[str] = []
+
+    async def run(job: Job, shutdown: trio.CancelScope) -> None:
+        runs.append(job.task.id)
+        await trio.sleep(5)
+
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, run)
+        first, second = pool.try_take_slot(), pool.try_take_slot()
+        assert first is not None
+        assert second is not None
+        assert pool.hand_over(_task("a"), first, RUNTIME)
+        assert not pool.hand_over(_task("a"), second, RUNTIME)
+        assert pool.slots_out == 1
+        assert pool.active == {"a"}
+        assert pool.active_runtimes() == {"r1"}
+        pool.close()
+        await pool.wait_empty()
+    assert runs == ["a"]
+    assert pool.active == frozenset()
+
+
+async def test_a_crash_is_reported_and_hurts_no_other_task(
+    autojump_clock: Clock, error_log: ExpectedErrors
+) -> None:
+    crashes: list[tuple[str, BaseException]] = []
+    finished: list[str] = []
+
+    async def run(job: Job, shutdown: trio.CancelScope) -> None:
+        await trio.sleep(1)
+        if job.task.id == "bad":
+            raise RuntimeError("boom")
+        await trio.sleep(1)
+        finished.append(job.task.id)
+
+    async def report(job: Job, crash: BaseException) -> None:
+        crashes.append((job.task.id, crash))
+        raise OSError("and the report fails as well")
+
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, run, report=report)
+        for name in ("bad", "good"):
+            slot = pool.try_take_slot()
+            assert slot is not None
+            pool.hand_over(_task(name), slot, RUNTIME)
+        pool.close()
+        await pool.wait_empty()
+    error_log.expect("task crashed")
+    error_log.expect("crash not reported")
+    assert finished == ["good"]
+    [(name, crash)] = crashes
+    assert name == "bad"
+    assert isinstance(crash, ExceptionGroup)
+    assert "boom" in str(crash.exceptions[0])
+
+
+async def test_stop_cuts_tasks_exactly_at_the_deadline_even_late_ones(
+    autojump_clock: Clock,
+) -> None:
+    ends: dict[str, float] = {}
+
+    async def run(job: Job, shutdown: trio.CancelScope) -> None:
+        with shutdown:
+            await trio.sleep(3 if job.task.id == "short" else 1000)
+        ends[job.task.id] = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, run, slots=3)
+        slots = [pool.try_take_slot() for _ in range(3)]
+        start = trio.current_time()
+        pool.hand_over(_task("short"), cast("int", slots[0]), RUNTIME)
+        pool.hand_over(_task("long"), cast("int", slots[1]), RUNTIME)
+        pool.stop(10)
+        await trio.sleep(1)
+        pool.hand_over(_task("late"), cast("int", slots[2]), RUNTIME)  # a claim that was in flight
+        await pool.wait_empty()
+    assert {name: end - start for name, end in ends.items()} == {
+        "short": 3,
+        "long": 10,
+        "late": 10,
+    }
+
+
+async def test_not_empty_while_a_claim_is_in_flight(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep)
+        slot = pool.try_take_slot()
+        assert slot is not None
+        pool.close()
+        with trio.move_on_after(5) as waited:
+            await pool.wait_empty()
+        assert waited.cancelled_caught
+        pool.give_back(slot)
+        await pool.wait_empty()
+
+
+async def test_cancelling_the_nursery_gives_all_slots_back(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep)
+        slot = pool.try_take_slot()
+        assert slot is not None
+        pool.hand_over(_task("a"), slot, RUNTIME)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert pool.slots_out == 0
+    assert pool.active == frozenset()
