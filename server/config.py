@@ -1,0 +1,162 @@
+"""The server's settings: read once from the environment, checked here, passed down. Pure.
+
+Every rule about a setting stands in `from_environment`; a violation names the variable, so that the
+person who set it knows what to change.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from shared.home import Home, find_home
+from shared.log import LEVELS
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DEFAULT_PORT: Final = 8080
+"""The protocol's port (spec 01 §1.1)."""
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the text names the variable and the rule."""
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """All settings of one server process. Durations are seconds, sizes bytes."""
+
+    home: Home
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0 means any free port."""
+    database_url: str | None = attrs.field(default=None, repr=False)
+    """None means the embedded Postgres below the home directory."""
+    database_pool: int = 20
+    jwt_secret: str = attrs.field(default="", repr=False)
+    """Signs sessions. Empty until the server fills in the one kept in the home directory."""
+    session_ttl: float = 30 * 86400.0
+    public_url: str = ""
+    """How people reach the server; empty means: as the request at hand did."""
+    allowed_origins: tuple[str, ...] = ()
+    """Other origins whose pages may open the browser websocket."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Peers whose X-Forwarded-* headers are believed."""
+    max_body: int = 10 * 1024 * 1024
+    offline_after: float = 150.0
+    sweep_interval: float = 30.0
+    drain: float = 5.0
+    """How long open connections may go on after the order to stop."""
+    metrics_token: str = attrs.field(default="", repr=False)
+    """Without one, /metrics answers only to this machine."""
+    log_level: str = "info"
+    user_email: str = "local@bullpen.local"
+    """Whom the first start creates."""
+    user_name: str = "You"
+
+    @property
+    def secure(self) -> bool:
+        """Whether people reach the server through TLS, so that cookies may demand it."""
+        return self.public_url.startswith("https://")
+
+
+def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
+    """Read the settings; `overrides` (None means not given) win over the environment.
+
+    Raises ConfigError naming the variable.
+    """
+    home = overrides.pop("home", None)
+    read = _Reader(env)
+    values: dict[str, Any] = {
+        "home": home if isinstance(home, Home) else find_home(env, home=home),
+        "host": read.text("BULLPEN_HOST", "127.0.0.1"),
+        "port": read.number("BULLPEN_PORT", DEFAULT_PORT, 0, 65535),
+        "database_url": _database_url(read.text("BULLPEN_DATABASE_URL", "")),
+        "database_pool": read.number("BULLPEN_DATABASE_POOL", 20, 2, 1000),
+        "jwt_secret": _jwt_secret(read.text("BULLPEN_JWT_SECRET", "")),
+        "session_ttl": read.seconds("BULLPEN_SESSION_TTL", 30 * 86400.0, 60, 365 * 86400),
+        "public_url": _public_url(read.text("BULLPEN_PUBLIC_URL", "")),
+        "allowed_origins": read.items("BULLPEN_ALLOWED_ORIGINS"),
+        "trusted_proxies": _networks(read.items("BULLPEN_TRUSTED_PROXIES")),
+        "max_body": read.number("BULLPEN_MAX_BODY", 10 * 1024 * 1024, 1024, 1 << 30),
+        "offline_after": read.seconds("BULLPEN_OFFLINE_AFTER", 150.0, 1, 86400),
+        "sweep_interval": read.seconds("BULLPEN_SWEEP_INTERVAL", 30.0, 0.1, 3600),
+        "drain": read.seconds("BULLPEN_DRAIN", 5.0, 0, 600),
+        "metrics_token": read.text("BULLPEN_METRICS_TOKEN", ""),
+        "log_level": _level(read.text("BULLPEN_LOG_LEVEL", "info")),
+        "user_email": read.text("BULLPEN_USER_EMAIL", "local@bullpen.local").lower(),
+        "user_name": read.text("BULLPEN_USER_NAME", "You"),
+    }
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    if not 0 <= values["port"] <= 65535:
+        raise ConfigError(f"--port must be between 0 and 65535, not {values['port']}")
+    return Config(**values)
+
+
+@attrs.frozen
+class _Reader:
+    env: Mapping[str, str]
+
+    def text(self, name: str, default: str) -> str:
+        return self.env.get(name, "").strip() or default
+
+    def items(self, name: str) -> tuple[str, ...]:
+        return tuple(item for part in self.text(name, "").split(",") if (item := part.strip()))
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        return int(self._bounded(name, default, low, high, int))
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        return self._bounded(name, default, low, high, float)
+
+    def _bounded(self, name: str, default: float, low: float, high: float, kind: type) -> float:
+        text = self.text(name, "")
+        if not text:
+            return default
+        try:
+            value: float = kind(text)
+        except ValueError:
+            raise ConfigError(f"{name} must be a number, not {text!r}") from None
+        if not low <= value <= high:
+            raise ConfigError(f"{name} must be between {low:g} and {high:g}, not {text}")
+        return value
+
+
+def _database_url(text: str) -> str | None:
+    if not text:
+        return None
+    if urlsplit(text).scheme not in {"postgres", "postgresql"}:
+        raise ConfigError("BULLPEN_DATABASE_URL must start with postgres:// or postgresql://")
+    return text
+
+
+def _jwt_secret(text: str) -> str:
+    if text and len(text) < 32:  # HMAC-SHA256 wants a key as long as its digest
+        raise ConfigError("BULLPEN_JWT_SECRET must have at least 32 characters")
+    return text
+
+
+def _public_url(text: str) -> str:
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ConfigError(f"BULLPEN_PUBLIC_URL must be an http or https address, not {text!r}")
+    return text.rstrip("/")
+
+
+def _networks(items: tuple[str, ...]) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(item, strict=False) for item in items)
+    except ValueError as error:
+        raise ConfigError(f"BULLPEN_TRUSTED_PROXIES: {error}") from None
+
+
+def _level(text: str) -> str:
+    if text.lower() not in LEVELS:
+        raise ConfigError(f"BULLPEN_LOG_LEVEL must be one of {', '.join(LEVELS)}, not {text!r}")
+    return text.lower()

@@ -1,0 +1,178 @@
+"""Tells people: topics to outboxes, without ever waiting.
+
+Woken by `announce`, called after a transaction has committed, and by the relay for what other
+server processes announced. It owns the table of topics; each websocket owns its peer and takes from
+its outbox. A peer whose outbox is full is closed: it reconnects and fetches what it missed.
+
+Topics: `workspace:<id>`, `user:<id>`, `runtime:<id>`, `profiles:<workspace id>` carry frames;
+`task:<id>` and `chat:<id>` exist for the protocol and carry nothing (spec 01 §5.2). `token:<hash>`
+and `member:<workspace id>:<user id>` mark sockets that close when that right is withdrawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+import trio
+
+from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
+from shared.mailbox import Outbox, OutboxFull
+from shared.wire import event, frame
+from shared.wire.event import Event
+
+log = structlog.get_logger(__name__)
+
+GOING_AWAY: Final = 1001
+POLICY: Final = 1008
+RESTART: Final = 1012
+TRY_AGAIN: Final = 1013
+
+RELAY_QUEUE: Final = 4096
+"""Consequences waiting to be told to other processes; more than a burst of a busy second."""
+
+Observer = Callable[[Consequence], None]
+
+
+class Peer:
+    """One websocket as the hub sees it. `closing` is set once, by whoever closes it first."""
+
+    def __init__(self, hub: Hub, capacity: int) -> None:
+        self.outbox = Outbox(capacity)
+        self.closing = trio.Event()
+        self.code = 1000
+        self.reason = ""
+        self.topics: set[str] = set()
+        self._hub = hub
+
+    def subscribe(self, topic: str) -> None:
+        self.topics.add(topic)
+        self._hub.topics.setdefault(topic, set()).add(self)
+
+    def unsubscribe(self, topic: str) -> None:
+        self.topics.discard(topic)
+        members = self._hub.topics.get(topic)
+        if members is not None:
+            members.discard(self)
+            if not members:
+                del self._hub.topics[topic]
+
+    def close(self, code: int, reason: str) -> None:
+        """Have the socket closed; frames still in the outbox are dropped."""
+        if not self.closing.is_set():
+            self.code, self.reason = code, reason
+            self.closing.set()
+
+
+class Hub:
+    """Who wants to hear what. Everything here is synchronous: no lock is needed."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, set[Peer]] = {}
+        self.peers: set[Peer] = set()
+        self.evictions = 0
+        self._observers: list[Observer] = []
+        self._outgoing: tuple[
+            trio.MemorySendChannel[Consequence], trio.MemoryReceiveChannel[Consequence]
+        ] = trio.open_memory_channel(RELAY_QUEUE)
+        self._relaying = False
+        self.missed = 0
+        """Consequences other processes were not told of, since the relay last asked."""
+
+    def observe(self, observer: Observer) -> None:
+        """Have every consequence shown to `observer` too, local and relayed."""
+        self._observers.append(observer)
+
+    def announce(self, consequences: Iterable[Consequence]) -> None:
+        """Tell this process's peers now, and other processes soon."""
+        for consequence in consequences:
+            self.deliver(consequence)
+            if self._relaying:
+                try:
+                    self._outgoing[0].send_nowait(consequence)
+                except trio.WouldBlock:
+                    self.missed += 1
+
+    @contextmanager
+    def relaying(self) -> Iterator[trio.MemoryReceiveChannel[Consequence]]:
+        """While open, announcements are also queued for other processes."""
+        self._relaying = True
+        try:
+            yield self._outgoing[1]
+        finally:
+            self._relaying = False
+
+    def deliver(self, consequence: Consequence) -> None:
+        """Tell this process's peers."""
+        for observer in self._observers:
+            observer(consequence)
+        if isinstance(consequence, Event):
+            self._deliver_event(consequence)
+        elif isinstance(consequence, TaskAvailable):
+            topic = f"runtime:{consequence.runtime_id}"
+            self._send(
+                {topic}, lambda: frame.task_available(consequence.runtime_id, consequence.task_id)
+            )
+        elif isinstance(consequence, ProfilesChanged):
+            topic = f"profiles:{consequence.workspace_id}"
+            self._send(
+                {topic},
+                lambda: frame.profiles_changed(consequence.workspace_id, consequence.profile_id),
+            )
+        elif isinstance(consequence, TokensRevoked):
+            for token_hash in consequence.hashes:
+                self.close_topic(f"token:{token_hash}", POLICY, "token revoked")
+
+    def _deliver_event(self, happened: Event) -> None:
+        if happened.users is None:
+            topics = {f"workspace:{happened.workspace_id}"}
+        else:
+            topics = {f"user:{user_id}" for user_id in happened.users}
+        member = happened.payload.get("member")
+        if happened.type == "member:added" and isinstance(member, dict):
+            # The new member's pages are open in other workspaces (spec 01 §5.3).
+            topics.add(f"user:{member.get('user_id', '')}")
+        self._send(topics, lambda: event.write(happened))
+        if happened.type == "member:removed":
+            gone = happened.payload.get("user_id", "")
+            self.close_topic(f"member:{happened.workspace_id}:{gone}", POLICY, "no longer a member")
+
+    def _send(self, topics: set[str], write: Callable[[], str]) -> None:
+        audience: set[Peer] = set()
+        for topic in topics:
+            audience |= self.topics.get(topic, set())
+        if not audience:
+            return
+        text = write()
+        for peer in audience:
+            if peer.closing.is_set():
+                continue
+            try:
+                peer.outbox.put(text)
+            except OutboxFull:
+                self.evictions += 1
+                peer.close(TRY_AGAIN, "too slow")
+
+    def close_topic(self, topic: str, code: int, reason: str) -> None:
+        """Close every peer subscribed to a topic."""
+        for peer in tuple(self.topics.get(topic, ())):
+            peer.close(code, reason)
+
+    def close_all(self, code: int, reason: str) -> None:
+        """Close every peer: they reconnect and catch up, or the server stops."""
+        for peer in tuple(self.peers):
+            peer.close(code, reason)
+
+    @contextmanager
+    def open_peer(self, capacity: int) -> Iterator[Peer]:
+        """A place in the hub for one websocket, for as long as the block lasts."""
+        peer = Peer(self, capacity)
+        self.peers.add(peer)
+        try:
+            yield peer
+        finally:
+            self.peers.discard(peer)
+            for topic in tuple(peer.topics):
+                peer.unsubscribe(topic)

@@ -1,0 +1,87 @@
+-- name: personal_token
+-- Whom a personal access token stands for; nothing when it is revoked or past its end.
+select t.user_id, u.email, t.expires_at,
+       t.last_used_at is null or t.last_used_at < now() - interval '5 minutes' as stale
+  from personal_access_token t
+  join app_user u on u.id = t.user_id
+ where t.token_hash = $1
+   and not t.revoked
+   and (t.expires_at is null or t.expires_at > now());
+
+-- name: personal_token_used
+-- Note that a personal access token was used; coarse, so that it costs a write only now and then.
+update personal_access_token
+   set last_used_at = now()
+ where token_hash = $1
+   and (last_used_at is null or last_used_at < now() - interval '5 minutes');
+
+-- name: task_token
+-- Whom a task token stands for: the runtime's owner, acting as the agent of one task.
+select t.user_id, u.email, t.agent_id, t.task_id, t.workspace_id, t.expires_at
+  from task_token t
+  join app_user u on u.id = t.user_id
+ where t.token_hash = $1
+   and t.expires_at > now();
+
+-- name: daemon_token
+-- Which workspace and daemon a daemon token is bound to.
+select workspace_id, daemon_id, expires_at
+  from daemon_token
+ where token_hash = $1
+   and expires_at > now();
+
+-- name: user_by_id
+-- The user behind a session.
+select id as user_id, email, name from app_user where id = $1;
+
+-- name: membership_by_id
+-- A user's role in a workspace named by id.
+select workspace_id, role from member where user_id = $1 and workspace_id = $2;
+
+-- name: membership_by_slug
+-- A user's role in a workspace named by slug.
+select m.workspace_id, m.role
+  from workspace w
+  join member m on m.workspace_id = w.id
+ where m.user_id = $1
+   and w.slug = $2;
+
+-- name: workspace_by_slug
+-- Whether a workspace of that name exists.
+select id from workspace where slug = $1;
+
+-- name: task_of_agent
+-- Whether a task belongs to an agent of a workspace: what makes X-Agent-ID believable.
+select 1
+  from agent_task_queue t
+  join agent a on a.id = t.agent_id
+ where t.id = $1
+   and t.agent_id = $2
+   and a.workspace_id = $3;
+
+-- name: runtimes_for_socket
+-- The runtimes a daemon wants to hear of.
+select id, workspace_id, daemon_id from agent_runtime where id = any($1::uuid[]);
+
+-- name: task_workspace
+-- Where a task belongs, and whether it is about an issue.
+select workspace_id, issue_id from agent_task_queue where id = $1;
+
+-- name: add_link
+-- Keep a sign-in link until it is spent or over.
+insert into sign_in_link (code_hash, user_id, expires_at) values ($1, $2, $3);
+
+-- name: drop_old_links
+-- Forget links nobody can use any more.
+delete from sign_in_link where expires_at < now() - interval '1 day';
+
+-- name: spend_link
+-- Use a sign-in link; no row when it was used before, is over or never was.
+update sign_in_link l
+   set used_at = now()
+  from app_user u
+ where l.code_hash = $1
+   and l.used_at is null
+   and l.expires_at > now()
+   and u.id = l.user_id
+returning u.id as user_id, u.email, u.name;

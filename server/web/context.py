@@ -1,0 +1,31 @@
+"""What every endpoint may use, reachable from a request or a websocket."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import attrs
+from starlette.requests import HTTPConnection
+
+from server.config import Config
+from server.database import Database
+from server.push.hub import Hub
+from server.web.access import AccessCache
+
+
+@attrs.frozen(kw_only=True)
+class Services:
+    """The server's parts. `access` remembers who a token is, so that hot paths pay no SQL for it."""
+
+    config: Config
+    database: Database
+    hub: Hub
+    access: AccessCache = attrs.field(factory=AccessCache)
+
+    def __attrs_post_init__(self) -> None:
+        self.hub.observe(self.access.consequence)
+
+
+def services(connection: HTTPConnection) -> Services:
+    """The services of the application that this request or websocket came in by."""
+    return cast("Services", connection.app.state.services)

@@ -1,0 +1,125 @@
+"""The route table, and what surrounds every endpoint.
+
+One Starlette application: the areas' routes concatenated, the error handlers, and a thin layer of
+plain ASGI that takes a trailing slash off the path, adds the security headers, and turns what no
+handler knows into a 500 that says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.web import answers, health, session_api
+from server.web.context import Services
+
+log = structlog.get_logger(__name__)
+
+_AREAS: Final = (
+    "server.web.daemon_api",
+    "server.web.team_api",
+    "server.web.work_api",
+    "server.web.task_api",
+    "server.push.socket",
+    "server.push.daemon_socket",
+    "server.web.pages",
+)
+
+_HEADERS: Final = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
+        b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
+"""Our pages need one script and one style sheet of their own and nothing else."""
+
+
+def _area_routes() -> Iterator[BaseRoute]:
+    for name in _AREAS:
+        if find_spec(name) is not None:
+            yield from getattr(import_module(name), "routes", ())
+
+
+def make_app(services: Services) -> ASGIApp:
+    """The application that serves every route of this server."""
+    table = [*health.routes, *session_api.routes, *_area_routes()]
+    app = Starlette(routes=table, exception_handlers=dict(answers.HANDLERS))
+    app.router.redirect_slashes = False
+    app.state.services = services
+    return _Frame(app)
+
+
+class _Frame:
+    """The layer round the application. Holds no state of a request."""
+
+    def __init__(self, app: Starlette) -> None:
+        # The router with its error handlers, without Starlette's own outermost layer: that one
+        # answers a defect and raises it again, and the server logs it a second time.
+        self._app = app
+
+    @property
+    def state(self) -> Any:
+        return self._app.state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            return  # no lifespan: resources are opened round the server
+        path = scope["path"]
+        if len(path) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/") or "/"}
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            await self._http(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_framed(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                given = {name.lower() for name, _ in message["headers"]}
+                extra = [(name, value) for name, value in _HEADERS if name not in given]
+                if scope["path"].startswith("/api/") and b"cache-control" not in given:
+                    extra.append((b"cache-control", b"no-store"))
+                message = {**message, "headers": [*message["headers"], *extra]}
+                health.REQUESTS.labels(
+                    scope["method"] if scope["method"] in health.METHODS else "other",
+                    f"{message['status'] // 100}xx",
+                ).inc()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_framed)
+        except ClientDisconnect:
+            return
+        except Exception:
+            log.exception("request failed", method=scope["method"], path=_shown(scope["path"]))
+            if not started:
+                await answers.internal_error()(scope, receive, send_framed)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            log.exception("websocket failed", path=scope["path"])
+            raise
+
+
+def _shown(path: str) -> str:
+    """A path for the log, without the code of a sign-in link."""
+    return "/auth/link/…" if path.startswith("/auth/link/") else path
