@@ -179,6 +179,11 @@ create index issue_assignee on issue (assignee_id) where assignee_id is not null
 create index issue_parent on issue (parent_issue_id) where parent_issue_id is not null;
 create index issue_project on issue (project_id) where project_id is not null;
 create index issue_origin on issue (origin_type, origin_id) where origin_type is not null;
+-- The duplicate guard: titles that differ only in case and spacing are the same.
+create function issue_title_key(title text) returns text language sql immutable strict parallel safe
+    return lower(btrim(regexp_replace(title, '\s+', ' ', 'g')));
+create index issue_open_title on issue (workspace_id, md5(issue_title_key(title)))
+    where status not in ('done', 'cancelled');
 
 create table comment (
     id uuid primary key default gen_random_uuid(),

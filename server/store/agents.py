@@ -1,0 +1,262 @@
+"""Agents and runtimes as the user API reads and writes them.
+
+Functions of the asyncio island, as in `people`. Secrets stay here: environment values are never
+put into a value, `gateway.token` is masked, and `mcp_config` is shown only to the viewer who may
+see it (spec 02 §8.2, 06 §10.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import asyncpg
+import attrs
+
+from server.store.queries import Connection, Record, load
+from shared.times import stamp, try_stamp
+from shared.wire.runtime import Runtime
+from shared.wire.team import Agent
+
+SQL = load("agents")
+
+MASK: Final = "***"
+"""What stands in an answer where a stored secret is."""
+
+_LAUNCH_HEADERS: Final = {"claude": "claude (stream-json)", "codex": "codex app-server"}
+
+
+@attrs.frozen(kw_only=True)
+class Viewer:
+    """Who is looking at agents: the user behind the credential, and what they are here."""
+
+    user_id: str
+    admin: bool = False
+    is_agent: bool = False
+
+    def may_use(self, *, visibility: str, owner_id: str | None) -> bool:
+        """Tell whether a private agent is open to this viewer (06 §3.4)."""
+        return visibility != "private" or self.is_agent or self.admin or owner_id == self.user_id
+
+    def may_manage(self, owner_id: str | None) -> bool:
+        """Tell whether the viewer may change something owned by `owner_id` (06 §3.4)."""
+        return self.admin or owner_id == self.user_id
+
+    def sees_mcp(self, owner_id: str | None) -> bool:
+        """Tell whether the viewer may read the agent's MCP configuration (02 §8.2)."""
+        return not self.is_agent and self.may_manage(owner_id)
+
+
+@attrs.frozen(kw_only=True)
+class StoredAgent:
+    """An agent locked for a change, with what the rules need and no answer may contain."""
+
+    shown: Agent
+    runtime_config: dict[str, Any] = attrs.field(repr=False)
+    provider: str
+
+
+async def list_agents(
+    conn: Connection,
+    workspace_id: str,
+    viewer: Viewer | None = None,
+    *,
+    include_archived: bool = False,
+) -> list[Agent]:
+    """Return the agents the viewer may use, oldest first (at most 1000).
+
+    Without a viewer: all of them, redacted.
+    """
+    everybody = viewer is None or viewer.admin or viewer.is_agent
+    only = None if everybody or viewer is None else viewer.user_id
+    rows = await conn.fetch(SQL.list_agents, workspace_id, include_archived, only)
+    return [_agent(row, viewer) for row in rows]
+
+
+async def get_agent(
+    conn: Connection, workspace_id: str, agent_id: str, viewer: Viewer | None = None
+) -> Agent | None:
+    """Return one agent, private or not: the caller asks `viewer.may_use`."""
+    row = await conn.fetchrow(SQL.get_agent, workspace_id, agent_id)
+    return None if row is None else _agent(row, viewer)
+
+
+async def lock_agent(conn: Connection, workspace_id: str, agent_id: str) -> StoredAgent | None:
+    """Return one agent for a change; it cannot change otherwise until the transaction ends."""
+    row = await conn.fetchrow(SQL.lock_agent, workspace_id, agent_id)
+    if row is None:
+        return None
+    return StoredAgent(
+        shown=_agent(row, None), runtime_config=row["runtime_config"], provider=row["provider"]
+    )
+
+
+async def create_agent(
+    conn: Connection,
+    *,
+    workspace_id: str,
+    owner_id: str,
+    runtime: Runtime,
+    values: Mapping[str, Any],
+    viewer: Viewer | None,
+) -> Agent | None:
+    """Make an agent on the runtime; None when the workspace has one of that name.
+
+    `values`: name, description, instructions, avatar_url, runtime_config, custom_env,
+    custom_args, mcp_config, model, thinking_level, visibility, max_concurrent_tasks.
+    """
+    row = await conn.fetchrow(
+        SQL.create_agent,
+        workspace_id,
+        values["name"],
+        values["description"],
+        values["instructions"],
+        values["avatar_url"],
+        runtime.runtime_mode,
+        runtime.id,
+        values["runtime_config"],
+        values["custom_env"],
+        values["custom_args"],
+        values["mcp_config"],
+        values["model"],
+        values["thinking_level"],
+        values["visibility"],
+        runtime.status == "online",
+        values["max_concurrent_tasks"],
+        owner_id,
+    )
+    return None if row is None else _agent(row, viewer)
+
+
+async def update_agent(
+    conn: Connection, agent_id: str, changes: Mapping[str, Any], viewer: Viewer | None
+) -> Agent | None:
+    """Write the given columns and no others; None when another agent has that name."""
+    try:
+        row = await conn.fetchrow(SQL.update_agent, agent_id, dict(changes))
+    except asyncpg.UniqueViolationError:
+        return None
+    return None if row is None else _agent(row, viewer)
+
+
+async def archive_agent(
+    conn: Connection, agent_id: str, user_id: str, viewer: Viewer | None
+) -> Agent | None:
+    """Archive an agent; None when it already is."""
+    row = await conn.fetchrow(SQL.archive_agent, agent_id, user_id)
+    return None if row is None else _agent(row, viewer)
+
+
+async def restore_agent(conn: Connection, agent_id: str, viewer: Viewer | None) -> Agent | None:
+    """Bring an archived agent back; None when it is not archived."""
+    row = await conn.fetchrow(SQL.restore_agent, agent_id)
+    return None if row is None else _agent(row, viewer)
+
+
+async def list_runtimes(
+    conn: Connection, workspace_id: str, *, owner_id: str | None = None
+) -> list[Runtime]:
+    """Return the workspace's runtimes, oldest first (at most 1000)."""
+    rows = await conn.fetch(SQL.list_runtimes, workspace_id, owner_id)
+    return [runtime_of(row) for row in rows]
+
+
+async def get_runtime(
+    conn: Connection, workspace_id: str, runtime_id: str, *, lock: bool = False
+) -> Runtime | None:
+    """Return one runtime; with `lock` no agent is bound to it until the transaction ends."""
+    statement = SQL.lock_runtime if lock else SQL.get_runtime
+    row = await conn.fetchrow(statement, workspace_id, runtime_id)
+    return None if row is None else runtime_of(row)
+
+
+async def set_runtime_visibility(conn: Connection, runtime_id: str, visibility: str) -> Runtime:
+    """Make a runtime of which the caller holds the lock private or public."""
+    row = await conn.fetchrow(SQL.set_runtime_visibility, runtime_id, visibility)
+    assert row is not None
+    return runtime_of(row)
+
+
+async def agents_on_runtime(conn: Connection, runtime_id: str) -> list[Agent]:
+    """Return the agents that still work on a runtime, redacted (at most 1000)."""
+    return [_agent(row, None) for row in await conn.fetch(SQL.agents_on_runtime, runtime_id)]
+
+
+async def delete_runtime(conn: Connection, runtime_id: str) -> None:
+    """Delete a locked runtime without active agents, and the archived agents bound to it."""
+    await conn.execute(SQL.delete_archived_agents, runtime_id)
+    await conn.execute(SQL.delete_runtime, runtime_id)
+
+
+def runtime_of(row: Record) -> Runtime:
+    """Turn a row of agent_runtime into what every endpoint shows."""
+    return Runtime(
+        id=str(row["id"]),
+        workspace_id=str(row["workspace_id"]),
+        daemon_id=row["daemon_id"],
+        name=row["name"],
+        runtime_mode=row["runtime_mode"],
+        provider=row["provider"],
+        launch_header=_LAUNCH_HEADERS.get(row["provider"], ""),
+        status=row["status"],
+        device_info=row["device_info"],
+        metadata=row["metadata"],
+        owner_id=None if row["owner_id"] is None else str(row["owner_id"]),
+        visibility=row["visibility"],
+        profile_id=None if row["profile_id"] is None else str(row["profile_id"]),
+        last_seen_at=try_stamp(row["last_seen_at"]),
+        created_at=stamp(row["created_at"]),
+        updated_at=stamp(row["updated_at"]),
+    )
+
+
+def mask_gateway(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runtime configuration with the gateway's token hidden."""
+    gateway = config.get("gateway")
+    if isinstance(gateway, Mapping) and isinstance(gateway.get("token"), str):
+        return {**config, "gateway": {**gateway, "token": MASK}}
+    return dict(config)
+
+
+def restore_gateway(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the stored token where the mask was sent back; without one the key is dropped."""
+    gateway = sent.get("gateway")
+    if not isinstance(gateway, Mapping) or gateway.get("token") != MASK:
+        return dict(sent)
+    kept = {key: value for key, value in gateway.items() if key != "token"}
+    before = stored.get("gateway")
+    if isinstance(before, Mapping) and isinstance(before.get("token"), str):
+        kept["token"] = before["token"]
+    return {**sent, "gateway": kept}
+
+
+def _agent(row: Record, viewer: Viewer | None) -> Agent:
+    owner_id = None if row["owner_id"] is None else str(row["owner_id"])
+    shown = viewer is not None and viewer.sees_mcp(owner_id) and not row["redact_always"]
+    environment: dict[str, str] = row["custom_env"]
+    return Agent(
+        id=str(row["id"]),
+        workspace_id=str(row["workspace_id"]),
+        runtime_id=str(row["runtime_id"]),
+        name=row["name"],
+        description=row["description"],
+        instructions=row["instructions"],
+        avatar_url=row["avatar_url"],
+        runtime_mode=row["runtime_mode"],
+        runtime_config=mask_gateway(row["runtime_config"]),
+        custom_args=row["custom_args"],
+        mcp_config=row["mcp_config"] if shown else None,
+        mcp_config_redacted=not shown,
+        has_custom_env=bool(environment),
+        custom_env_key_count=len(environment),
+        visibility=row["visibility"],
+        status=row["status"],
+        max_concurrent_tasks=row["max_concurrent_tasks"],
+        model=row["model"] or "",
+        thinking_level=row["thinking_level"] or "",
+        owner_id=owner_id,
+        created_at=stamp(row["created_at"]),
+        updated_at=stamp(row["updated_at"]),
+        archived_at=try_stamp(row["archived_at"]),
+        archived_by=None if row["archived_by"] is None else str(row["archived_by"]),
+    )

@@ -1,0 +1,72 @@
+-- Tasks as readers of the user API see them; changing them is dispatch's (spec 06 §6.5).
+
+-- name: list_tasks
+-- The runs of an issue, newest first.
+select * from agent_task_queue where issue_id = $1
+order by created_at desc, id
+limit 500;
+
+-- name: active_tasks
+-- The runs of an issue that are not over, newest first.
+select * from agent_task_queue
+where issue_id = $1
+    and status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
+order by created_at desc, id
+limit 500;
+
+-- name: agent_tasks
+-- The runs of an agent, newest first.
+select * from agent_task_queue where agent_id = $1
+order by created_at desc, id
+limit 500;
+
+-- name: agent_active_ids
+-- What an agent still has to do, in a fixed order.
+select id from agent_task_queue
+where agent_id = $1
+    and status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
+order by id
+limit 10000;
+
+-- name: task_snapshot
+-- Every run that is not over, and of each agent the last one that ended.
+(
+    select t.* from agent_task_queue t
+    where t.workspace_id = $1
+        and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
+    order by t.created_at desc
+    limit 1000
+) union all (
+    select last.*
+    from agent a cross join lateral (
+        select t.* from agent_task_queue t
+        where t.agent_id = a.id and t.status in ('completed', 'failed')
+        order by t.created_at desc
+        limit 1
+    ) last
+    where a.workspace_id = $1
+    limit 1000
+);
+
+-- name: get_task
+-- A task of a workspace with what decides who may touch it.
+select t.*, a.visibility as agent_visibility, a.owner_id as agent_owner
+from agent_task_queue t join agent a on a.id = t.agent_id
+where t.workspace_id = $1 and t.id = $2;
+
+-- name: task_messages
+select task_id, seq, type, tool, content, input, output, created_at
+from task_message
+where task_id = $1 and seq > $2
+order by seq
+limit 10000;
+
+-- name: issue_usage
+-- The tokens of all runs of an issue, and how many runs there were.
+select coalesce(sum(u.input_tokens), 0)::bigint as input_tokens,
+    coalesce(sum(u.output_tokens), 0)::bigint as output_tokens,
+    coalesce(sum(u.cache_read_tokens), 0)::bigint as cache_read_tokens,
+    coalesce(sum(u.cache_write_tokens), 0)::bigint as cache_write_tokens,
+    count(distinct t.id) as task_count
+from agent_task_queue t left join task_usage u on u.task_id = t.id
+where t.issue_id = $1;
