@@ -4,42 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-import asyncpg
-
-from server.store.queries import load
+from server.store.queries import Connection, Record, load
 
 SQL = load("access")
 
 
-async def personal_token(conn: asyncpg.Connection, token_hash: str) -> Any | None:
+async def personal_token(conn: Connection, token_hash: str) -> Record | None:
     """Row (user_id, email, expires_at, stale) of a valid personal token."""
     return await conn.fetchrow(SQL.personal_token, token_hash)
 
 
-async def personal_token_used(conn: asyncpg.Connection, token_hash: str) -> None:
+async def personal_token_used(conn: Connection, token_hash: str) -> None:
     """Refresh `last_used_at`."""
     await conn.execute(SQL.personal_token_used, token_hash)
 
 
-async def task_token(conn: asyncpg.Connection, token_hash: str) -> Any | None:
+async def task_token(conn: Connection, token_hash: str) -> Record | None:
     """Row (user_id, email, agent_id, task_id, workspace_id, expires_at) of a valid task token."""
     return await conn.fetchrow(SQL.task_token, token_hash)
 
 
-async def daemon_token(conn: asyncpg.Connection, token_hash: str) -> Any | None:
+async def daemon_token(conn: Connection, token_hash: str) -> Record | None:
     """Row (workspace_id, daemon_id, expires_at) of a valid daemon token."""
     return await conn.fetchrow(SQL.daemon_token, token_hash)
 
 
-async def user(conn: asyncpg.Connection, user_id: str) -> Any | None:
+async def user(conn: Connection, user_id: str) -> Record | None:
     """Row (user_id, email, name)."""
     return await conn.fetchrow(SQL.user_by_id, user_id)
 
 
 async def membership(
-    conn: asyncpg.Connection, user_id: str, *, workspace_id: str = "", slug: str = ""
+    conn: Connection, user_id: str, *, workspace_id: str = "", slug: str = ""
 ) -> tuple[str, str] | None:
     """(workspace id, role), or None when the user is no member or the workspace is unknown."""
     if slug:
@@ -49,36 +46,36 @@ async def membership(
     return None if row is None else (str(row["workspace_id"]), str(row["role"]))
 
 
-async def workspace_exists(conn: asyncpg.Connection, slug: str) -> bool:
+async def workspace_exists(conn: Connection, slug: str) -> bool:
     """Whether a workspace has that slug."""
     return await conn.fetchrow(SQL.workspace_by_slug, slug) is not None
 
 
 async def task_of_agent(
-    conn: asyncpg.Connection, task_id: str, agent_id: str, workspace_id: str
+    conn: Connection, task_id: str, agent_id: str, workspace_id: str
 ) -> bool:
     """Whether the task is that agent's and the agent lives in that workspace."""
     return await conn.fetchrow(SQL.task_of_agent, task_id, agent_id, workspace_id) is not None
 
 
-async def runtimes_for_socket(conn: asyncpg.Connection, runtime_ids: Sequence[str]) -> list[Any]:
+async def runtimes_for_socket(conn: Connection, runtime_ids: Sequence[str]) -> list[Record]:
     """Rows (id, workspace_id, daemon_id) of the runtimes that exist."""
     return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids)))
 
 
-async def task_workspace(conn: asyncpg.Connection, task_id: str) -> Any | None:
+async def task_workspace(conn: Connection, task_id: str) -> Record | None:
     """Row (workspace_id, issue_id) of a task."""
     return await conn.fetchrow(SQL.task_workspace, task_id)
 
 
 async def add_link(
-    conn: asyncpg.Connection, code_hash: str, user_id: str, expires_at: datetime
+    conn: Connection, code_hash: str, user_id: str, expires_at: datetime
 ) -> None:
     """Keep a sign-in link, and forget old ones."""
     await conn.execute(SQL.drop_old_links)
     await conn.execute(SQL.add_link, code_hash, user_id, expires_at)
 
 
-async def spend_link(conn: asyncpg.Connection, code_hash: str) -> Any | None:
+async def spend_link(conn: Connection, code_hash: str) -> Record | None:
     """Row (user_id, email, name) the first time, None ever after."""
     return await conn.fetchrow(SQL.spend_link, code_hash)
