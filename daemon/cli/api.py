@@ -1,0 +1,237 @@
+"""The command line's HTTP client: one blocking call at a time, errors as CliError (spec 06 §20.1).
+
+A person gets one attempt and a prompt answer. An agent inside a task would lose its work to a
+server restart, so there a call that never reached the server is tried again, for at most
+PATIENCE seconds, and a call that may have reached it only when repeating it changes nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from daemon.cli.errors import ABSENT, INVALID, REFUSED, UNREACHABLE, USAGE, CliError
+from daemon.cli.settings import Settings
+
+PATIENCE: Final = 20.0
+"""How long an agent's call waits for a server that is away: longer than an ordinary restart."""
+
+_IDEMPOTENT: Final = frozenset({"GET", "PUT", "DELETE"})
+_AWAY: Final = frozenset({502, 503, 504})
+_ERROR_LIMIT: Final = 4096
+_BODY_LIMIT: Final = 100 * 1024 * 1024
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Rejected(CliError):
+    """The server answered with an error; `body` is its decoded JSON object, if it was one."""
+
+    def __init__(
+        self, text: str, code: int, *, status: int, body: dict[str, Any], detail: str
+    ) -> None:
+        super().__init__(text, code, detail=detail)
+        self.status = status
+        self.body = body
+
+
+def version() -> str:
+    """Bullpen's version."""
+    from importlib.metadata import PackageNotFoundError, version as installed  # noqa: I001
+
+    try:
+        return installed("bullpen")
+    except PackageNotFoundError:
+        return "0"
+
+
+class Api:
+    """Calls to one server as one user or agent. Use as a context manager."""
+
+    def __init__(
+        self,
+        server_url: str,
+        token: str,
+        *,
+        workspace_id: str = "",
+        agent_id: str = "",
+        task_id: str = "",
+        timeout: float = 30.0,
+        patience: float = 0.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "X-Client-Platform": "cli",
+            "X-Client-Version": version(),
+            "X-Client-OS": {"Darwin": "macos"}.get(platform.system(), platform.system().lower()),
+            "X-Workspace-ID": workspace_id,
+            "X-Agent-ID": agent_id,
+            "X-Task-ID": task_id,
+        }
+        self.server_url = server_url
+        self.workspace_id = workspace_id
+        self._patience = patience
+        self._timeout = timeout
+        try:
+            self._client = httpx.Client(
+                headers={name: value for name, value in headers.items() if value},
+                timeout=timeout,
+                transport=transport,
+                # Loading the trust store takes longer than a local call: only where TLS is spoken.
+                verify=server_url.startswith("https:"),
+                # A proxy from the environment cannot reach this machine's loopback.
+                trust_env=urlsplit(server_url).hostname not in _LOOPBACK,
+            )
+        except (ValueError, UnicodeError) as error:  # a header or proxy that cannot be sent
+            raise CliError(f"cannot set up the connection: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.call("GET", path, query=query)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.call("POST", path, body=body)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self.call("PUT", path, body=body)
+
+    def delete(self, path: str) -> Any:
+        return self.call("DELETE", path)
+
+    def call(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = ...
+    ) -> Any:
+        """Make one call and return the decoded answer (None for 204). Raises CliError."""
+        return self.exchange(method, path, query=query, body=body)[0]
+
+    def exchange(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = ...
+    ) -> tuple[Any, httpx.Headers]:
+        """As `call`, with the answer's headers. `body=...` sends none. Raises CliError."""
+        deadline = time.monotonic() + self._patience
+        wait = 0.25
+        while True:
+            try:
+                response = self._once(method, path, query, body)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure: Exception = error
+            except httpx.TransportError as error:
+                if method not in _IDEMPOTENT:
+                    raise self._unreachable(error, sent=True) from error
+                failure = error
+            except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:
+                raise CliError(f"{self.server_url} did not answer sensibly: {error}") from error
+            else:
+                away = response.status_code in _AWAY and method in _IDEMPOTENT
+                if not away or time.monotonic() + wait >= deadline:
+                    return self._decode(response, method, path), response.headers
+                time.sleep(wait)
+                wait = min(wait * 2, 2.0)
+                continue
+            if time.monotonic() + wait >= deadline:
+                raise self._unreachable(failure, sent=False) from failure
+            time.sleep(wait)
+            wait = min(wait * 2, 2.0)
+
+    def _once(
+        self, method: str, path: str, query: Mapping[str, Any] | None, body: Any
+    ) -> httpx.Response:
+        params = {k: v for k, v in (query or {}).items() if v is not None and v != ""}
+        url = self.server_url + path
+        if body is ...:
+            return self._client.request(method, url, params=params)
+        return self._client.request(method, url, params=params, json=body)
+
+    def _unreachable(self, error: Exception, *, sent: bool) -> CliError:
+        if isinstance(error, httpx.TimeoutException):
+            text = f"{self.server_url} did not answer within {self._timeout:g} s"
+        elif isinstance(error, httpx.ConnectError):
+            text = f"cannot reach {self.server_url}; is the server running? (`bullpen up`)"
+        else:
+            text = f"the connection to {self.server_url} broke"
+        if sent:
+            text += "; the change may or may not have been made"
+        return CliError(text, UNREACHABLE, detail=f"{type(error).__name__}: {error}")
+
+    def _decode(self, response: httpx.Response, method: str, path: str) -> Any:
+        status = response.status_code
+        if 200 <= status < 300:
+            if not response.content:
+                return None
+            try:
+                return response.json()
+            except (ValueError, RecursionError) as error:
+                raise CliError(
+                    f"{self.server_url} did not answer with JSON; is it a Bullpen server?",
+                    detail=f"{method} {path} -> {status}",
+                ) from error
+        raw = response.content[:_ERROR_LIMIT].decode("utf-8", "replace")
+        try:
+            decoded = response.json()
+        except (ValueError, RecursionError):
+            decoded = None
+        body = decoded if isinstance(decoded, dict) else {}
+        text, code = explain(status, _told(body))
+        detail = f"{method} {path} -> {status} {raw}"
+        raise Rejected(text, code, status=status, body=body, detail=detail)
+
+
+def _told(body: Mapping[str, Any]) -> str:
+    for key in ("error", "message", "detail", "title"):
+        value = body.get(key)
+        if isinstance(value, str) and value.strip():
+            return " ".join(value.split())
+    return ""
+
+
+def explain(status: int, told: str) -> tuple[str, int]:
+    """The one line and the exit code for an error answer (spec 06 §20.2).
+
+    The server's own words are shown wherever they help; never for 5xx.
+    """
+    if status in (400, 422):
+        return told or "the server rejected the request", INVALID
+    if status == 401:
+        return "not signed in, or the token is no longer valid (`bullpen login`)", REFUSED
+    if status == 403:
+        return f"not allowed: {told}" if told else "not allowed", REFUSED
+    if status == 404:
+        return f"not found: {told}" if told and told != "not found" else "not found", ABSENT
+    if status == 409:
+        return told or "somebody or something else is in the way", USAGE
+    if status == 413:
+        return "too large for the server", USAGE
+    if status == 429:
+        return "the server asks to slow down; try again in a moment", USAGE
+    if status >= 500:
+        return f"the server had a problem (HTTP {status}); its log says more", USAGE
+    return f"unexpected answer (HTTP {status})", USAGE
+
+
+def open_api(settings: Settings, *, workspace: bool = True) -> Api:
+    """An Api from the settings; `workspace=False` for calls that need none. Raises CliError."""
+    return Api(
+        settings.server_url(),
+        settings.token(),
+        workspace_id=settings.workspace_id() if workspace else settings.try_workspace_id(),
+        agent_id=settings.agent_id,
+        task_id=settings.task_id,
+        timeout=settings.timeout,
+        patience=PATIENCE if settings.agent_context else 0.0,
+        transport=settings.transport,
+    )
+
+
+def segment(text: str) -> str:
+    """Quote one path segment."""
+    return quote(text, safe="")

@@ -1,0 +1,46 @@
+"""`bullpen config …`: the settings file (spec 06 §20.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from daemon.cli.errors import CliError
+from daemon.cli.output import notice, output_option, print_fields, print_json
+from daemon.cli.settings import CONFIG_KEYS, Settings
+from shared.ids import TOKEN_PREFIX_LENGTH
+
+
+@click.group()
+def config() -> None:
+    """Show or change the settings file."""
+
+
+@config.command()
+@output_option("table")
+@click.pass_obj
+def show(settings: Settings, output: str) -> None:
+    """Show what the settings file says; of the token only its beginning."""
+    if settings.agent_context:
+        raise CliError("inside a task the owner's settings are not read")
+    told: dict[str, Any] = dict(settings.config)
+    if isinstance(told.get("token"), str):
+        told["token"] = told["token"][:TOKEN_PREFIX_LENGTH] + "…"
+    notice(f"file: {settings.home.config_file}")
+    if output == "json":
+        print_json(told)
+    else:
+        print_fields(sorted(told.items()))
+
+
+@config.command("set")
+@click.argument("key")
+@click.argument("value")
+@click.pass_obj
+def set_(settings: Settings, key: str, value: str) -> None:
+    """Change one setting; an empty value removes it."""
+    if key not in CONFIG_KEYS:
+        raise CliError(f"{key!r} is not a setting: use one of {', '.join(CONFIG_KEYS)}")
+    settings.save(**{key: value.strip()})
+    notice(f"{key} {'set' if value.strip() else 'removed'}")

@@ -1,0 +1,45 @@
+"""Names beside ids, for tables: who an assignee, author or agent is. Failing to know is no error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.cli.api import Api, segment
+from daemon.cli.errors import CliError
+from daemon.cli.output import short
+
+
+class Names:
+    """Looks up every name once, when the first one is asked for."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._known: dict[str, str] | None = None
+
+    def of(self, kind: str | None, who: str | None) -> str:
+        """The name behind a type and id; the short id when it is not known."""
+        if not who or kind == "system":
+            return kind or ""
+        if self._known is None:
+            self._known = self._load()
+        return self._known.get(who) or short(who)
+
+    def assignee(self, issue: Mapping[str, Any]) -> str:
+        if not issue.get("assignee_id"):
+            return ""
+        return self.of(issue.get("assignee_type"), issue.get("assignee_id"))
+
+    def _load(self) -> dict[str, str]:
+        known: dict[str, str] = {}
+        for path, key in (
+            (f"/api/workspaces/{segment(self._api.workspace_id)}/members", "user_id"),
+            ("/api/agents?include_archived=true", "id"),
+            ("/api/squads", "id"),
+        ):
+            try:
+                rows = self._api.get(path)
+            except CliError:
+                continue
+            known.update({row[key]: row.get("name") or "" for row in rows})
+        return known

@@ -1,0 +1,73 @@
+"""`bullpen runtime …`: the agent programs of your machines (spec 06 §20.7)."""
+
+from __future__ import annotations
+
+import click
+
+from daemon.cli.api import Rejected, open_api
+from daemon.cli.errors import CliError
+from daemon.cli.output import ago, notice, output_option, print_json, print_table, short
+from daemon.cli.refs import runtime_id
+from daemon.cli.settings import Settings
+
+
+@click.group()
+def runtime() -> None:
+    """Work with runtimes: one is one agent program on one machine."""
+
+
+@runtime.command("list")
+@click.option("--full-id", is_flag=True, help="Show full ids.")
+@output_option("table")
+@click.pass_obj
+def list_(settings: Settings, full_id: bool, output: str) -> None:
+    """List the workspace's runtimes."""
+    with open_api(settings) as api:
+        found = api.get("/api/runtimes")
+    if output == "json":
+        print_json(found)
+        return
+    print_table(
+        ["ID", "NAME", "MODE", "PROVIDER", "STATUS", "LAST_SEEN"],
+        [
+            [
+                short(row["id"], full_id),
+                row["name"],
+                row["runtime_mode"],
+                row["provider"],
+                row["status"],
+                ago(row.get("last_seen_at")),
+            ]
+            for row in found
+        ],
+    )
+
+
+@runtime.command()
+@click.argument("ref", metavar="RUNTIME")
+@click.option("--cascade", is_flag=True, help="Archive the agents that use it, too.")
+@output_option("table")
+@click.pass_obj
+def delete(settings: Settings, ref: str, cascade: bool, output: str) -> None:
+    """Delete a runtime; a running daemon registers it again."""
+    with open_api(settings) as api:
+        found = runtime_id(api, ref)
+        told = {"id": found, "deleted": True}
+        try:
+            api.delete(f"/api/runtimes/{found}")
+        except Rejected as error:
+            if error.body.get("code") != "runtime_has_active_agents":
+                raise
+            agents = error.body.get("active_agents") or []
+            if not cascade:
+                names = ", ".join(agent["name"] for agent in agents)
+                raise CliError(
+                    f"agents still use this runtime: {names}; --cascade archives them first"
+                ) from error
+            body = {"expected_active_agent_ids": [agent["id"] for agent in agents]}
+            done = api.post(f"/api/runtimes/{found}/archive-agents-and-delete", body)
+            told |= {key: done.get(key, 0) for key in ("agents_archived", "tasks_cancelled")}
+    if output == "json":
+        print_json(told)
+    else:
+        notice(f"runtime {found} deleted")
