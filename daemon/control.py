@@ -1,0 +1,236 @@
+"""The daemon's door on this machine: who is running, and an orderly stop.
+
+Holding the port is what makes this the only daemon of its profile; a lock on a file in the home
+does so where the port is chosen freely. It is opened first and closed last, so that a successor
+can never meet a predecessor that still works. Requests come from the command line over loopback.
+Stopping takes the secret from the daemon's file, and requests that a browser made for some web page
+are refused altogether (spec 03 §6, hazard).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import h11
+import structlog
+import trio
+
+from shared import codec
+from shared.home import Home, write_private
+
+if sys.platform == "win32":  # the port alone is the lock there
+    fcntl = None
+else:
+    import fcntl
+
+log = structlog.get_logger(__name__)
+
+EXCHANGE: Final = 10.0
+"""Seconds for one connection's only request and answer."""
+
+CONNECTIONS: Final = 32
+"""Connections served at a time; more are closed at once."""
+
+LONGEST_BODY: Final = 64 * 1024
+
+_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+Status = Callable[[], dict[str, Any]]
+
+
+class AlreadyRunning(Exception):
+    """Another daemon holds the port or the home; the text says which."""
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """`text` is sent as it is; `value`, if given, as JSON instead."""
+
+    status: int
+    text: str = ""
+    value: dict[str, Any] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """One request, as far as it matters here. Header names are lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Control:
+    """The open door. `secret` must accompany every request that changes something."""
+
+    port: int
+    secret: str = attrs.field(repr=False)
+    status: Status
+    stop: Callable[[str], None]
+
+    def answer(self, asked: Asked) -> Answer:
+        """Decide on a request (spec 01 §6)."""
+        host = asked.headers.get("host", "").rsplit(":", 1)[0]
+        if host not in _NAMES or "origin" in asked.headers:
+            return Answer(status=403, text="forbidden\n")
+        if asked.path == "/health":
+            return Answer(status=200, value=self.status())
+        if asked.path == "/shutdown":
+            return self._shutdown(asked)
+        return Answer(status=404, text="404 page not found\n")
+
+    def _shutdown(self, asked: Asked) -> Answer:
+        if asked.method != "POST":
+            return Answer(status=405, text="method not allowed\n")
+        given = asked.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self.secret}".encode()):
+            return Answer(status=401, text="unauthorized\n")
+        return Answer(status=200, value={"status": "shutting down"})
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Answer the one request of a connection and close it; never raises for the peer's sake."""
+        try:
+            with trio.move_on_after(EXCHANGE):
+                await self._exchange(stream)
+        except (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            log.debug("control connection broken", error=str(error))
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _exchange(self, stream: trio.abc.Stream) -> None:
+        connection = h11.Connection(h11.SERVER)
+        request: h11.Request | None = None
+        received = 0
+        answer: Answer | None = None
+        while True:
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError as error:
+                answer = Answer(status=error.error_status_hint, text="bad request\n")
+                break
+            if event is h11.NEED_DATA:
+                connection.receive_data(bytes(await stream.receive_some(4096)))
+            elif isinstance(event, h11.Request):
+                request = event
+            elif isinstance(event, h11.Data):
+                received += len(event.data)
+                if received > LONGEST_BODY:
+                    answer = Answer(status=413, text="request too large\n")
+                    break
+            elif isinstance(event, h11.ConnectionClosed):
+                return
+            else:
+                break
+        asked = None if request is None else _asked(request)
+        if answer is None:
+            assert asked is not None
+            answer = self.answer(asked)
+        await _send(stream, connection, answer, head=asked is not None and asked.method == "HEAD")
+        if asked is not None and asked.path == "/shutdown" and answer.status == 200:
+            self.stop("asked to by /shutdown")
+
+
+def _asked(request: h11.Request) -> Asked:
+    return Asked(
+        method=request.method.decode("ascii"),
+        path=request.target.decode("ascii").split("?", 1)[0],
+        headers={name.decode(): value.decode("latin-1") for name, value in request.headers},
+    )
+
+
+async def _send(
+    stream: trio.abc.Stream, connection: h11.Connection, answer: Answer, *, head: bool
+) -> None:
+    kind, body = "text/plain; charset=utf-8", answer.text.encode()
+    if answer.value is not None:
+        kind, body = "application/json", codec.encode(answer.value) + b"\n"
+    response = h11.Response(
+        status_code=answer.status,
+        headers=[
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+        ],
+    )
+    sent = connection.send(response) or b""
+    if not head:
+        sent += connection.send(h11.Data(data=body)) or b""
+    sent += connection.send(h11.EndOfMessage()) or b""
+    await stream.send_all(sent)
+
+
+@contextmanager
+def hold_home(home: Home) -> Iterator[None]:
+    """Hold the home's lock; the system drops it however the process ends. Raises AlreadyRunning."""
+    path = home.daemon_file.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise AlreadyRunning(f"a daemon is already running for {home.root}") from error
+        yield
+
+
+@asynccontextmanager
+async def open_control(
+    home: Home, port: int, *, status: Status, stop: Callable[[str], None]
+) -> AsyncIterator[Control]:
+    """Take the lock and the port, say so in the daemon's file, and serve until the block is left.
+
+    `stop` is called, with the reason, after a stop was answered. Raises AlreadyRunning.
+    """
+    with hold_home(home):
+        try:
+            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        except OSError as error:
+            raise AlreadyRunning(
+                f"port {port} of this machine is taken, probably by another daemon: {error}"
+            ) from error
+        bound: int = listeners[0].socket.getsockname()[1]
+        control = Control(port=bound, secret=secrets.token_urlsafe(32), status=status, stop=stop)
+        told = {"pid": os.getpid(), "port": bound, "secret": control.secret}
+        write_private(home.daemon_file, json.dumps(told, indent=2) + "\n")
+        try:
+            async with trio.open_nursery() as door:
+                door.start_soon(_accept, control, listeners)
+                yield control
+                door.cancel_scope.cancel(reason="the daemon has stopped")
+        finally:
+            _forget(home.daemon_file, control.secret)
+
+
+async def _accept(control: Control, listeners: list[trio.SocketListener]) -> None:
+    busy = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal busy
+        if busy >= CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        busy += 1
+        try:
+            await control.serve(stream)
+        finally:
+            busy -= 1
+
+    await trio.serve_listeners(serve, listeners)
+
+
+def _forget(path: Path, secret: str) -> None:
+    """Remove the daemon's file, unless a successor has written its own."""
+    with suppress(OSError, codec.DecodeError):
+        told = codec.loads(path.read_bytes())
+        if isinstance(told, dict) and told.get("secret") == secret:
+            path.unlink()

@@ -1,0 +1,31 @@
+"""What the daemon's services share: one value, made in `app.py`, passed down."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from daemon.client import Client
+from daemon.config import Config
+from daemon.runtimes.actions import Actions
+from daemon.runtimes.directory import Directory
+from daemon.runtimes.heartbeat import Freshness
+from daemon.tasks.pool import TaskPool
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Services:
+    """`claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them.
+
+    `journals_replayed` is set once what earlier processes still owed the server has been sent;
+    until then nothing is recovered and nothing claimed.
+    """
+
+    config: Config
+    client: Client
+    pool: TaskPool
+    actions: Actions
+    freshness: Freshness
+    directory: Directory = attrs.field(factory=Directory)
+    claims: set[trio.CancelScope] = attrs.field(factory=set)
+    journals_replayed: trio.Event = attrs.field(factory=trio.Event)

@@ -1,0 +1,212 @@
+"""One websocket for all runtimes: beats out, wake-ups in.
+
+It reconnects whenever the set of runtimes changes and, with back-off, whenever the connection ends.
+It owns the connection; what arrives is handed over at once, to pollers, freshness marks, actions
+and reconcilers, so that the reader never waits. It is only an accelerator: polling and HTTP beats
+carry on without it. It ends by being cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import structlog
+import trio
+import trio_websocket
+
+from daemon.client import identity_headers
+from shared import codec
+from shared.supervise import Backoff
+from shared.wire import frame
+from shared.wire.runtime import Beat
+
+if TYPE_CHECKING:
+    from daemon.services import Services
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE: Final = 10.0
+"""Seconds to connect and upgrade (spec 03 §11)."""
+
+WRITE: Final = 10.0
+"""Seconds a beat may wait for a peer that does not read."""
+
+CLOSE: Final = 1.0
+"""Seconds for the closing handshake; the peer learns the rest from TCP."""
+
+LONGEST_FRAME: Final = 64 * 1024
+
+NO_RUNTIMES: Final = 5.0
+"""Seconds between looks while there is nothing to connect for."""
+
+MISSED_BEATS: Final = 3
+"""Beats without anything from the server after which the connection counts as dead: every beat is
+acknowledged, and a half-open connection would hold up wake-ups for minutes."""
+
+HEALTHY: Final = 60.0
+"""Seconds after which a connection that ends was a good one, and the back-off starts afresh."""
+
+BACKOFF: Final = Backoff(first=1.0, limit=30.0, jitter=0.2)
+
+_ENDS = (
+    trio_websocket.HandshakeError,
+    trio_websocket.ConnectionClosed,
+    trio.TooSlowError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    OSError,
+)
+"""How a connection ends that is nobody's bug."""
+
+
+class Socket(Protocol):
+    """The part of a websocket connection used here."""
+
+    async def get_message(self) -> str | bytes: ...
+
+    async def send_message(self, message: str) -> None: ...
+
+
+Headers = list[tuple[bytes, bytes]]
+Connect = Callable[[str, Headers], AbstractAsyncContextManager[Socket]]
+
+
+def connect(url: str, headers: Headers) -> AbstractAsyncContextManager[Socket]:
+    """Open a websocket over the network, every limit set."""
+    opened: AbstractAsyncContextManager[Socket] = trio_websocket.open_websocket_url(
+        url,
+        extra_headers=headers,
+        connect_timeout=HANDSHAKE,
+        disconnect_timeout=CLOSE,
+        max_message_size=LONGEST_FRAME,
+    )
+    return opened
+
+
+def socket_url(server_url: str, runtime_ids: tuple[str, ...]) -> str:
+    """Return the address of spec 01 §4.1 for these runtimes."""
+    parts = urlsplit(server_url)
+    scheme = {"http": "ws", "https": "wss"}[parts.scheme]
+    query = f"runtime_ids={quote(','.join(sorted(runtime_ids)), safe='')}"
+    return urlunsplit((scheme, parts.netloc, f"{parts.path}/api/daemon/ws", query, ""))
+
+
+async def run_wakeups(services: Services, *, connect: Connect = connect) -> None:
+    """Keep one connection for the runtimes there are, until cancelled."""
+    changed = services.directory.changed
+    failures = 0
+    while True:
+        changed.take()  # a change before this line is part of the set read on the next
+        ids = services.directory.ids()
+        if not ids:
+            await changed.wait(NO_RUNTIMES)
+            continue
+        connection = _Connection(services, ids)
+        try:
+            await connection.run(connect)
+        except* _ENDS as group:
+            connection.explain(group)
+        finally:
+            services.freshness.clear()
+        if connection.outdated:
+            failures = 0
+            continue
+        failures = 1 if connection.age() >= HEALTHY else failures + 1
+        if await changed.wait(BACKOFF.wait(failures)):
+            failures = 0
+
+
+class _Connection:
+    """One connection from handshake to end. `outdated` is set when the set of runtimes changed."""
+
+    def __init__(self, services: Services, runtime_ids: tuple[str, ...]) -> None:
+        self._services = services
+        self._ids = runtime_ids
+        self._opened: float | None = None
+        self.outdated = False
+
+    def age(self) -> float:
+        """Seconds since the handshake; 0 if there was none."""
+        return 0.0 if self._opened is None else trio.current_time() - self._opened
+
+    def explain(self, group: BaseExceptionGroup[Any]) -> None:
+        """Log why the connection ended, in one line for people."""
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        status = getattr(error, "status_code", None)
+        log.info(
+            "no websocket to the server; polling meanwhile",
+            reason=f"answered {status}" if status else (str(error) or type(error).__name__),
+        )
+
+    async def run(self, connect: Connect) -> None:
+        """Connect, then beat and listen until the connection is lost or outdated."""
+        config = self._services.config
+        names = {"Authorization": f"Bearer {config.token}", **identity_headers()}
+        headers = [(name.encode(), value.encode()) for name, value in names.items()]
+        async with trio.open_nursery() as connection:
+            connection.start_soon(self._watch_set, connection.cancel_scope)
+            async with connect(socket_url(config.server_url, self._ids), headers) as socket:
+                self._opened = trio.current_time()
+                log.info("websocket open", runtimes=len(self._ids))
+                self._services.directory.nudge_all()  # whatever was queued while we were away
+                connection.start_soon(self._beat, socket)
+                await self._listen(socket)
+            connection.cancel_scope.cancel(reason="websocket closed")
+
+    async def _watch_set(self, connection: trio.CancelScope) -> None:
+        await self._services.directory.changed.wait()
+        self.outdated = True
+        connection.cancel(reason="the set of runtimes changed")
+
+    async def _beat(self, socket: Socket) -> None:
+        """The connection's only writer: each runtime's beat at once and at every interval."""
+        interval = self._services.config.heartbeat_interval
+        while True:
+            due = trio.current_time() + interval
+            for runtime_id in self._ids:
+                with trio.fail_after(WRITE):
+                    await socket.send_message(frame.heartbeat(runtime_id))
+            await trio.sleep_until(due)
+
+    async def _listen(self, socket: Socket) -> None:
+        patience = MISSED_BEATS * self._services.config.heartbeat_interval
+        while True:
+            with trio.fail_after(patience):
+                message = await socket.get_message()
+            self._take(message)
+
+    def _take(self, message: str | bytes) -> None:
+        """Pass one frame on. What cannot be read is ignored (spec 01 §4.2)."""
+        try:
+            received = frame.read(message)
+            payload = received.payload
+            if received.type == frame.HEARTBEAT_ACK:
+                self._acknowledged(codec.structure(payload, Beat))
+            elif received.type == frame.TASK_AVAILABLE:
+                self._task_available(payload.get("runtime_id"))
+            elif received.type == frame.PROFILES_CHANGED:
+                workspace_id = payload.get("workspace_id")
+                if isinstance(workspace_id, str) and workspace_id:
+                    self._services.directory.recheck(workspace_id)
+        except codec.DecodeError as error:
+            log.debug("frame ignored", error=str(error))
+
+    def _acknowledged(self, beat: Beat) -> None:
+        if not beat.runtime_id:
+            return
+        if beat.runtime_gone or beat.status == "runtime_gone":
+            self._services.directory.report_gone(beat.runtime_id)
+            return
+        self._services.freshness.mark(beat.runtime_id)
+        self._services.actions.submit(beat.runtime_id, beat)
+
+    def _task_available(self, runtime_id: object) -> None:
+        if isinstance(runtime_id, str) and runtime_id:
+            self._services.directory.nudge(runtime_id)
+        else:
+            self._services.directory.nudge_all()

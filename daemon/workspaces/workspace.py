@@ -1,0 +1,165 @@
+"""One workspace: makes what is registered there equal to what this machine has to offer.
+
+One reconciler does everything the reference spreads over a sync pass, a drift check and a recovery
+of vanished runtimes: it compares plan and registration, and registers, with back-off, until they
+agree. It is woken by a nudge (programs changed, profiles changed, a runtime gone) and at the sync
+interval. It owns the workspace's runtimes as keyed children and ends by being cancelled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from daemon.agents.contract import Program
+from daemon.client import ApiError
+from daemon.runtimes.runtime import RuntimeInfo, run_runtime
+from daemon.workspaces.registration import (
+    Find,
+    Plan,
+    dropped,
+    plan_runtimes,
+    registration,
+    runtimes_of,
+)
+from shared.children import Children
+from shared.mailbox import Nudge
+from shared.supervise import Backoff, supervise
+from shared.wire.runtime import RuntimeProfile
+
+if TYPE_CHECKING:
+    from daemon.services import Services
+
+log = structlog.get_logger(__name__)
+
+BACKOFF = Backoff(first=1.0, limit=60.0)
+
+
+class RegistrationFailed(Exception):
+    """The server's answer is no registration."""
+
+
+@attrs.define(eq=False)
+class Workspace:
+    """The reconciler's state. Its own task changes everything but what `gone` says it changes.
+
+    `lost` holds ids the server said it does not know, until a registration has answered for them.
+    `registered_plan` is what the last successful registration told. `settled` is set once the
+    first attempt to register has ended, well or not.
+    """
+
+    services: Services
+    id: str
+    programs: Callable[[], Sequence[Program]]
+    families: frozenset[str]
+    find: Find = shutil.which
+    settled: trio.Event = attrs.field(factory=trio.Event)
+    nudge: Nudge = attrs.field(factory=Nudge)
+    profiles: list[RuntimeProfile] = attrs.field(factory=list)
+    registered: dict[str, RuntimeInfo] = attrs.field(factory=dict)
+    registered_plan: Plan | None = None
+    lost: set[str] = attrs.field(factory=set)
+
+    def gone(self, runtime_id: str) -> None:
+        """Note that the server does not know a runtime; its loss is repaired by the reconciler."""
+        if self.registered.pop(runtime_id, None) is not None:
+            self.lost.add(runtime_id)
+            self._publish()
+            self.nudge.nudge()
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        self.services.directory.join(self.id, recheck=self.nudge.nudge, gone=self.gone)
+        self._publish()
+        async with trio.open_nursery() as runtimes:
+            children = Children(runtimes, self._run_runtime)
+            failures = 0
+            while True:
+                await children.reconcile(self.registered)
+                try:
+                    await self._agree(children)
+                except (ApiError, RegistrationFailed) as error:
+                    failures += 1
+                    wait = BACKOFF.wait(failures)
+                    log.warning(
+                        "registration failed; trying again",
+                        workspace_id=self.id,
+                        wait=round(wait, 1),
+                        error=str(error),
+                    )
+                    self.settled.set()
+                    await trio.sleep(wait)
+                else:
+                    failures = 0
+                    self.settled.set()
+                    await self.nudge.wait(self.services.config.sync_interval)
+
+    async def _agree(self, children: Children[str]) -> None:
+        """Register if plan and registration differ. Raises ApiError or RegistrationFailed."""
+        self.nudge.take()  # everything said so far is looked at now
+        plan = await self._plan()
+        if plan == self.registered_plan and not self.lost:
+            return
+        before = self.registered.copy()
+        if plan:
+            reply = await self.services.client.register(
+                registration(self.services.config, self.id, plan)
+            )
+            runtimes = runtimes_of(self.id, plan, reply)
+            if not runtimes and not plan.failed:
+                raise RegistrationFailed("the server registered nothing")
+        else:
+            runtimes = ()
+        # Losses reported while we registered belong to the wave this answer covers. A runtime both
+        # lost and answered for exists again: its child is replaced, it may have given up.
+        stale = frozenset(self.lost)
+        self.lost.clear()
+        self.registered = {runtime.id: runtime for runtime in runtimes}
+        self.registered_plan = plan
+        self._publish()
+        await children.reconcile(self.registered.keys() - stale)
+        await children.reconcile(self.registered)
+        await self._deregister(dropped(before, self.registered))
+        log.info("registered", workspace_id=self.id, runtimes=len(self.registered))
+
+    async def _plan(self) -> Plan:
+        """Plan from the programs of this machine and the workspace's profiles.
+
+        Profiles that cannot be fetched stay what they were: an older server has none (03 §8.3).
+        """
+        try:
+            self.profiles = await self.services.client.profiles(self.id)
+        except ApiError as error:
+            log.debug("profiles not fetched", workspace_id=self.id, error=str(error))
+        config = self.services.config
+        return plan_runtimes(
+            self.programs(),
+            self.profiles,
+            families=self.families,
+            device_name=config.device_name,
+            overrides=config.profile_command_overrides,
+            find=self.find,
+        )
+
+    async def _deregister(self, runtime_ids: list[str]) -> None:
+        """Tell the server what is no longer offered. Best effort: it notices by itself too."""
+        if not runtime_ids:
+            return
+        try:
+            await self.services.client.deregister(runtime_ids)
+        except ApiError as error:
+            log.warning("not deregistered", workspace_id=self.id, error=str(error))
+
+    def _publish(self) -> None:
+        self.services.directory.publish(self.id, self.registered.values())
+
+    async def _run_runtime(self, runtime_id: str) -> None:
+        runtime = self.registered.get(runtime_id)
+        if runtime is not None:
+            await supervise(f"runtime {runtime_id}", partial(run_runtime, self.services, runtime))
