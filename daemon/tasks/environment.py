@@ -1,0 +1,146 @@
+"""The environment of an agent's process: what it must know, minus what it must not (spec 01 §7).
+
+The daemon's own variables go: they name its home and its secrets, and an agent that inherits them
+acts with its owner's credentials. What the agent gets instead is its task's token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shared.home import Home
+from shared.wire.task import ClaimedTask
+
+log = structlog.get_logger(__name__)
+
+_DROPPED: Final = frozenset(
+    {
+        "CLAUDECODE",
+        "CLAUDE_CODE_ENTRYPOINT",
+        "CLAUDE_CODE_EXECPATH",
+        "CLAUDE_CODE_SESSION_ID",
+        "CLAUDE_CODE_SSE_PORT",
+    }
+)
+"""Marks of a Claude Code session the daemon itself may run in."""
+
+_DROPPED_PREFIXES: Final = ("CLAUDECODE_", "BULLPEN_", "MULTICA_")
+
+_BLOCKED: Final = frozenset(
+    {
+        "HOME",
+        "PATH",
+        "USER",
+        "SHELL",
+        "TERM",
+        "TMPDIR",
+        "CODEX_HOME",
+        "CURSOR_DATA_DIR",
+        "OPENCLAW_CONFIG_PATH",
+        "OPENCLAW_INCLUDE_ROOTS",
+    }
+)
+"""What an agent's own `custom_env` may not set."""
+
+
+def build_environment(
+    task: ClaimedTask,
+    *,
+    base: Mapping[str, str],
+    provider: str,
+    slot: int,
+    server_url: str,
+    control_port: int,
+    launcher: Path,
+    tmp: Path,
+    as_root: bool,
+) -> dict[str, str]:
+    """Return the complete environment of the agent's process.
+
+    `base` is the daemon's environment, `launcher` the directory that holds the `bullpen` command.
+    """
+    env = {name: value for name, value in base.items() if not _is_dropped(name)}
+    agent = task.agent
+    for name, value in (agent.custom_env if agent is not None else {}).items():
+        if is_blocked(name) or not _is_settable(name, value):
+            log.warning("agent's variable not set", task_id=task.id, name=name)
+        else:
+            env[name] = value
+    env |= {
+        "MULTICA_TOKEN": task.auth_token,
+        "MULTICA_SERVER_URL": server_url,
+        "MULTICA_DAEMON_PORT": str(control_port),
+        "MULTICA_WORKSPACE_ID": task.workspace_id,
+        "MULTICA_AGENT_ID": task.agent_id,
+        "MULTICA_AGENT_NAME": (agent.name if agent is not None else "") or "agent",
+        "MULTICA_TASK_ID": task.id,
+        "MULTICA_TASK_SLOT": str(slot),
+        "PATH": os.pathsep.join(filter(None, (str(launcher), base.get("PATH", os.defpath)))),
+        "TMPDIR": str(tmp),
+    }
+    if task.autopilot_run_id:
+        env["MULTICA_AUTOPILOT_RUN_ID"] = task.autopilot_run_id
+    if task.autopilot_id:
+        env["MULTICA_AUTOPILOT_ID"] = task.autopilot_id
+    if task.quick_create_prompt:
+        env["MULTICA_QUICK_CREATE_TASK_ID"] = task.id
+        if task.quick_create_attachment_ids:
+            ids = json.dumps(task.quick_create_attachment_ids)
+            env["MULTICA_QUICK_CREATE_ATTACHMENT_IDS"] = ids
+    if as_root and provider == "claude" and env.get("IS_SANDBOX") != "1":
+        # as root the program refuses to work unattended unless this says exactly "1"
+        log.info("running as root: IS_SANDBOX=1 for claude", task_id=task.id)
+        env["IS_SANDBOX"] = "1"
+    return env
+
+
+def secrets_of(task: ClaimedTask) -> list[str]:
+    """The values that must not appear in the task's transcript."""
+    custom = task.agent.custom_env.values() if task.agent is not None else ()
+    return [task.auth_token, *custom]
+
+
+def is_blocked(name: str) -> bool:
+    """Whether `custom_env` may not set this variable."""
+    upper = name.upper()
+    return upper in _BLOCKED or upper.startswith(("MULTICA_", "BULLPEN_"))
+
+
+def find_launcher(home: Home, executable: str = sys.executable) -> Path:
+    """Return a directory whose `bullpen` is this installation's, making one if need be.
+
+    Beside the running interpreter if it is installed there; else a small script below the home.
+    """
+    # not resolved: in a virtual environment the interpreter is a link out of it
+    beside = Path(executable).parent
+    if (beside / "bullpen").exists():
+        return beside
+    folder = home.root / "bin"
+    script = folder / "bullpen"
+    source = Path(__file__).resolve().parents[2]
+    text = (
+        "#!/bin/sh\n"
+        f"PYTHONPATH={shlex.quote(str(source))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
+        "export PYTHONPATH\n"
+        f'exec {shlex.quote(executable)} -c "from daemon.cli import main; main()" "$@"\n'
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    script.write_text(text, encoding="utf-8")
+    script.chmod(0o755)
+    return folder
+
+
+def _is_dropped(name: str) -> bool:
+    return name in _DROPPED or name.startswith(_DROPPED_PREFIXES)
+
+
+def _is_settable(name: str, value: str) -> bool:
+    return bool(name) and "=" not in name and "\0" not in name + value

@@ -1,0 +1,176 @@
+"""Telling the server how a task ended, until it has confirmed it.
+
+Usage goes first, then completion or failure; both calls may be repeated at will, because the server
+answers a task that has ended already with what it is (spec 01 §3.13). `settle` returns when both are
+confirmed or refused for good. Whoever calls it bounds it; the journal keeps what was not told.
+`replay` does the same for the journals an earlier process left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from daemon.client import ApiError, Rejected
+from daemon.tasks.drain import SIGN_IN, Sender
+from daemon.tasks.journal import Journal, JournalError, open_left
+from daemon.tasks.outcome import Outcome
+from shared import failure
+from shared.wire.task import FailRequest, ModelUsage, SessionRequest
+
+if TYPE_CHECKING:
+    from daemon.client import Client
+
+log = structlog.get_logger(__name__)
+
+SCHEDULE: Final = (4.0, 8.0, 16.0, 32.0, 64.0)
+"""Seconds between the first attempts (spec 03 §30); the reference then gives up, we do not."""
+
+LATER: Final = 60.0
+"""Seconds between all further attempts, for as long as the daemon runs."""
+
+USAGE_LEADS: Final = 2
+"""Attempts that usage may hold up the report; a report that waits keeps the issue blocked."""
+
+TRANSCRIPT_LEADS: Final = 30.0
+"""Seconds the rest of the transcript may hold up the report; it is sent all the same."""
+
+REPLAY_WITHIN: Final = 120.0
+"""Seconds one old journal may hold up everything else at the daemon's start."""
+
+
+def wait_before(attempt: int) -> float:
+    """Seconds to wait before the n-th repetition (from 0), spread by a fifth."""
+    plain = SCHEDULE[attempt] if attempt < len(SCHEDULE) else LATER
+    return plain * random.uniform(0.9, 1.1)  # noqa: S311
+
+
+async def settle(
+    client: Client, task_id: str, usage: list[ModelUsage], outcome: Outcome | None
+) -> None:
+    """Report usage and, if there is one, the outcome; return when nothing is left to tell."""
+    usage_told, outcome_told = not usage, outcome is None
+    attempt = 0
+    while True:
+        usage_told = usage_told or await _told(task_id, lambda: client.usage(task_id, usage))
+        if outcome is not None and not outcome_told and (usage_told or attempt >= USAGE_LEADS):
+            outcome_told = await _tell_outcome(client, task_id, outcome)
+        if usage_told and outcome_told:
+            return
+        await trio.sleep(wait_before(attempt))
+        attempt += 1
+
+
+async def _tell_outcome(client: Client, task_id: str, outcome: Outcome) -> bool:
+    """Tell once; True when there is nothing more to tell.
+
+    A completion the server refuses for good becomes a failure that says so (spec 03 §16); one that
+    it only cannot take now stays a completion.
+    """
+    if not outcome.completed:
+        return await _told(task_id, lambda: client.fail(task_id, outcome.fail_request()))
+    try:
+        await client.complete(task_id, outcome.complete_request())
+    except ApiError as error:
+        if not _is_final(error):
+            log.warning("not reported yet", task_id=task_id, error=str(error))
+            return False
+        if error.task_gone:
+            return True
+        text = f"complete task failed: {error}"
+        log.warning("completion refused; reporting a failure", task_id=task_id, error=str(error))
+        request = FailRequest(
+            error=text,
+            session_id=outcome.session_id,
+            work_dir=outcome.work_dir,
+            failure_reason=failure.classify(text),
+        )
+        return await _told(task_id, lambda: client.fail(task_id, request))
+    return True
+
+
+async def _told(task_id: str, tell: Callable[[], object]) -> bool:
+    try:
+        await tell()  # type: ignore[misc]
+    except ApiError as error:
+        if not _is_final(error):
+            log.warning("not reported yet", task_id=task_id, error=str(error))
+            return False
+        if not error.task_gone:
+            log.error("report refused", task_id=task_id, error=str(error))  # noqa: TRY400
+    return True
+
+
+def _is_final(error: ApiError) -> bool:
+    return isinstance(error, Rejected) and error.status not in SIGN_IN
+
+
+async def close_journal(client: Client, journal: Journal, sender: Sender, task_id: str) -> None:
+    """Bring the server up to date with a journal nobody appends to any more, then remove it.
+
+    The transcript first, so that nobody sees an ended task grow; but only for a while.
+    """
+    with trio.move_on_after(TRANSCRIPT_LEADS):
+        await sender.send_rest()
+    await settle(client, task_id, journal.usage, journal.outcome)
+    await sender.send_rest()
+    journal.remove()
+
+
+async def replay(client: Client, folder: Path) -> int:
+    """Tell the server what the journals in `folder` still hold; return how many were settled.
+
+    Called once at the daemon's start, before orphans are recovered: a task that had finished is
+    completed instead of failed. A task that had not finished gets its transcript, session and
+    usage, and is left for the recovery. Waits for ever for a server that is away, but only
+    REPLAY_WITHIN for one that is there and does not take a journal; that one stays for the next
+    start, as does one that cannot be read.
+    """
+    settled = 0
+    for journal in open_left(folder):
+        task_id = journal.path.stem
+        log.info("replaying journal", task_id=task_id, finished=journal.outcome is not None)
+        try:
+            await _wait_for_server(client)
+            with trio.move_on_after(REPLAY_WITHIN) as limit:
+                await _replay_one(client, journal, task_id)
+                settled += 1
+            if limit.cancelled_caught:
+                log.error("journal not taken by the server; kept", task_id=task_id)
+        except JournalError as error:
+            log.error("journal not replayed", task_id=task_id, error=str(error))  # noqa: TRY400
+        finally:
+            journal.close()
+    return settled
+
+
+async def _wait_for_server(client: Client) -> None:
+    """Return once the server answers anything but "later"."""
+    attempt = 0
+    while True:
+        try:
+            await client.workspaces()
+        except ApiError as error:
+            if _is_final(error):
+                return
+            log.warning("server not ready; journals wait", error=str(error))
+        else:
+            return
+        await trio.sleep(min(wait_before(attempt), 15.0))
+        attempt += 1
+
+
+async def _replay_one(client: Client, journal: Journal, task_id: str) -> None:
+    session = journal.session
+    if session is not None and journal.outcome is None:
+        request = SessionRequest(session_id=session.session_id, work_dir=session.work_dir)
+        attempt = 0
+        while not await _told(task_id, lambda: client.session(task_id, request)):
+            await trio.sleep(wait_before(attempt))
+            attempt += 1
+    await close_journal(client, journal, Sender(client, journal, task_id=task_id), task_id)

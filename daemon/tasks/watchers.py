@@ -1,0 +1,66 @@
+"""The two side duties of one task, each a child of its nursery that ends with it.
+
+`watch_cancel` asks the server every few seconds whether the task still counts and, if not, cancels
+the scope it was given. `keep_lease` keeps a task that is not started yet from being redelivered.
+Neither ever fails the task: a server that does not answer changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from daemon.client import ApiError
+from shared.supervise import every
+from shared.wire.task import TERMINAL
+
+if TYPE_CHECKING:
+    from daemon.client import Client
+
+log = structlog.get_logger(__name__)
+
+CANCEL_POLL: Final = 5.0
+"""Seconds between looks at the task's status: how long a user's cancel may go unheeded."""
+
+LEASE_REFRESH: Final = 15.0
+"""Seconds between renewals of a lease of 45."""
+
+
+async def stopped_by_server(client: Client, task_id: str) -> str:
+    """Say why the server no longer wants the task run; "" while it does or cannot be asked."""
+    try:
+        status = await client.status(task_id)
+    except ApiError as error:
+        return "gone" if error.task_gone else ""
+    return status if status in TERMINAL else ""
+
+
+async def watch_cancel(client: Client, task_id: str, server_stop: trio.CancelScope) -> None:
+    """Cancel `server_stop` once the server has ended the task, and end (spec 03 §13.4)."""
+    while True:
+        await trio.sleep(CANCEL_POLL)
+        reason = await stopped_by_server(client, task_id)
+        if reason:
+            log.info("task ended by the server", task_id=task_id, status=reason)
+            server_stop.cancel(reason=reason)
+            return
+
+
+@asynccontextmanager
+async def keep_lease(client: Client, runtime_id: str, task_id: str) -> AsyncIterator[None]:
+    """Renew the task's lease while the block runs (spec 03 §19); failures are only logged."""
+
+    async def renew() -> None:
+        try:
+            await client.prepare_lease(runtime_id, task_id)
+        except ApiError as error:
+            log.info("lease not renewed", task_id=task_id, error=str(error))
+
+    async with trio.open_nursery() as keeper:
+        keeper.start_soon(every, LEASE_REFRESH, renew)
+        yield
+        keeper.cancel_scope.cancel(reason="prepared")
