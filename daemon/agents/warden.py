@@ -1,0 +1,185 @@
+"""Keep one agent's whole process family together, and leave none of it behind.
+
+A small program of its own, started by `daemon.agents.process` before each agent: tool shells leave
+the agent's process group and session (real-agents §2), so no signal from outside reaches them all.
+As the family's subreaper (Linux) the warden becomes the parent of whatever outlives its own parent;
+killing its children until it has none is therefore complete, however often they double-forked, and
+no pid can be reused under its hands. It wakes for its children's deaths and for its keeper's
+commands: `T` passes SIGTERM to the agent's group, `K` kills everybody. Losing the keeper (a killed
+daemon) means the same, so that no agent works on unseen. It ends when its agent has ended and no
+descendant is left, always after telling the keeper how.
+
+Only the standard library, and little of it: it starts once for every task. Elsewhere than on Linux
+it owns the agent's group alone; the keeper's sweep finds the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+
+# The keeper reads these lines: "S<pid>" started, "X<errno>" could not start, "E<code>" ended.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_ORPHAN_GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL once the keeper is gone: enough to save a session file."""
+_KILL_PATIENCE = 5.0
+"""Seconds to wait for killed processes; beyond it they hang in the kernel and nobody can help."""
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _children() -> list[int]:
+    """Name the living children; the warden has one thread, so they stand in one file."""
+    try:
+        file = os.open("/proc/thread-self/children", os.O_RDONLY)
+    except OSError:
+        return _children_by_search()
+    try:
+        return [int(pid) for pid in os.read(file, 1 << 20).split()]
+    finally:
+        os.close(file)
+
+
+def _children_by_search() -> list[int]:
+    """The same for kernels without that file; nothing where there is no /proc at all."""
+    found = []
+    with suppress(OSError):
+        for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - no pathlib here
+            with suppress(OSError):
+                file = os.open(f"/proc/{name}/stat", os.O_RDONLY)
+                stat = os.read(file, 4096)
+                os.close(file)
+                if int(stat.rpartition(b")")[2].split()[1]) == os.getpid():
+                    found.append(int(name))
+    return found
+
+
+def _spawn(argv: list[str]) -> tuple[int, int]:
+    """Start the agent in its own group. Returns (pid, 0) or (0, errno)."""
+    read, write = os.pipe()  # closed by a successful exec, else it carries the errno
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setpgid(0, 0)
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+                signal.signal(number, signal.SIG_DFL)
+            os.execvp(argv[0], argv)  # noqa: S606 - no shell wanted
+        except OSError as error:
+            os.write(write, str(error.errno).encode())
+        finally:
+            os._exit(127)
+    os.close(write)
+    problem = os.read(read, 16)
+    os.close(read)
+    if problem:
+        os.waitpid(pid, 0)
+        return 0, int(problem)
+    return pid, 0
+
+
+class _Family:
+    """The agent and its descendants; only the main loop touches it."""
+
+    def __init__(self, agent: int) -> None:
+        self.agent = agent
+        self.code: int | None = None
+
+    def reap(self) -> bool:
+        """Collect the dead. True while anybody lives."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self.agent:
+                self.code = os.waitstatus_to_exitcode(status)
+
+    def signal_group(self, number: int) -> None:
+        if self.code is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.agent, number)
+
+    def kill_all(self) -> None:
+        """Kill until nobody is left: the children of the killed become ours and are next."""
+        deadline = time.monotonic() + _KILL_PATIENCE
+        self.signal_group(signal.SIGKILL)
+        while self.reap() and time.monotonic() < deadline:
+            for pid in _children():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+
+def main() -> int:
+    keeper = int(sys.argv[1])
+    os.set_inheritable(keeper, False)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    agent, problem = _spawn(sys.argv[2:])
+    if problem:
+        os.write(keeper, f"X{problem}\n".encode())
+        return 127
+    family = _Family(agent)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: family.signal_group(signal.SIGTERM))
+    os.write(keeper, f"S{agent}\n".encode())
+
+    # The agent's streams belong to the agent: holding copies would keep its readers waiting.
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+
+    poll = select.poll()
+    poll.register(keeper, select.POLLIN)
+    poll.register(wake_read, select.POLLIN)
+    deadline: float | None = None
+    while family.code is None:
+        wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = {number for number, _ in poll.poll(wait)}
+        if wake_read in ready:
+            os.read(wake_read, 512)
+        if keeper in ready:
+            try:
+                command = os.read(keeper, 16)
+            except OSError:
+                command = b""
+            if not command:
+                poll.unregister(keeper)
+                family.signal_group(signal.SIGTERM)
+                deadline = time.monotonic() + _ORPHAN_GRACE
+            elif b"K" in command:
+                break
+            elif b"T" in command:
+                family.signal_group(signal.SIGTERM)
+        family.reap()
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+    family.kill_all()
+    code = -signal.SIGKILL if family.code is None else family.code
+    with suppress(OSError):
+        os.write(keeper, b"E%d\n" % code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
