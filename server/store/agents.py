@@ -191,8 +191,8 @@ async def delete_runtime(conn: Connection, runtime_id: str) -> None:
 def runtime_of(row: Record) -> Runtime:
     """Turn a row of agent_runtime into what every endpoint shows."""
     return Runtime(
-        id=str(row["id"]),
-        workspace_id=str(row["workspace_id"]),
+        id=row["id"],
+        workspace_id=row["workspace_id"],
         daemon_id=row["daemon_id"],
         name=row["name"],
         runtime_mode=row["runtime_mode"],
@@ -201,9 +201,9 @@ def runtime_of(row: Record) -> Runtime:
         status=row["status"],
         device_info=row["device_info"],
         metadata=row["metadata"],
-        owner_id=None if row["owner_id"] is None else str(row["owner_id"]),
+        owner_id=row["owner_id"],
         visibility=row["visibility"],
-        profile_id=None if row["profile_id"] is None else str(row["profile_id"]),
+        profile_id=row["profile_id"],
         last_seen_at=try_stamp(row["last_seen_at"]),
         created_at=stamp(row["created_at"]),
         updated_at=stamp(row["updated_at"]),
@@ -231,13 +231,13 @@ def restore_gateway(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[
 
 
 def _agent(row: Record, viewer: Viewer | None) -> Agent:
-    owner_id = None if row["owner_id"] is None else str(row["owner_id"])
+    owner_id = row["owner_id"]
     shown = viewer is not None and viewer.sees_mcp(owner_id) and not row["redact_always"]
     environment: dict[str, str] = row["custom_env"]
     return Agent(
-        id=str(row["id"]),
-        workspace_id=str(row["workspace_id"]),
-        runtime_id=str(row["runtime_id"]),
+        id=row["id"],
+        workspace_id=row["workspace_id"],
+        runtime_id=row["runtime_id"],
         name=row["name"],
         description=row["description"],
         instructions=row["instructions"],
@@ -258,5 +258,5 @@ def _agent(row: Record, viewer: Viewer | None) -> Agent:
         created_at=stamp(row["created_at"]),
         updated_at=stamp(row["updated_at"]),
         archived_at=try_stamp(row["archived_at"]),
-        archived_by=None if row["archived_by"] is None else str(row["archived_by"]),
+        archived_by=row["archived_by"],
     )

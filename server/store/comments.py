@@ -93,7 +93,7 @@ async def _thread(conn: Connection, issue_id: str, how: Reading, comment_id: str
         dropped = len(replies) - how.tail
         kept = replies[dropped:]
         rows = [row for row in rows if row["id"] == root_id] + kept
-        older = Cursor(at=kept[0]["created_at"], id=str(kept[0]["id"])) if kept else None
+        older = Cursor(at=kept[0]["created_at"], id=kept[0]["id"]) if kept else None
     return Page(comments=_maybe_folded(rows, how), older=older)
 
 
@@ -193,7 +193,7 @@ async def trigger_of(conn: Connection, task_id: str, issue_id: str) -> str | Non
 
 async def tasks_triggered(conn: Connection, comment_id: str) -> list[str]:
     """Return the ids of the active tasks that a comment started."""
-    return [str(row["id"]) for row in await conn.fetch(SQL.tasks_triggered, comment_id)]
+    return [row["id"] for row in await conn.fetch(SQL.tasks_triggered, comment_id)]
 
 
 def fold(comments: Sequence[Comment]) -> list[Comment]:
@@ -262,18 +262,18 @@ def _comment(row: Record, how: Reading = _PLAIN) -> Comment:
         extra["reply_count"] = row["replies"]
         extra["last_activity_at"] = stamp(row["last_activity"])
     return Comment(
-        id=str(row["id"]),
-        issue_id=str(row["issue_id"]),
+        id=row["id"],
+        issue_id=row["issue_id"],
         author_type=row["author_type"],
-        author_id=str(row["author_id"]),
+        author_id=row["author_id"],
         content=content,
         type=row["type"],
-        parent_id=None if row["parent_id"] is None else str(row["parent_id"]),
+        parent_id=row["parent_id"],
         created_at=stamp(row["created_at"]),
         updated_at=stamp(row["updated_at"]),
         resolved_at=try_stamp(row["resolved_at"]),
         resolved_by_type=row["resolved_by_type"],
-        resolved_by_id=None if row["resolved_by_id"] is None else str(row["resolved_by_id"]),
-        source_task_id="" if row["source_task_id"] is None else str(row["source_task_id"]),
+        resolved_by_id=row["resolved_by_id"],
+        source_task_id="" if row["source_task_id"] is None else row["source_task_id"],
         **extra,
     )

@@ -150,12 +150,12 @@ async def find_token(conn: Connection, token_hash: str) -> TokenState | None:
     row = await conn.fetchrow(SQL.find_token, token_hash)
     if row is None:
         return None
-    return TokenState(user_id=str(row["user_id"]), expires_at=row["expires_at"], valid=row["valid"])
+    return TokenState(user_id=row["user_id"], expires_at=row["expires_at"], valid=row["valid"])
 
 
 def _user(row: Record) -> User:
     return User(
-        id=str(row["id"]),
+        id=row["id"],
         name=row["name"],
         email=row["email"],
         avatar_url=row["avatar_url"],
@@ -171,7 +171,7 @@ def _user(row: Record) -> User:
 
 def _workspace(row: Record) -> FullWorkspace:
     return FullWorkspace(
-        id=str(row["id"]),
+        id=row["id"],
         name=row["name"],
         slug=row["slug"],
         description=row["description"],
@@ -187,9 +187,9 @@ def _workspace(row: Record) -> FullWorkspace:
 
 def _member(row: Record) -> Member:
     return Member(
-        id=str(row["id"]),
-        workspace_id=str(row["workspace_id"]),
-        user_id=str(row["user_id"]),
+        id=row["id"],
+        workspace_id=row["workspace_id"],
+        user_id=row["user_id"],
         role=row["role"],
         created_at=stamp(row["created_at"]),
         name=row["name"],
@@ -200,7 +200,7 @@ def _member(row: Record) -> Member:
 
 def _token(row: Record) -> AccessToken:
     return AccessToken(
-        id=str(row["id"]),
+        id=row["id"],
         name=row["name"],
         token_prefix=row["token_prefix"],
         expires_at=try_stamp(row["expires_at"]),

@@ -55,10 +55,10 @@ from agent_task_queue t join agent a on a.id = t.agent_id
 where t.workspace_id = $1 and t.id = $2;
 
 -- name: task_messages
-select task_id, seq, type, tool, content, input, output, created_at
-from task_message
-where task_id = $1 and seq > $2
-order by seq
+select m.*, t.issue_id
+from task_message m join agent_task_queue t on t.id = m.task_id
+where m.task_id = $1 and m.seq > $2
+order by m.seq
 limit 10000;
 
 -- name: issue_usage

@@ -162,7 +162,7 @@ async def child_progress(conn: Connection, workspace_id: str) -> list[dict[str, 
     rows = await conn.fetch(SQL.child_progress, workspace_id)
     return [
         {
-            "parent_issue_id": str(row["parent_issue_id"]),
+            "parent_issue_id": row["parent_issue_id"],
             "total": row["total"],
             "done": row["done"],
         }
@@ -175,9 +175,7 @@ async def find_parent(conn: Connection, workspace_id: str, issue_id: str) -> Par
     row = await conn.fetchrow(SQL.parent_facts, workspace_id, issue_id)
     if row is None:
         return None
-    return Parent(
-        id=str(row["id"]), project_id=None if row["project_id"] is None else str(row["project_id"])
-    )
+    return Parent(id=row["id"], project_id=row["project_id"])
 
 
 async def would_circle(conn: Connection, workspace_id: str, issue_id: str, parent_id: str) -> bool:
@@ -297,8 +295,8 @@ def issue_of(
 
 def _fields(row: Record, *, identified: bool = True) -> dict[str, Any]:
     return {
-        "id": str(row["id"]),
-        "workspace_id": str(row["workspace_id"]),
+        "id": row["id"],
+        "workspace_id": row["workspace_id"],
         "number": row["number"],
         "identifier": f"{row['issue_prefix']}-{row['number']}" if identified else "",
         "title": row["title"],
@@ -306,11 +304,11 @@ def _fields(row: Record, *, identified: bool = True) -> dict[str, Any]:
         "status": row["status"],
         "priority": row["priority"],
         "assignee_type": row["assignee_type"],
-        "assignee_id": _id(row["assignee_id"]),
+        "assignee_id": row["assignee_id"],
         "creator_type": row["creator_type"],
-        "creator_id": str(row["creator_id"]),
-        "parent_issue_id": _id(row["parent_issue_id"]),
-        "project_id": _id(row["project_id"]),
+        "creator_id": row["creator_id"],
+        "parent_issue_id": row["parent_issue_id"],
+        "project_id": row["project_id"],
         "position": row["position"],
         "stage": row["stage"],
         "start_date": _day(row["start_date"]),
@@ -319,10 +317,6 @@ def _fields(row: Record, *, identified: bool = True) -> dict[str, Any]:
         "updated_at": stamp(row["updated_at"]),
         "metadata": row["metadata"],
     }
-
-
-def _id(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _day(value: date | None) -> str | None:
