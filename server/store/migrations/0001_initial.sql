@@ -246,8 +246,9 @@ create table agent_task_queue (
 -- At most one pending task per (issue, agent): what coalesces triggers and survives every race.
 create unique index task_pending_once on agent_task_queue (issue_id, agent_id)
     where status in ('queued', 'dispatched');
--- Claim candidates in the order they are claimed.
-create index task_queued on agent_task_queue (runtime_id, priority desc, created_at)
+-- Claim candidates in the order they are claimed. By agent: a queued task follows its agent when
+-- that moves to another runtime.
+create index task_queued on agent_task_queue (agent_id, priority desc, created_at)
     where status = 'queued';
 -- Capacity, serialisation and the agent's status.
 create index task_in_flight on agent_task_queue (agent_id)

@@ -1,0 +1,110 @@
+"""Rows that changed, as the events browsers get (spec 01 §5.4 to §5.6). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from server.store.agents import mask_gateway
+from server.store.tasks import moment, try_moment
+from shared import codec
+from shared.times import stamp
+from shared.wire.event import Event
+from shared.wire.task import TaskMessagePayload
+
+Row = Mapping[str, Any]
+
+_AGENT_KEYS: Final = (
+    "id",
+    "workspace_id",
+    "runtime_id",
+    "name",
+    "description",
+    "avatar_url",
+    "runtime_mode",
+    "visibility",
+    "status",
+    "max_concurrent_tasks",
+    "owner_id",
+    "archived_by",
+)
+
+
+def task_event(kind: str, row: Row) -> Event:
+    """`task:queued`, `task:running` and the like."""
+    payload = {
+        "task_id": row["id"],
+        "agent_id": row["agent_id"],
+        "issue_id": row["issue_id"] or "",
+        "status": row["status"],
+    }
+    if row["chat_session_id"]:
+        payload["chat_session_id"] = row["chat_session_id"]
+    if row["failure_reason"] and row["status"] == "failed":
+        payload["failure_reason"] = row["failure_reason"]
+    return Event(type=kind, payload=payload, workspace_id=row["workspace_id"])
+
+
+def dispatched(row: Row) -> Event:
+    """`task:dispatch`. What the task's context holds is nobody's business but the daemon's."""
+    payload = {
+        "task_id": row["id"],
+        "runtime_id": row["runtime_id"],
+        "issue_id": row["issue_id"] or "",
+        "agent_id": row["agent_id"],
+    }
+    if row["chat_session_id"]:
+        payload["chat_session_id"] = row["chat_session_id"]
+    return Event(type="task:dispatch", payload=payload, workspace_id=row["workspace_id"])
+
+
+def agent_status(agent: Row) -> Event:
+    """`agent:status` of a row of agent: nothing secret in it."""
+    shown: dict[str, Any] = {key: agent[key] for key in _AGENT_KEYS}
+    shown |= {
+        "runtime_config": mask_gateway(agent["runtime_config"]),
+        "skills": [],
+        "created_at": stamp(moment(agent["created_at"])),
+        "updated_at": stamp(moment(agent["updated_at"])),
+        "archived_at": try_moment(agent["archived_at"]),
+    }
+    return Event(type="agent:status", payload={"agent": shown}, workspace_id=agent["workspace_id"])
+
+
+def task_message(workspace_id: str, message: TaskMessagePayload) -> Event:
+    """`task:message`."""
+    return Event(type="task:message", payload=codec.unstructure(message), workspace_id=workspace_id)
+
+
+def comment_created(comment: Row, *, issue_title: str, issue_status: str) -> Event:
+    """`comment:created` for a comment that dispatch wrote in an agent's name."""
+    shown = {
+        "id": comment["id"],
+        "issue_id": comment["issue_id"],
+        "author_type": comment["author_type"],
+        "author_id": comment["author_id"],
+        "content": comment["content"],
+        "type": comment["type"],
+        "parent_id": comment["parent_id"],
+        "created_at": stamp(moment(comment["created_at"])),
+        "updated_at": stamp(moment(comment["updated_at"])),
+        "resolved_at": None,
+        "resolved_by_type": None,
+        "resolved_by_id": None,
+        "reactions": [],
+        "attachments": [],
+    }
+    if comment["source_task_id"]:
+        shown["source_task_id"] = comment["source_task_id"]
+    return Event(
+        type="comment:created",
+        payload={"comment": shown, "issue_title": issue_title, "issue_status": issue_status},
+        workspace_id=comment["workspace_id"],
+        actor_type="agent",
+        actor_id=comment["author_id"],
+    )
+
+
+def runtimes_changed(workspace_id: str, **payload: Any) -> Event:
+    """`daemon:register`: whatever its payload, it means "fetch the runtimes again"."""
+    return Event(type="daemon:register", payload=payload, workspace_id=workspace_id)

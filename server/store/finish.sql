@@ -1,0 +1,173 @@
+-- How tasks end. First the tasks are locked and read, then, in a statement of its own, one thing
+-- happens to all of them: what ends a task also revokes its tokens and frees its agent. The agents
+-- are locked too, since their status is derived from rows that others change.
+
+-- name: lock_tasks
+-- $1 tasks, $2 user, $3 bound
+select t.*, i.title as issue_title, i.status as issue_status,
+       a.archived_at is not null as agent_archived,
+       coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+from agent_task_queue t
+join agent a on a.id = t.agent_id
+left join issue i on i.id = t.issue_id
+where t.id = any($1::uuid[])
+order by a.id, t.id
+for no key update of a, t;
+
+-- name: complete
+-- $1 task, $2 result, $3 session, $4 directory, $5 the comment to post if the agent wrote none
+with done as (
+    update agent_task_queue
+    set status = 'completed', completed_at = statement_timestamp(), result = $2::jsonb,
+        session_id = coalesce(nullif($3::text, ''), session_id),
+        work_dir = coalesce(nullif($4::text, ''), work_dir),
+        prepare_lease_expires_at = null, wait_reason = null
+    where id = $1 and status = 'running'
+    returning *
+), revoked as (
+    delete from task_token k using done where k.task_id = done.id returning k.token_hash
+), posted as (
+    insert into comment (issue_id, workspace_id, author_type, author_id, content, parent_id)
+    select d.issue_id, d.workspace_id, 'agent', d.agent_id, $5::text, d.trigger_comment_id
+    from done d
+    where d.issue_id is not null and $5::text <> ''
+      and not exists (select from comment c
+                      where c.issue_id = d.issue_id and c.author_type = 'agent'
+                        and c.author_id = d.agent_id and c.created_at >= d.started_at)
+    returning *
+), executed as (
+    update issue i set first_executed_at = statement_timestamp()
+    from done d
+    where i.id = d.issue_id and i.first_executed_at is null
+), freed as (
+    update agent a set status = 'idle', updated_at = statement_timestamp()
+    from done d
+    where a.id = d.agent_id and a.status <> 'idle'
+      and not exists (select from agent_task_queue q
+                      where q.agent_id = a.id and q.id <> d.id
+                        and q.status in ('dispatched', 'waiting_local_directory', 'running'))
+    returning a.*
+)
+select array(select to_jsonb(x) from done x) as tasks,
+       array(select to_jsonb(x) from posted x) as comments,
+       array(select to_jsonb(x) from freed x) as agents,
+       array(select token_hash from revoked) as tokens,
+       '{}'::jsonb[] as retries;
+
+-- name: fail
+-- $1 an array of what was decided for each task: id, error, reason, session_id, work_dir, comment
+-- (posted unless empty), retry, fresh (the retry must not resume)
+with decided as (
+    select * from jsonb_to_recordset($1::jsonb)
+        as d (id uuid, error text, reason text, session_id text, work_dir text, comment text,
+              retry boolean, fresh boolean)
+), failed as (
+    update agent_task_queue t
+    set status = 'failed', completed_at = statement_timestamp(), error = d.error,
+        failure_reason = d.reason, session_id = coalesce(nullif(d.session_id, ''), t.session_id),
+        work_dir = coalesce(nullif(d.work_dir, ''), t.work_dir),
+        prepare_lease_expires_at = null, wait_reason = null
+    from decided d
+    where t.id = d.id and t.status not in ('completed', 'failed', 'cancelled')
+    returning t.*, d.comment, d.retry, d.fresh
+), retried as (
+    insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id, chat_session_id,
+        trigger_comment_id, parent_task_id, priority, context, session_id, work_dir, attempt,
+        max_attempts, trigger_summary, force_fresh_session, is_leader_task, initiator_type,
+        initiator_id, handoff_note)
+    select f.workspace_id, f.agent_id, a.runtime_id, f.issue_id, f.chat_session_id,
+        f.trigger_comment_id, f.id, f.priority, f.context,
+        case when not f.fresh then f.session_id end, case when not f.fresh then f.work_dir end,
+        f.attempt + 1, f.max_attempts, f.trigger_summary, f.force_fresh_session or f.fresh,
+        f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note
+    from failed f
+    join agent a on a.id = f.agent_id
+    where f.retry
+    -- a follow-up that is queued already does the work
+    on conflict (issue_id, agent_id) where status in ('queued', 'dispatched') do nothing
+    returning *
+), revoked as (
+    delete from task_token k using failed f where k.task_id = f.id returning k.token_hash
+), posted as (
+    insert into comment (issue_id, workspace_id, author_type, author_id, content, type, parent_id,
+                         source_task_id)
+    select f.issue_id, f.workspace_id, 'agent', f.agent_id, f.comment, 'system',
+           f.trigger_comment_id, f.id
+    from failed f
+    where f.issue_id is not null and f.comment <> '' and not f.retry
+    returning *
+), freed as (
+    update agent a set status = 'idle', updated_at = statement_timestamp()
+    where a.id in (select agent_id from failed) and a.status <> 'idle'
+      and not exists (select from agent_task_queue q
+                      where q.agent_id = a.id and q.id not in (select id from failed)
+                        and q.status in ('dispatched', 'waiting_local_directory', 'running'))
+    returning a.*
+)
+select array(select to_jsonb(x) from failed x) as tasks,
+       array(select to_jsonb(x) from posted x) as comments,
+       array(select to_jsonb(x) from freed x) as agents,
+       array(select token_hash from revoked) as tokens,
+       array(select to_jsonb(x) from retried x) as retries;
+
+-- name: cancel
+-- $1 tasks
+with cancelled as (
+    update agent_task_queue
+    set status = 'cancelled', completed_at = statement_timestamp(),
+        prepare_lease_expires_at = null, wait_reason = null
+    where id = any($1::uuid[]) and status not in ('completed', 'failed', 'cancelled')
+    returning *
+), revoked as (
+    delete from task_token k using cancelled c where k.task_id = c.id returning k.token_hash
+), freed as (
+    update agent a set status = 'idle', updated_at = statement_timestamp()
+    where a.id in (select agent_id from cancelled) and a.status <> 'idle'
+      and not exists (select from agent_task_queue q
+                      where q.agent_id = a.id and q.id not in (select id from cancelled)
+                        and q.status in ('dispatched', 'waiting_local_directory', 'running'))
+    returning a.*
+)
+select array(select to_jsonb(x) from cancelled x) as tasks,
+       '{}'::jsonb[] as comments,
+       array(select to_jsonb(x) from freed x) as agents,
+       array(select token_hash from revoked) as tokens,
+       '{}'::jsonb[] as retries;
+
+-- name: active_of_issue
+-- $1 issue, $2 only this agent's, or null
+select id from agent_task_queue
+where issue_id = $1 and ($2::uuid is null or agent_id = $2::uuid)
+  and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+
+-- name: active_of_agent
+select id from agent_task_queue
+where agent_id = $1
+  and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+
+-- name: active_of_trigger
+select id from agent_task_queue
+where trigger_comment_id = $1
+  and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+
+-- name: in_flight_of_runtime
+-- $1 runtime, $2 user, $3 bound. No task: one row without a task.
+select r.id, t.id as task_id,
+       coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
+from agent_runtime r
+left join agent_task_queue t on t.runtime_id = r.id
+    and t.status in ('dispatched', 'waiting_local_directory', 'running')
+where r.id = $1;
+
+-- name: reset_issues
+-- Issues that nobody works on any more go back to where they are picked up from.
+update issue i set status = 'todo', updated_at = statement_timestamp()
+where i.id = any($1::uuid[]) and i.status = 'in_progress'
+  and not exists (select from agent_task_queue q
+                  where q.issue_id = i.id
+                    and q.status in ('queued', 'dispatched', 'waiting_local_directory', 'running'))
+returning i.id, i.workspace_id;

@@ -1,0 +1,345 @@
+-- A task's life. Every transition is one conditional update; no row means that the race was lost.
+-- Who calls is checked where the row is read: $user and $bound (a daemon token's workspace) are both
+-- null for callers that were checked before.
+
+-- name: lock_claimable
+-- What a claim decides on, locked: the runtimes with the caller's right to them, and their agents
+-- that have something queued. The claim itself must be a second statement: only a new snapshot sees
+-- what the previous holder of an agent's lock has committed. $1 runtimes, $2 user, $3 bound
+with runtime as (
+    select r.id, r.owner_id,
+           coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed,
+           exists (select from agent_task_queue t
+                   where t.runtime_id = r.id and t.status = 'dispatched' and t.started_at is null
+                     and t.dispatched_at < now() - $4::interval
+                     and coalesce(t.prepare_lease_expires_at, '-infinity') < now()) as lost
+    from agent_runtime r
+    where r.id = any($1::uuid[])
+), locked as (
+    select a.id, a.runtime_id
+    from agent a
+    where a.runtime_id in (select id from runtime where allowed) and a.archived_at is null
+      and exists (select from agent_task_queue t where t.agent_id = a.id and t.status = 'queued')
+    order by a.id
+    for no key update of a
+)
+select r.id, r.owner_id, r.allowed, r.lost,
+       array(select l.id from locked l where l.runtime_id = r.id) as agents
+from runtime r;
+
+-- name: claim
+-- Hand at most one task to each of the runtimes: first a claim whose answer was lost, else the first
+-- queued task of an agent with capacity and without a run in the same place. A task follows its
+-- agent to the runtime it is on now. The token is stored with the claim, so that neither exists
+-- alone. $1 runtimes, $2 a token hash for each, $3 the agents locked, $4 after how long a claim is
+-- delivered again, $5 lease, $6 life of the token, $7 the failure reasons that
+-- spoil a session
+with wanted as (
+    select r.id as runtime_id, r.workspace_id, r.owner_id, w.token_hash
+    from unnest($1::uuid[], $2::text[]) as w (runtime_id, token_hash)
+    join agent_runtime r on r.id = w.runtime_id
+    where r.owner_id is not null
+), lost as (
+    select w.*, t.id
+    from wanted w
+    cross join lateral (
+        select t.id
+        from agent_task_queue t
+        where t.runtime_id = w.runtime_id and t.workspace_id = w.workspace_id
+          and t.status = 'dispatched' and t.started_at is null
+          and t.dispatched_at < statement_timestamp() - $4::interval
+          and coalesce(t.prepare_lease_expires_at, '-infinity') < statement_timestamp()
+        order by t.priority desc, t.dispatched_at
+        limit 1
+        for no key update skip locked
+    ) t
+), first as (
+    select w.*, t.id
+    from wanted w
+    cross join lateral (
+        select t.id
+        from (
+            select a.id
+            from agent a
+            where a.id = any($3::uuid[]) and a.runtime_id = w.runtime_id and a.archived_at is null
+              and (select count(*) from agent_task_queue f
+                   where f.agent_id = a.id
+                     and f.status in ('dispatched', 'waiting_local_directory', 'running'))
+                  < a.max_concurrent_tasks
+        ) a
+        cross join lateral (
+            select t.id, t.priority, t.created_at
+            from agent_task_queue t
+            where t.agent_id = a.id and t.status = 'queued' and t.workspace_id = w.workspace_id
+              and not exists (
+                  select from agent_task_queue f
+                  where f.agent_id = a.id
+                    and f.status in ('dispatched', 'waiting_local_directory', 'running')
+                    and (f.issue_id = t.issue_id or f.chat_session_id = t.chat_session_id
+                         or (num_nonnulls(t.issue_id, t.chat_session_id, t.autopilot_run_id) = 0
+                             and num_nonnulls(f.issue_id, f.chat_session_id,
+                                              f.autopilot_run_id) = 0)))
+            order by t.priority desc, t.created_at
+            limit 1
+            for no key update skip locked
+        ) t
+        order by t.priority desc, t.created_at
+        limit 1
+    ) t
+    where not exists (select from lost l where l.runtime_id = w.runtime_id)
+), taken as (
+    update agent_task_queue t
+    set status = 'dispatched', dispatched_at = statement_timestamp(), runtime_id = c.runtime_id,
+        prepare_lease_expires_at = statement_timestamp() + $5::interval
+    from (select l.*, true as again from lost l union all select f.*, false from first f) c
+    where t.id = c.id
+    returning t.*, c.again, c.token_hash, c.owner_id
+), minted as (
+    insert into task_token (token_hash, task_id, agent_id, workspace_id, user_id, expires_at)
+    select token_hash, id, agent_id, workspace_id, owner_id, statement_timestamp() + $6::interval
+    from taken
+), busy as (
+    update agent a set status = 'working', updated_at = statement_timestamp()
+    from taken t
+    where a.id = t.agent_id and a.status <> 'working' and not t.again
+    returning a.id, a.updated_at
+)
+select t.*, to_jsonb(a) || jsonb_build_object('status', 'working') as agent,
+       busy.id is not null as became_busy,
+       w.context as workspace_context, w.repos as workspace_repos,
+       i.title as issue_title,
+       owner.name as owner_name, owner.profile_description as owner_profile,
+       c.content as trigger_content, c.parent_id as trigger_parent_id,
+       c.author_type as trigger_author_type,
+       coalesce(author.name, author_agent.name) as trigger_author_name,
+       coalesce(t.initiator_type, c.author_type) as started_by_type,
+       coalesce(t.initiator_id, c.author_id) as started_by_id,
+       coalesce(starter.name, starter_agent.name) as started_by_name,
+       starter.email as started_by_email,
+       prior.session_id as prior_session_id, prior.work_dir as prior_work_dir,
+       prior.runtime_id as prior_runtime_id,
+       last_run.started_at as last_run_at,
+       (select count(*) from comment n
+        where n.issue_id = t.issue_id and n.created_at > last_run.started_at
+          and n.id is distinct from t.trigger_comment_id
+          and (n.author_type, n.author_id) is distinct from ('agent', t.agent_id)
+       ) as new_comments
+from taken t
+join agent a on a.id = t.agent_id
+left join busy on busy.id = a.id
+join workspace w on w.id = t.workspace_id
+join app_user owner on owner.id = t.owner_id
+left join issue i on i.id = t.issue_id
+left join comment c on c.id = t.trigger_comment_id
+left join app_user author on c.author_type = 'member' and author.id = c.author_id
+left join agent author_agent on c.author_type = 'agent' and author_agent.id = c.author_id
+left join app_user starter on coalesce(t.initiator_type, c.author_type) = 'member'
+    and starter.id = coalesce(t.initiator_id, c.author_id)
+left join agent starter_agent on coalesce(t.initiator_type, c.author_type) = 'agent'
+    and starter_agent.id = coalesce(t.initiator_id, c.author_id)
+left join lateral (
+    -- a session that some run spoilt is not good again because an older run was
+    select p.session_id, p.work_dir, p.runtime_id
+    from (
+        select q.*, bool_or(q.status = 'failed' and (
+                   coalesce(q.failure_reason, '') = any($7::text[])
+                   or (coalesce(q.error, '') ilike '%invalid_request_error%'
+                       and q.error like '%400%'))) over (partition by q.session_id) as spoilt
+        from agent_task_queue q
+        where q.issue_id = t.issue_id and q.agent_id = t.agent_id and q.session_id is not null
+          and q.status in ('completed', 'failed')
+    ) p
+    where not p.spoilt and not t.force_fresh_session
+    order by coalesce(p.completed_at, p.started_at, p.dispatched_at, p.created_at) desc
+    limit 1
+) prior on true
+left join lateral (
+    select max(p.started_at) as started_at
+    from agent_task_queue p
+    where p.issue_id = t.issue_id and p.agent_id = t.agent_id and p.id <> t.id
+) last_run on true;
+
+-- name: get_task
+select * from agent_task_queue where id = $1;
+
+-- name: see_task
+-- A task and the caller's right to it. $1 task, $2 user, $3 bound
+select t.*,
+       coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+from agent_task_queue t
+where t.id = $1;
+
+-- name: start
+-- The agent is about to run. $4 the statuses this is possible from
+with task as (
+    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    where t.id = $1
+), changed as (
+    update agent_task_queue t
+    set status = 'running', started_at = statement_timestamp(), wait_reason = null,
+        prepare_lease_expires_at = null
+    from task
+    where t.id = task.id and task.allowed and t.status = any($4::text[])
+    returning t.*
+)
+select c.*, true as allowed, true as changed from changed c
+union all
+select t.*, task.allowed, false from task join agent_task_queue t using (id)
+where not exists (select from changed);
+
+-- name: wait_local_directory
+-- Another task holds the directory. $4 the statuses this is possible from, $5 reason, $6 lease
+with task as (
+    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    where t.id = $1
+), changed as (
+    update agent_task_queue t
+    set status = 'waiting_local_directory', wait_reason = nullif($5::text, ''),
+        prepare_lease_expires_at = statement_timestamp() + $6::interval
+    from task
+    where t.id = task.id and task.allowed and t.status = any($4::text[])
+    returning t.*
+)
+select c.*, true as allowed, true as changed from changed c
+union all
+select t.*, task.allowed, false from task join agent_task_queue t using (id)
+where not exists (select from changed);
+
+-- name: extend_lease
+-- The daemon is still preparing. $4 the statuses this is possible from, $5 runtime, $6 lease
+with task as (
+    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    where t.id = $1 and t.runtime_id = $5::uuid
+), changed as (
+    update agent_task_queue t
+    set prepare_lease_expires_at = statement_timestamp() + $6::interval
+    from task
+    where t.id = task.id and task.allowed and t.status = any($4::text[]) and t.started_at is null
+    returning t.*
+)
+select c.*, true as allowed, true as changed from changed c
+union all
+select t.*, task.allowed, false from task join agent_task_queue t using (id)
+where not exists (select from changed);
+
+-- name: set_progress
+-- Remember the last progress for readers who come later. $4 the progress
+with task as (
+    select t.id, t.workspace_id, t.status,
+           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    where t.id = $1
+), changed as (
+    update agent_task_queue t set progress = $4::jsonb
+    from task
+    where t.id = task.id and task.allowed
+      and t.status in ('dispatched', 'waiting_local_directory', 'running')
+)
+select * from task;
+
+-- name: pin_session
+-- Remember the agent's session as soon as it is known. $4 session, $5 directory
+with task as (
+    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    where t.id = $1
+), changed as (
+    update agent_task_queue t
+    set session_id = coalesce(nullif($4::text, ''), t.session_id),
+        work_dir = coalesce(nullif($5::text, ''), t.work_dir)
+    from task
+    where t.id = task.id and task.allowed
+      and t.status in ('dispatched', 'waiting_local_directory', 'running')
+)
+select * from task;
+
+-- name: add_messages
+-- Store a batch of the transcript. What is there already stays as it is and is not returned, so a
+-- batch that is sent twice is shown once. No new row: one row without a seq. $4 the batch
+with task as (
+    select t.id, t.issue_id, t.workspace_id,
+           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    where t.id = $1
+), added as (
+    insert into task_message (task_id, seq, type, tool, content, input, output)
+    select task.id, m.seq, m.type, m.tool, m.content, m.input, m.output
+    from task, jsonb_to_recordset($4::jsonb)
+        as m (seq int, type text, tool text, content text, input jsonb, output text)
+    where task.allowed
+    on conflict (task_id, seq) do nothing
+    returning *
+)
+select task.allowed, task.workspace_id, task.issue_id, added.*
+from task left join added on true
+order by added.seq;
+
+-- name: list_messages
+-- The transcript after $4, for a daemon. No row beyond it: one row without a seq.
+select coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed,
+       t.workspace_id, t.issue_id, m.*
+from agent_task_queue t
+left join task_message m on m.task_id = t.id and m.seq > $4::bigint
+where t.id = $1
+order by m.seq;
+
+-- name: add_usage
+-- Totals so far, by provider and model; they replace what was reported before. $4 the entries
+with task as (
+    select t.id, r.provider,
+           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
+    where t.id = $1
+), stored as (
+    insert into task_usage (task_id, provider, model, input_tokens, output_tokens,
+                            cache_read_tokens, cache_write_tokens)
+    select distinct on (2, 3) task.id,
+           coalesce(nullif(lower(trim(u.provider)), ''), task.provider), u.model,
+           u.input_tokens, u.output_tokens, u.cache_read_tokens, u.cache_write_tokens
+    from task, rows from (jsonb_to_recordset($4::jsonb)
+        as (provider text, model text, input_tokens bigint, output_tokens bigint,
+            cache_read_tokens bigint, cache_write_tokens bigint)) with ordinality
+        as u (provider, model, input_tokens, output_tokens, cache_read_tokens,
+              cache_write_tokens, place)
+    where task.allowed
+    order by 2, 3, u.place desc
+    on conflict (task_id, provider, model) do update
+    set input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+        cache_read_tokens = excluded.cache_read_tokens,
+        cache_write_tokens = excluded.cache_write_tokens, updated_at = now()
+)
+select * from task;
+
+-- name: pending_of_runtime
+-- What a runtime has before it: queued for it, or claimed by it and not started. At most 1000.
+select t.*
+from agent_task_queue t
+join agent a on a.id = t.agent_id
+where (t.status = 'queued' and a.runtime_id = $1)
+   or (t.status = 'dispatched' and t.runtime_id = $1)
+order by t.priority desc, t.created_at
+limit 1000;
