@@ -94,7 +94,7 @@ class Sync:
 
     async def _pass(self, children: Children[str]) -> None:
         """Look for programs and workspaces once. Raises ApiError with the set untouched."""
-        programs = tuple(await self.discover())
+        programs = await self._look_for_programs()
         listed = await self.services.client.workspaces()
         self.problem = "" if programs else "no agent program was found on this machine"
         wanted = {workspace.id for workspace in listed}
@@ -112,6 +112,14 @@ class Sync:
         if changed:
             for workspace in self.workspaces.values():
                 workspace.nudge.nudge()
+
+    async def _look_for_programs(self) -> tuple[Program, ...]:
+        """Look again: programs come and go while the daemon runs. A failure changes nothing."""
+        try:
+            return tuple(await self.discover())
+        except Exception:
+            log.exception("looking for agent programs failed")
+            return self.programs
 
     async def _run_workspace(self, workspace_id: str) -> None:
         workspace = self.workspaces.get(workspace_id)
