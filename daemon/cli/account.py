@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import click
 
-from daemon.cli.api import Api, open_api, version
+from daemon.cli.api import Api, open_api
 from daemon.cli.errors import REFUSED, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.settings import Settings
+from shared import __version__
 from shared.ids import PERSONAL_TOKEN, TOKEN_PREFIX_LENGTH
 
 
@@ -135,7 +136,7 @@ _OS: Final = {"Darwin": "macos"}
 def show_version(output: str) -> None:
     """Print the version in the asked form (spec 06 §20.4)."""
     told = {
-        "version": version(),
+        "version": __version__,
         "commit": "",
         "date": "",
         "python": platform.python_version(),

@@ -17,6 +17,7 @@ import httpx
 
 from daemon.cli.errors import ABSENT, INVALID, REFUSED, UNREACHABLE, USAGE, CliError
 from daemon.cli.settings import Settings
+from shared import __version__
 
 PATIENCE: Final = 20.0
 """How long an agent's call waits for a server that is away: longer than an ordinary restart."""
@@ -39,16 +40,6 @@ class Rejected(CliError):
         self.body = body
 
 
-def version() -> str:
-    """Bullpen's version."""
-    from importlib.metadata import PackageNotFoundError, version as installed  # noqa: I001
-
-    try:
-        return installed("bullpen")
-    except PackageNotFoundError:
-        return "0"
-
-
 class Api:
     """Calls to one server as one user or agent. Use as a context manager."""
 
@@ -67,7 +58,7 @@ class Api:
         headers = {
             "Authorization": f"Bearer {token}",
             "X-Client-Platform": "cli",
-            "X-Client-Version": version(),
+            "X-Client-Version": __version__,
             "X-Client-OS": {"Darwin": "macos"}.get(platform.system(), platform.system().lower()),
             "X-Workspace-ID": workspace_id,
             "X-Agent-ID": agent_id,

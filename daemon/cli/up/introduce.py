@@ -1,0 +1,154 @@
+"""What a first start needs from the server, asked over HTTP as any client would.
+
+A token that works, the daemon's runtimes, one agent for each runtime that has none, a link that
+signs a browser in. Everything here may be repeated on a home that has it already: what exists is
+kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import trio
+
+from daemon.cli.api import explain
+from daemon.cli.errors import CliError
+
+_CALL: Final = 15.0
+"""Seconds one call may take; the server is on this machine and idle."""
+
+_DEMO: Final = "demo"
+
+_ABOUT: Final = {
+    _DEMO: "Demonstration only: it shows the loop without any model.",
+    "claude": "Claude Code on this machine.",
+}
+
+
+class Caller:
+    """Calls the local server as the home's owner."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, token: str, workspace_id: str) -> None:
+        self._client = client
+        self.url = url
+        self.token = token
+        self.workspace_id = workspace_id
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Make one call and return the decoded answer. Raises CliError."""
+        status, value = await self.ask(method, path, body)
+        if status >= 400:
+            told = value.get("error", "") if isinstance(value, dict) else ""
+            text, code = explain(status, str(told))
+            raise CliError(f"{method} {path}: {text}", code)
+        return value
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Make one call and return status and decoded answer (None if it is not JSON)."""
+        headers = {"Authorization": f"Bearer {self.token}", "X-Client-Platform": "cli"}
+        if self.workspace_id:
+            headers["X-Workspace-ID"] = self.workspace_id
+        try:
+            with trio.fail_after(_CALL):
+                response = await self._client.request(
+                    method, self.url + path, headers=headers, json=body
+                )
+        except (httpx.HTTPError, trio.TooSlowError) as error:
+            raise CliError(f"the server does not answer ({type(error).__name__})", 2) from error
+        try:
+            return response.status_code, response.json()
+        except ValueError:
+            return response.status_code, None
+
+    async def daemon_health(self, file: Path, pid: int) -> dict[str, Any] | None:
+        """What the daemon with this pid says of itself, or None while it says nothing."""
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))  # noqa: ASYNC240 - a few bytes
+            if told["pid"] != pid:
+                return None
+            with trio.move_on_after(2):
+                response = await self._client.get(f"http://127.0.0.1:{told['port']}/health")
+                health: dict[str, Any] = response.json()
+                return health
+        except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
+            return None
+        return None
+
+
+@asynccontextmanager
+async def open_caller(url: str) -> AsyncIterator[Caller]:
+    """A Caller without a token yet; one at a time uses it."""
+    async with httpx.AsyncClient(timeout=_CALL, trust_env=False, verify=False) as client:  # noqa: S501 - loopback
+        yield Caller(client, url, "", "")
+
+
+async def sign_in(caller: Caller, token: str, wanted_workspace: str) -> bool:
+    """Settle on a token and on a workspace it may use, the wanted one if possible.
+
+    Tells whether the server takes the token. Raises CliError when it does not answer or its user
+    has no workspace.
+    """
+    caller.token, caller.workspace_id = token, ""
+    status, mine = await caller.ask("GET", "/api/workspaces")
+    if status == 401:
+        return False
+    if status != 200 or not isinstance(mine, list):
+        raise CliError(f"the server answered {status} to the sign-in")
+    ids = [workspace["id"] for workspace in mine]
+    if not ids:
+        raise CliError("the signed-in user has no workspace")
+    caller.workspace_id = wanted_workspace if wanted_workspace in ids else ids[0]
+    return True
+
+
+async def runtimes_of(caller: Caller, daemon_id: str) -> list[dict[str, Any]]:
+    """The daemon's runtimes in our workspace that are online."""
+    rows = await caller.call("GET", "/api/runtimes")
+    return [row for row in rows if row["daemon_id"] == daemon_id and row["status"] == "online"]
+
+
+async def make_agents(
+    caller: Caller, runtimes: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """Make an agent, named by its provider, for each runtime that never had one.
+
+    Returns the names of agents made now, and of all that can be given issues.
+    """
+    agents = await caller.call("GET", "/api/agents?include_archived=true")
+    taken = {agent["name"] for agent in agents}
+    served = {agent["runtime_id"] for agent in agents}
+    made = []
+    for runtime in runtimes:
+        if runtime["id"] in served:
+            continue
+        name = _free_name(runtime["provider"], taken)
+        taken.add(name)
+        provider = runtime["provider"]
+        body = {
+            "name": name,
+            "description": _ABOUT.get(provider, f"{provider} on this machine."),
+            "runtime_id": runtime["id"],
+            "visibility": "workspace",
+        }
+        await caller.call("POST", "/api/agents", body)
+        made.append(name)
+    ours = {runtime["id"] for runtime in runtimes}
+    usable = [a["name"] for a in agents if a["runtime_id"] in ours and not a.get("archived_at")]
+    return made, sorted(made + usable, key=lambda name: (name != _DEMO, name))
+
+
+def _free_name(provider: str, taken: set[str]) -> str:
+    if provider not in taken:
+        return provider
+    return next(n for i in range(2, 10_000) if (n := f"{provider}-{i}") not in taken)
+
+
+async def sign_in_link(caller: Caller) -> str:
+    """A fresh link that signs a browser in once."""
+    made = await caller.call("POST", "/auth/link", {})
+    return str(made["url"])

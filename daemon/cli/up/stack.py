@@ -1,0 +1,303 @@
+"""The tree of `bullpen up`: signals round the server, the server round the daemon.
+
+    signals ⊃ server ⊃ daemon ⊃ (agents, link, up.json, then wait)
+
+The first signal cancels the innermost part only, so the blocks are left in order: the daemon stops
+while its server still answers, then the server stops and its Postgres with it. Ends when a signal
+says so, or with CliError when a part cannot be kept running.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import psutil
+import trio
+
+from daemon.agents.launch import DRIVERS
+from daemon.cli.errors import USAGE, CliError
+from daemon.cli.settings import read_config, save_config
+from daemon.cli.up import introduce
+from daemon.cli.up.child import ChildSpec, Stopping, keep_child
+from daemon.cli.up.greeting import browser_opener, greet, open_detached
+from daemon.cli.up.lock import HomeLock, hold_home, stop_leftovers
+from daemon.cli.up.plan import Plan, about_disk, check_home, choose_port
+from daemon.cli.up.voice import Voice
+from shared import log
+from shared.home import write_private
+
+_STOP_BUDGET: Final = 9.0
+"""Seconds for everything to stop: with what killing and reaping take, it stays below ten."""
+
+_SERVER_RESERVE: Final = 3.5
+"""The part of it that is the server's: connections drain, Postgres writes its checkpoint."""
+
+_SERVER_PATIENCE: Final = 240.0
+"""A first start makes a database; on a slow disk that takes minutes."""
+
+_DAEMON_PATIENCE: Final = 60.0
+"""It asks every agent program for its version before it registers them."""
+
+
+def run_up(plan: Plan, voice: Voice | None = None) -> int:
+    """Run until stopped; returns 0 after an orderly stop. Raises CliError."""
+    voice = voice or Voice()
+    with hold_home(plan.home) as lock:
+        try:
+            check_home(plan.home)
+            plan.home.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with (plan.home.logs / "up.log").open("a", encoding="utf-8") as own_log:
+                log.set_up("info", own_log)
+                return trio.run(_Up(plan, lock, voice).run)
+        except OSError as error:
+            raise CliError(about_disk(plan.home, error)) from error
+
+
+class _Up:
+    """One run. The fields below `_told` are changed by the children's callbacks only."""
+
+    def __init__(self, plan: Plan, lock: HomeLock, voice: Voice) -> None:
+        self._plan = plan
+        self._home = plan.home
+        self._lock = lock
+        self._voice = voice
+        self._stopping = Stopping(_STOP_BUDGET)
+        self._pids: dict[str, int] = {}
+        self._told: dict[str, Any] = {}
+        self._is_up = False
+        self._port = 0
+        self._mint = not read_config(plan.home).get("token")
+        self._server_back = trio.Event()
+        self._server_told: Mapping[str, Any] = {}
+
+    async def run(self) -> int:
+        work = trio.CancelScope()
+        failure: CliError | None = None
+        async with trio.open_nursery() as signals:
+            await signals.start(self._watch_signals, work)
+            try:
+                await self._run_server(work)
+            except* CliError as group:
+                failure = _first(group)
+            signals.cancel_scope.cancel(reason="everything has stopped")
+        self._home.up_file.unlink(missing_ok=True)
+        if failure is not None:
+            raise failure
+        self._voice.say("Bullpen has stopped.")
+        return 130 if self._stopping.in_a_hurry else 0
+
+    async def _watch_signals(
+        self, work: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """The first signal begins an orderly stop, the second ends all waiting for it."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
+            task_status.started()
+            async for _ in received:
+                if self._stopping.deadline is not None:
+                    self._voice.warn("killing what still runs")
+                    self._stopping.hurry()
+                    continue
+                self._voice.say()
+                self._voice.say("Stopping … (once more to kill)")
+                self._stopping.begin()
+                work.cancel(reason="a signal")
+
+    async def _run_server(self, work: trio.CancelScope) -> None:
+        async with trio.open_nursery() as services:
+            with work:
+                left = await stop_leftovers(self._lock)
+                if left:
+                    self._voice.say(f"Stopped what an earlier run had left: {', '.join(left)}")
+                self._home.up_file.unlink(missing_ok=True)
+                known = str(read_config(self._home).get("server_url") or "")
+                self._port = choose_port(self._plan, known)
+                with self._voice.stage("Starting the server and its database"):
+                    told = await services.start(
+                        keep_child,
+                        self._server_spec(),
+                        self._stopping,
+                        self._started,
+                        self._server_is_back,
+                        self._voice.warn,
+                    )
+                self._server_is_useful(told)
+                await self._run_daemon()
+            self._stopping.begin()
+            services.cancel_scope.cancel(reason="the daemon has stopped")
+        self._stop_stray_postgres()
+
+    async def _run_daemon(self) -> None:
+        async with introduce.open_caller(self._url()) as caller, trio.open_nursery() as presence:
+            with self._voice.stage("Signing in"):
+                await self._sign_in(caller)
+            with self._voice.stage("Starting the daemon and looking for agent programs"):
+                health = await presence.start(
+                    keep_child,
+                    self._daemon_spec(caller),
+                    self._stopping,
+                    self._started,
+                    self._daemon_is_back,
+                    self._voice.warn,
+                )
+            runtimes = await introduce.runtimes_of(caller, health["daemon_id"])
+            made, agents = await introduce.make_agents(caller, runtimes)
+            link = await introduce.sign_in_link(caller)
+            self._told |= {"token": caller.token, "workspace_id": caller.workspace_id}
+            self._is_up = True
+            self._write_up_file()
+            greet(self._voice, self._plan, url=self._url(), link=link, made=made, agents=agents)
+            opener = browser_opener(self._plan.env) if self._plan.browser else None
+            if opener is not None and sys.stdout.isatty():
+                with suppress(OSError):
+                    await trio.to_thread.run_sync(open_detached, [opener, link])
+            await trio.sleep_forever()
+
+    async def _sign_in(self, caller: introduce.Caller) -> None:
+        """Keep the home's token while it works; else have the server mint one, which takes it a
+        start of its own, since minting revokes the tokens of earlier starts.
+        """
+        config = read_config(self._home)
+        wanted = str(config.get("workspace_id") or "")
+        token = str(self._server_told.get("token") or config.get("token") or "")
+        if not await introduce.sign_in(caller, token, wanted):
+            self._mint = True
+            os.kill(self._pids["server"], signal.SIGTERM)
+            await self._server_back.wait()
+            token = str(self._server_told.get("token") or "")
+            if not await introduce.sign_in(caller, token, wanted):
+                raise CliError("the server does not take the token it has just made")
+        save_config(
+            self._home,
+            {
+                "server_url": self._url(),
+                "token": caller.token,
+                "workspace_id": caller.workspace_id,
+            },
+        )
+
+    # --- the children -----------------------------------------------------------------------------
+
+    def _url(self) -> str:
+        return f"http://{self._plan.local_host}:{self._port}"
+
+    def _environment(self, **own: str) -> dict[str, str]:
+        """Our environment, without what an agent's task would have put there."""
+        env = {k: v for k, v in self._plan.env.items() if not k.startswith("MULTICA_")}
+        return {**env, "PYTHONUNBUFFERED": "1", "BULLPEN_HOME": str(self._home.root), **own}
+
+    @property
+    def _ready_file(self) -> Path:
+        return self._home.root / "server.json"
+
+    def _server_spec(self) -> ChildSpec:
+        def command() -> Sequence[str]:
+            self._ready_file.unlink(missing_ok=True)
+            words = [sys.executable, "-P", "-m", "server"]  # -P: not what the current directory has
+            words += ["--home", str(self._home.root), "--port", str(self._port)]
+            words += ["--ready-file", str(self._ready_file), "--parent-pid", str(os.getpid())]
+            words += ["--host", self._plan.host] if self._plan.host else []
+            return words + (["--setup"] if self._mint else [])
+
+        async def probe(pid: int) -> Any:
+            await trio.lowlevel.checkpoint()
+            try:
+                told = json.loads(self._ready_file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None
+            return told if isinstance(told, dict) and told.get("pid") == pid else None
+
+        return ChildSpec(
+            name="server",
+            command=command,
+            env=self._environment(BULLPEN_DRAIN=self._plan.env.get("BULLPEN_DRAIN") or "1.5"),
+            log_file=self._home.logs / "server.log",
+            probe=probe,
+            patience=_SERVER_PATIENCE,
+        )
+
+    def _daemon_spec(self, caller: introduce.Caller) -> ChildSpec:
+        given = self._plan.env
+        env = self._environment(
+            BULLPEN_SERVER_URL=self._url(),
+            BULLPEN_DAEMON_PORT=given.get("BULLPEN_DAEMON_PORT") or "0",
+            BULLPEN_DAEMON_SHUTDOWN_GRACE=given.get("BULLPEN_DAEMON_SHUTDOWN_GRACE") or "2s",
+            BULLPEN_AGENTS=",".join(self._plan.agents or ())
+            or given.get("BULLPEN_AGENTS", "").strip()
+            or ",".join(DRIVERS),  # the demo as well, which a daemon alone does not offer
+        )
+
+        def command() -> Sequence[str]:
+            words = [sys.executable, "-P", "-m", "daemon", "--home", str(self._home.root)]
+            return [*words, "--parent-pid", str(os.getpid())]
+
+        async def probe(pid: int) -> Any:
+            health = await caller.daemon_health(self._home.daemon_file, pid)
+            return health if health and health.get("status") == "running" else None
+
+        return ChildSpec(
+            name="daemon",
+            command=command,
+            env=env,
+            log_file=self._home.logs / "daemon.log",
+            probe=probe,
+            patience=_DAEMON_PATIENCE,
+            reserve=_SERVER_RESERVE,
+        )
+
+    def _started(self, name: str, pid: int) -> None:
+        self._pids[name] = pid
+        self._lock.record(name, pid)
+
+    def _server_is_useful(self, told: Mapping[str, Any]) -> None:
+        self._port = urlsplit(str(told["url"])).port or self._port
+        self._told["postgres"] = told.get("postgres") or {}
+        self._server_told = told
+        self._mint = False
+        self._write_up_file()
+
+    def _server_is_back(self, told: Mapping[str, Any]) -> None:
+        self._server_is_useful(told)
+        self._server_back.set()
+        self._voice.say("The server is back.")
+
+    def _daemon_is_back(self, _: Any) -> None:
+        self._write_up_file()
+        self._voice.say("The daemon is back.")
+
+    def _write_up_file(self) -> None:
+        """Say how things are; only once everything is up, since others wait for this file."""
+        if not self._is_up:
+            return
+        told = {
+            "url": self._url(),
+            **self._told,
+            "pid": os.getpid(),
+            "server_pid": self._pids["server"],
+            "daemon_pid": self._pids["daemon"],
+        }
+        write_private(self._home.up_file, json.dumps(told, indent=2) + "\n")
+
+    def _stop_stray_postgres(self) -> None:
+        """A server that had to be killed could not stop its Postgres: ask that to stop, too."""
+        told = self._told.get("postgres") or {}
+        if not (told.get("embedded") and self._stopping.in_a_hurry):
+            return
+        with suppress(psutil.Error, KeyError, TypeError):
+            process = psutil.Process(told["pid"])
+            if "postgres" in process.name():
+                process.send_signal(signal.SIGINT)  # its "fast" shutdown
+
+
+def _first(group: BaseExceptionGroup[CliError]) -> CliError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found if isinstance(found, CliError) else CliError(str(found), USAGE)
