@@ -78,12 +78,26 @@ class Hub:
             trio.MemorySendChannel[Consequence], trio.MemoryReceiveChannel[Consequence]
         ] = trio.open_memory_channel(RELAY_QUEUE)
         self._relaying = False
-        self.missed = 0
-        """Consequences other processes were not told of, since the relay last asked."""
+        self._missed = 0
+        self._missed_observers: list[Callable[[], None]] = []
 
-    def observe(self, observer: Observer) -> None:
-        """Have every consequence shown to `observer` too, local and relayed."""
+    def observe(self, observer: Observer, missed: Callable[[], None] = lambda: None) -> None:
+        """Have every consequence shown to `observer` too, local and relayed.
+
+        `missed` is called when some may not have come through.
+        """
         self._observers.append(observer)
+        self._missed_observers.append(missed)
+
+    def missed_news(self) -> None:
+        """Other processes announced something we did not hear."""
+        for missed in self._missed_observers:
+            missed()
+
+    def take_missed(self) -> int:
+        """How many consequences the relay queue had no room for, since last asked."""
+        missed, self._missed = self._missed, 0
+        return missed
 
     def announce(self, consequences: Iterable[Consequence]) -> None:
         """Tell this process's peers now, and other processes soon."""
@@ -93,7 +107,7 @@ class Hub:
                 try:
                     self._outgoing[0].send_nowait(consequence)
                 except trio.WouldBlock:
-                    self.missed += 1
+                    self._missed += 1
 
     @contextmanager
     def relaying(self) -> Iterator[trio.MemoryReceiveChannel[Consequence]]:

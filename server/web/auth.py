@@ -102,7 +102,7 @@ async def user(request: HTTPConnection) -> Actor:
         return await actor_of_token(services(request), token, machine_tokens=True)
     if not cookie:
         raise UserUnauthenticated("missing authorization")
-    actor = await _session(services(request), cookie, "cookie")
+    actor = await actor_of_session(services(request), cookie, "cookie")
     method = request.scope.get("method", "GET")
     if method not in _SAFE_METHODS and not csrf_valid(
         cookie, request.headers.get("x-csrf-token", "")
@@ -174,7 +174,7 @@ async def actor_of_token(parts: Services, token: str, *, machine_tokens: bool) -
         return await _stored(parts, token, "mat_", access.task_token)
     if token.startswith((TASK_TOKEN, DAEMON_TOKEN, _CLOUD_TOKEN)):
         raise UserUnauthenticated("invalid token")
-    return await _session(parts, token, "jwt")
+    return await actor_of_session(parts, token, "jwt")
 
 
 Find = Callable[..., Awaitable[Any | None]]
@@ -217,7 +217,8 @@ async def _daemon_token(parts: Services, token: str) -> Actor:
         raise Unauthenticated("invalid daemon token") from None
 
 
-async def _session(parts: Services, token: str, kind: TokenKind) -> Actor:
+async def actor_of_session(parts: Services, token: str, kind: TokenKind = "cookie") -> Actor:
+    """The actor a signed session stands for."""
     user_id = session_user(parts.config, token)
 
     async def look_up() -> Identity | None:

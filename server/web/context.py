@@ -23,7 +23,7 @@ class Services:
     access: AccessCache = attrs.field(factory=AccessCache)
 
     def __attrs_post_init__(self) -> None:
-        self.hub.observe(self.access.consequence)
+        self.hub.observe(self.access.consequence, self.access.clear)
 
 
 def services(connection: HTTPConnection) -> Services:
