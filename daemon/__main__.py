@@ -14,9 +14,15 @@ from functools import partial
 
 import trio
 
+from daemon.agents.discovery import discover
+from daemon.agents.launch import DRIVERS
+from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
+from daemon.client import Client
 from daemon.config import Config, ConfigError, load_config
 from daemon.control import AlreadyRunning
+from daemon.tasks.report import replay
+from daemon.workspaces.programs import ProgramFinder
 from daemon.workspaces.sync import SignInRefused
 from shared.log import set_up
 
@@ -26,13 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m daemon", description=__doc__)
     parser.add_argument("--home", help="where Bullpen keeps its files")
     parser.add_argument("--profile", default="", help="CLI profile")
-    parser.add_argument("--parent-pid", type=int, help="stop when this process has ended")
     given = parser.parse_args(arguments)
     reasons: list[str] = []
     try:
         config = load_config(home=given.home, profile=given.profile)
         set_up(config.log_level)
-        run = partial(run_daemon, config, parts_of(config), parent_pid=given.parent_pid)
+        run = partial(run_daemon, config, parts_of(config))
         trio.run(run, strict_exception_groups=True)
     except* (ConfigError, AlreadyRunning, SignInRefused) as group:
         reasons = [str(error) for error in _leaves(group)]
@@ -43,9 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parts_of(config: Config) -> Parts:
     """The real parts: this machine's agent programs and this home's journals."""
-    from daemon.agents.discovery import discover
 
-    return Parts(discover=partial(discover, config.agents, os.environ))
+    async def replay_journals(client: Client) -> None:
+        await replay(client, config.home.journals)
+
+    return Parts(
+        discover=ProgramFinder(partial(discover, config.agents), os.environ),
+        families=frozenset(DRIVERS) - {DEMO},
+        replay=replay_journals,
+    )
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

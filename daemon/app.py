@@ -140,7 +140,7 @@ def duration_text(seconds: float) -> str:
     return f"{minute}m{second}s" if minute else f"{second}s"
 
 
-async def run_daemon(config: Config, parts: Parts, *, parent_pid: int | None = None) -> None:
+async def run_daemon(config: Config, parts: Parts) -> None:
     """Be the daemon until a signal, `/shutdown` or the end of the parent process.
 
     Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
@@ -149,17 +149,17 @@ async def run_daemon(config: Config, parts: Parts, *, parent_pid: int | None = N
     async with (
         open_control(config.home, config.control_port, status=health.tell, stop=stop.ask) as door,
         open_client(config) as client,
-        _watchers(stop, parent_pid),
+        _watchers(stop, config.parent_pid),
     ):
         await be_present(config, client, parts, stop=stop, health=health, control_port=door.port)
 
 
 @asynccontextmanager
-async def _watchers(stop: Stop, parent_pid: int | None) -> AsyncIterator[None]:
+async def _watchers(stop: Stop, parent_pid: int) -> AsyncIterator[None]:
     """Turn signals and the parent's death into a stop, for as long as the block lasts."""
     async with trio.open_nursery() as watchers:
         await watchers.start(_watch_signals, stop)
-        if parent_pid is not None:
+        if parent_pid:
             watchers.start_soon(_watch_parent, stop, parent_pid)
         yield
         watchers.cancel_scope.cancel(reason="the daemon has stopped")
@@ -175,8 +175,10 @@ async def _watch_signals(
 
 
 async def _watch_parent(stop: Stop, pid: int) -> None:
+    is_child = os.getppid() == pid
+
     async def look() -> None:
-        if os.getppid() != pid and not psutil.pid_exists(pid):
+        if os.getppid() != pid if is_child else not psutil.pid_exists(pid):
             stop.ask("the process that started the daemon has ended")
         await trio.lowlevel.checkpoint()
 

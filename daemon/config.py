@@ -69,7 +69,10 @@ class ConfigError(Exception):
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """Everything the daemon was told. Durations are seconds; 0 means "no limit" where allowed."""
+    """Everything the daemon was told. Durations are seconds; 0 means "no limit" where allowed.
+
+    `parent_pid` is the process whose end ends the daemon too; 0 for none.
+    """
 
     home: Home
     server_url: str
@@ -94,6 +97,7 @@ class Config:
     workspaces_root: Path
     shutdown_grace: float = 10.0
     log_level: str = "info"
+    parent_pid: int = 0
 
 
 def parse_duration(text: str) -> float:
@@ -189,6 +193,7 @@ def load_config(
         workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
         shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, "info"),
+        parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )
 
 

@@ -7,9 +7,10 @@ cancelled; only a refused sign-in, before anything has worked, ends it by itself
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import structlog
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-START_BACKOFF = Backoff(first=1.0, limit=30.0)
+LOOK_AGAIN: Final = 300.0
+"""Seconds between looks for agent programs. People install one and expect it to show up; each look
+asks the file system for every command there is."""
+
+START_BACKOFF: Final = Backoff(first=1.0, limit=30.0)
 
 Discover = Callable[[], Awaitable[Sequence[Program]]]
 
@@ -40,7 +45,8 @@ class SignInRefused(Exception):
 class Sync:
     """The set of workspaces. Its own task changes everything.
 
-    `problem` says in one sentence why the daemon is not doing its job, for `/health`.
+    `problem` says in one sentence why the daemon is not doing its job, for `/health`; `look_at` is
+    when agent programs are looked for next.
     """
 
     services: Services
@@ -50,6 +56,7 @@ class Sync:
     programs: tuple[Program, ...] = ()
     workspaces: dict[str, Workspace] = attrs.field(factory=dict)
     problem: str = ""
+    look_at: float = -math.inf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the set up to date; started once each workspace's first registration has ended.
@@ -94,9 +101,9 @@ class Sync:
 
     async def _pass(self, children: Children[str]) -> None:
         """Look for programs and workspaces once. Raises ApiError with the set untouched."""
-        programs = await self._look_for_programs()
+        await self._look_for_programs()
         listed = await self.services.client.workspaces()
-        self.problem = "" if programs else "no agent program was found on this machine"
+        self.problem = "" if self.programs else "no agent program was found on this machine"
         wanted = {workspace.id for workspace in listed}
         for key in self.workspaces.keys() - wanted:
             log.info("workspace left", workspace_id=key)
@@ -107,19 +114,22 @@ class Sync:
             self.workspaces[key] = Workspace(
                 self.services, key, lambda: self.programs, self.families, self.find
             )
-        changed, self.programs = programs != self.programs, programs
         await children.reconcile(wanted)
-        if changed:
-            for workspace in self.workspaces.values():
-                workspace.nudge.nudge()
 
-    async def _look_for_programs(self) -> tuple[Program, ...]:
-        """Look again: programs come and go while the daemon runs. A failure changes nothing."""
+    async def _look_for_programs(self) -> None:
+        """Look now and then: programs come and go. A failure changes nothing."""
+        if trio.current_time() < self.look_at:
+            return
+        self.look_at = trio.current_time() + LOOK_AGAIN
         try:
-            return tuple(await self.discover())
+            found = tuple(await self.discover())
         except Exception:
             log.exception("looking for agent programs failed")
-            return self.programs
+            return
+        if found != self.programs:
+            self.programs = found
+            for workspace in self.workspaces.values():
+                workspace.nudge.nudge()
 
     async def _run_workspace(self, workspace_id: str) -> None:
         workspace = self.workspaces.get(workspace_id)
