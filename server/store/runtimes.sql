@@ -1,0 +1,200 @@
+-- Runtimes as daemons write them: registration, heartbeats, leaving, and what the sweeper finds.
+
+-- name: beat
+-- A sign of life. Written only when the last one is older than $4, or the runtime was offline.
+-- $1 runtime, $2 user, $3 bound
+with runtime as (
+    select r.id, r.workspace_id, r.status,
+           coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
+           or exists (select from member m
+                      where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
+    from agent_runtime r
+    where r.id = $1
+), touched as (
+    update agent_runtime r
+    set last_seen_at = statement_timestamp(), status = 'online',
+        updated_at = case when r.status = 'online' then r.updated_at
+                          else statement_timestamp() end
+    from runtime
+    where r.id = runtime.id and runtime.allowed
+      and (r.status <> 'online' or r.last_seen_at is null
+           or r.last_seen_at < statement_timestamp() - $4::interval)
+)
+select id, workspace_id, allowed, status <> 'online' as came_back from runtime;
+
+-- name: see_runtime
+-- A runtime and the caller's right to it. $1 runtime, $2 user, $3 bound
+select r.*,
+       coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
+from agent_runtime r
+where r.id = $1;
+
+-- name: see_workspace
+-- A workspace and the caller's right to it. $1 workspace, $2 user, $3 bound
+select w.id, w.repos, w.settings,
+       coalesce($2::uuid, $3::uuid) is null or w.id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = w.id and m.user_id = $2::uuid) as allowed
+from workspace w
+where w.id = $1;
+
+-- name: see_issue
+-- What garbage collection asks of an issue. $1 issue, $2 user, $3 bound
+select i.status, i.updated_at,
+       coalesce($2::uuid, $3::uuid) is null or i.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = i.workspace_id and m.user_id = $2::uuid) as allowed
+from issue i
+where i.id = $1;
+
+-- name: profiles
+-- The workspace's own agent commands, oldest first; $2 also the disabled ones
+select * from runtime_profile
+where workspace_id = $1 and (enabled or $2::boolean)
+order by created_at, id;
+
+-- name: register
+-- Agent programs found on a machine. $1 workspace, $2 daemon, $3 owner or null, $4 the programs
+insert into agent_runtime (workspace_id, daemon_id, name, runtime_mode, provider, status,
+                           device_info, metadata, owner_id, last_seen_at)
+select $1, $2, x.name, 'local', x.provider, x.status, x.device_info, x.metadata, $3::uuid,
+       statement_timestamp()
+from jsonb_to_recordset($4::jsonb)
+    as x (name text, provider text, status text, device_info text, metadata jsonb)
+on conflict (workspace_id, daemon_id, provider) where profile_id is null do update
+set name = excluded.name, runtime_mode = 'local', status = excluded.status,
+    device_info = excluded.device_info, metadata = excluded.metadata,
+    owner_id = coalesce(excluded.owner_id, agent_runtime.owner_id),
+    last_seen_at = statement_timestamp(), updated_at = statement_timestamp()
+returning *;
+
+-- name: register_profiles
+-- The same for programs of the workspace's own profiles, working or not.
+insert into agent_runtime (workspace_id, daemon_id, name, runtime_mode, provider, status,
+                           device_info, metadata, owner_id, profile_id, last_seen_at)
+select $1, $2, x.name, 'local', x.provider, x.status, x.device_info, x.metadata, $3::uuid,
+       x.profile_id, statement_timestamp()
+from jsonb_to_recordset($4::jsonb)
+    as x (name text, provider text, status text, device_info text, metadata jsonb,
+          profile_id uuid)
+on conflict (workspace_id, daemon_id, profile_id) where profile_id is not null do update
+set name = excluded.name, runtime_mode = 'local', provider = excluded.provider,
+    status = excluded.status, device_info = excluded.device_info, metadata = excluded.metadata,
+    owner_id = coalesce(excluded.owner_id, agent_runtime.owner_id),
+    last_seen_at = statement_timestamp(), updated_at = statement_timestamp()
+returning *;
+
+-- name: legacy
+-- Rows of earlier ids of the same machine that are to become one of the new rows, locked.
+-- $1 workspace, $2 the machine's earlier ids in lower case, $3 the new rows
+select old.id, old.daemon_id, new.id as new_id
+from agent_runtime old
+join agent_runtime new on new.workspace_id = old.workspace_id and new.provider = old.provider
+where old.workspace_id = $1 and lower(old.daemon_id) = any($2::text[])
+  and old.profile_id is null and new.profile_id is null
+  and new.id = any($3::uuid[]) and old.id <> all($3::uuid[])
+order by old.id
+for update of old;
+
+-- name: merge_agents
+-- $1 the old rows, $2 the new one for each
+update agent a set runtime_id = m.new_id, updated_at = statement_timestamp()
+from unnest($1::uuid[], $2::uuid[]) as m (id, new_id)
+where a.runtime_id = m.id;
+
+-- name: merge_tasks
+update agent_task_queue t set runtime_id = m.new_id
+from unnest($1::uuid[], $2::uuid[]) as m (id, new_id)
+where t.runtime_id = m.id;
+
+-- name: merge_names
+-- The first identity that was merged into a row is remembered. $1 the new rows, $2 the old daemon id
+-- for each
+update agent_runtime r set legacy_daemon_id = m.daemon_id
+from unnest($1::uuid[], $2::text[]) as m (new_id, daemon_id)
+where r.id = m.new_id and r.legacy_daemon_id is null;
+
+-- name: delete_merged
+delete from agent_runtime where id = any($1::uuid[]);
+
+-- name: deregister
+-- $1 runtimes, $2 user, $3 bound; those the caller may not touch are skipped
+update agent_runtime r set status = 'offline', updated_at = statement_timestamp()
+where r.id = any($1::uuid[])
+  and (r.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = r.workspace_id and m.user_id = $2::uuid))
+returning r.id, r.workspace_id;
+
+-- name: stale
+-- Runtimes not heard of for $1 are offline, at most 500 at a time.
+update agent_runtime set status = 'offline', updated_at = statement_timestamp()
+where status = 'online' and id in (
+    select id from agent_runtime
+    where status = 'online'
+      and coalesce(last_seen_at, created_at) < statement_timestamp() - $1::interval
+    order by id
+    limit 500
+    for no key update skip locked
+)
+returning id, workspace_id;
+
+-- name: tasks_left_behind
+-- What machines that have been gone for $1 had in flight. Locked, as in all rules that end tasks:
+-- nothing may change between finding and ending.
+select t.id
+from agent_runtime r
+join agent_task_queue t on t.runtime_id = r.id
+where r.status = 'offline'
+  and coalesce(r.last_seen_at, r.created_at) < statement_timestamp() - $1::interval
+  and t.status in ('dispatched', 'waiting_local_directory', 'running')
+limit 500
+for no key update of t, r skip locked;
+
+-- name: tasks_stuck
+-- In flight for too long. $1 after dispatch without a lease, $2 running without a word for $3,
+-- $4 running at all: its token is dead by then; or preparing, with a lease or without
+select t.id
+from agent_task_queue t
+where (t.status in ('dispatched', 'waiting_local_directory')
+       and (t.dispatched_at < statement_timestamp() - $4::interval
+            or (t.dispatched_at < statement_timestamp() - $1::interval
+                and coalesce(t.prepare_lease_expires_at, '-infinity') < statement_timestamp()
+                    - case when t.status = 'dispatched' then interval '0' else $1::interval end)))
+   or (t.status = 'running'
+       and (t.started_at < statement_timestamp() - $4::interval
+            or (t.started_at < statement_timestamp() - $2::interval
+                and not exists (select from task_message m
+                                where m.task_id = t.id
+                                  and m.created_at > statement_timestamp() - $3::interval))))
+limit 500
+for no key update of t skip locked;
+
+-- name: tasks_expired
+-- Queued for longer than $1 though the agent had nothing else to do: its machine is not coming.
+select t.id
+from agent_task_queue t
+where t.status = 'queued' and t.created_at < statement_timestamp() - $1::interval
+  and not exists (select from agent_task_queue f
+                  where f.agent_id = t.agent_id
+                    and f.status in ('dispatched', 'waiting_local_directory', 'running'))
+order by t.created_at
+limit 500
+for no key update of t skip locked;
+
+-- name: forget_runtimes
+-- Machines gone for $1 that no agent is bound to and no task remembers.
+delete from agent_runtime r
+where r.status = 'offline'
+  and coalesce(r.last_seen_at, r.created_at) < statement_timestamp() - $1::interval
+  and not exists (select from agent a where a.runtime_id = r.id)
+  and not exists (select from agent_task_queue t where t.runtime_id = r.id)
+returning r.id, r.workspace_id;
+
+-- name: forget_tokens
+delete from task_token where expires_at < statement_timestamp();
+
+-- name: forget_daemon_tokens
+delete from daemon_token where expires_at < statement_timestamp();
