@@ -34,6 +34,11 @@ class Viewer:
     admin: bool = False
     is_agent: bool = False
 
+    @property
+    def sees_private_of(self) -> str | None:
+        """Whose private agents the viewer sees in lists; None: everybody's."""
+        return None if self.admin or self.is_agent else self.user_id
+
     def may_use(self, *, visibility: str, owner_id: str | None) -> bool:
         """Tell whether a private agent is open to this viewer (06 §3.4)."""
         return visibility != "private" or self.is_agent or self.admin or owner_id == self.user_id
@@ -67,8 +72,7 @@ async def list_agents(
 
     Without a viewer: all of them, redacted.
     """
-    everybody = viewer is None or viewer.admin or viewer.is_agent
-    only = None if everybody or viewer is None else viewer.user_id
+    only = None if viewer is None else viewer.sees_private_of
     rows = await conn.fetch(SQL.list_agents, workspace_id, include_archived, only)
     return [_agent(row, viewer) for row in rows]
 
@@ -161,12 +165,15 @@ async def list_runtimes(
     return [runtime_of(row) for row in rows]
 
 
-async def get_runtime(
-    conn: Connection, workspace_id: str, runtime_id: str, *, lock: bool = False
-) -> Runtime | None:
-    """Return one runtime; with `lock` no agent is bound to it until the transaction ends."""
-    statement = SQL.lock_runtime if lock else SQL.get_runtime
-    row = await conn.fetchrow(statement, workspace_id, runtime_id)
+async def hold_runtime(conn: Connection, workspace_id: str, runtime_id: str) -> Runtime | None:
+    """Return one runtime; it cannot be deleted until the transaction ends."""
+    row = await conn.fetchrow(SQL.hold_runtime, workspace_id, runtime_id)
+    return None if row is None else runtime_of(row)
+
+
+async def lock_runtime(conn: Connection, workspace_id: str, runtime_id: str) -> Runtime | None:
+    """Return one runtime; no agent is bound to it until the transaction ends."""
+    row = await conn.fetchrow(SQL.lock_runtime, workspace_id, runtime_id)
     return None if row is None else runtime_of(row)
 
 

@@ -94,8 +94,9 @@ where workspace_id = $1 and ($2::uuid is null or owner_id = $2)
 order by created_at, id
 limit 1000;
 
--- name: get_runtime
-select * from agent_runtime where workspace_id = $1 and id = $2;
+-- name: hold_runtime
+-- It cannot be deleted until this transaction ends; others may bind agents to it too.
+select * from agent_runtime where workspace_id = $1 and id = $2 for key share;
 
 -- name: lock_runtime
 -- Nobody binds an agent to it (that takes a key share) until this transaction ends.

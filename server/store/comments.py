@@ -122,12 +122,9 @@ async def find_root(conn: Connection, issue_id: str, comment_id: str) -> str | N
     return None if found is None else str(found)
 
 
-async def get_comment(
-    conn: Connection, workspace_id: str, comment_id: str, *, lock: bool = False
-) -> Comment | None:
-    """Return one comment; with `lock` nobody else changes it until the transaction ends."""
-    statement = SQL.lock_comment if lock else SQL.get_comment
-    row = await conn.fetchrow(statement, workspace_id, comment_id)
+async def lock_comment(conn: Connection, workspace_id: str, comment_id: str) -> Comment | None:
+    """Return one comment that nobody else can change until the transaction ends."""
+    row = await conn.fetchrow(SQL.lock_comment, workspace_id, comment_id)
     return None if row is None else _comment(row)
 
 
@@ -189,11 +186,6 @@ async def trigger_of(conn: Connection, task_id: str, issue_id: str) -> str | Non
     """Return the comment that the task, if it is on this issue, has to answer."""
     found = await conn.fetchval(SQL.trigger_of, task_id, issue_id)
     return None if found is None else str(found)
-
-
-async def tasks_triggered(conn: Connection, comment_id: str) -> list[str]:
-    """Return the ids of the active tasks that a comment started."""
-    return [row["id"] for row in await conn.fetch(SQL.tasks_triggered, comment_id)]
 
 
 def fold(comments: Sequence[Comment]) -> list[Comment]:

@@ -76,11 +76,8 @@ where (c.id = $1 or c.id in (select id from replies))
     and ($2::timestamptz is null or c.created_at > $2)
 order by c.id <> $1, c.created_at, c.id;
 
--- name: get_comment
--- A comment of a workspace, with its issue's facts.
-select c.*, c.content as shown from comment c where c.workspace_id = $1 and c.id = $2;
-
 -- name: lock_comment
+-- A comment of a workspace; nobody else changes it until this transaction ends.
 select c.*, c.content as shown from comment c where c.workspace_id = $1 and c.id = $2
 for no key update of c;
 
@@ -128,11 +125,3 @@ returning *, content as shown;
 -- The comment the caller's own task answers, if that task is on this issue.
 select trigger_comment_id from agent_task_queue
 where id = $1 and issue_id = $2 and trigger_comment_id is not null;
-
--- name: tasks_triggered
--- The tasks that still work because of a comment.
-select id from agent_task_queue
-where trigger_comment_id = $1
-    and status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
-order by id
-limit 1000;

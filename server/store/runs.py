@@ -40,14 +40,15 @@ async def agent_tasks(conn: Connection, agent_id: str) -> list[Task]:
     return [task_of(row) for row in await conn.fetch(SQL.agent_tasks, agent_id)]
 
 
-async def agent_active_ids(conn: Connection, agent_id: str) -> list[str]:
-    """Return the ids of what an agent still has to do, in a fixed order."""
-    return [row["id"] for row in await conn.fetch(SQL.agent_active_ids, agent_id)]
+async def task_snapshot(
+    conn: Connection, workspace_id: str, *, only_private_of: str | None
+) -> list[Task]:
+    """Return every run that is not over, and of each agent the last one that ended.
 
-
-async def task_snapshot(conn: Connection, workspace_id: str) -> list[Task]:
-    """Return every run that is not over, and of each agent the last one that ended."""
-    return [task_of(row) for row in await conn.fetch(SQL.task_snapshot, workspace_id)]
+    Of private agents only those of `only_private_of`; None: everybody's.
+    """
+    rows = await conn.fetch(SQL.task_snapshot, workspace_id, only_private_of)
+    return [task_of(row) for row in rows]
 
 
 async def get_task(conn: Connection, workspace_id: str, task_id: str) -> FoundTask | None:

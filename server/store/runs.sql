@@ -20,33 +20,29 @@ select * from agent_task_queue where agent_id = $1
 order by created_at desc, id
 limit 500;
 
--- name: agent_active_ids
--- What an agent still has to do, in a fixed order.
-select id from agent_task_queue
-where agent_id = $1
-    and status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
-order by id
-limit 10000;
-
 -- name: task_snapshot
--- Every run that is not over, and of each agent the last one that ended.
-(
+-- Every run that is not over, and of each agent the last one that ended. $2: whose private
+-- agents may be seen (null = everybody's).
+with visible as (
+    select id from agent
+    where workspace_id = $1 and ($2::uuid is null or visibility <> 'private' or owner_id = $2)
+    limit 1000
+), active as (
     select t.* from agent_task_queue t
-    where t.workspace_id = $1
+    where t.workspace_id = $1 and t.agent_id in (select id from visible)
         and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
     order by t.created_at desc
     limit 1000
-) union all (
-    select last.*
-    from agent a cross join lateral (
-        select t.* from agent_task_queue t
-        where t.agent_id = a.id and t.status in ('completed', 'failed')
-        order by t.created_at desc
-        limit 1
-    ) last
-    where a.workspace_id = $1
-    limit 1000
-);
+)
+select * from active
+union all
+select last.*
+from visible v cross join lateral (
+    select t.* from agent_task_queue t
+    where t.agent_id = v.id and t.status in ('completed', 'failed')
+    order by t.created_at desc
+    limit 1
+) last;
 
 -- name: get_task
 -- A task of a workspace with what decides who may touch it.

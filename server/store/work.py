@@ -34,7 +34,7 @@ __all__ = [
     "active_tasks",
     "child_progress",
     "create_issue",
-    "delete_issue",
+    "delete_issues",
     "delete_metadata",
     "find_duplicate",
     "find_parent",
@@ -238,9 +238,9 @@ async def update_issue(conn: Connection, issue: Issue, changes: Mapping[str, Any
     return attrs.evolve(issue_of(row, identified=False), identifier=issue.identifier)
 
 
-async def delete_issue(conn: Connection, issue_id: str) -> None:
-    """Delete an issue with its comments and tasks; its children lose their parent."""
-    await conn.execute(SQL.delete_issue, issue_id)
+async def delete_issues(conn: Connection, issue_ids: Sequence[str]) -> None:
+    """Delete issues with their comments and tasks; their children lose their parent."""
+    await conn.execute(SQL.delete_issues, list(issue_ids))
 
 
 async def set_metadata(

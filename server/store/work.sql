@@ -133,8 +133,8 @@ update issue set
 where id = $1
 returning *;
 
--- name: delete_issue
-delete from issue where id = $1;
+-- name: delete_issues
+delete from issue where id = any($1::uuid[]);
 
 -- name: parent_facts
 -- A parent of this workspace; it cannot be deleted until this transaction ends.

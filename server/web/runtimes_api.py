@@ -1,0 +1,98 @@
+"""Endpoints for runtimes: who sees them, who may use them, and removing one (spec 06 §17).
+
+Runtimes are made by daemons that register; agents inside tasks may look but change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.consequences import Consequence
+from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.store import agents
+from server.store.queries import Connection
+from server.web import auth
+from server.web.answers import answer
+from server.web.auth import Membership
+from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from shared.wire.runtime import Runtime
+
+VISIBILITIES: Final = ("private", "public")
+
+
+async def list_runtimes(request: Request) -> Response:
+    """GET /api/runtimes: the workspace's, or with `owner=me` the caller's."""
+    caller = await auth.workspace(request)
+    mine = query(request).text("owner") == "me"
+    unit = partial(
+        agents.list_runtimes,
+        workspace_id=caller.workspace_id,
+        owner_id=caller.actor.user_id if mine else None,
+    )
+    return answer(await read(request, unit))
+
+
+async def update_runtime(request: Request) -> Response:
+    """PATCH /api/runtimes/{id}: private or public."""
+    caller = await auth.workspace(request)
+    runtime_id = path_id(request, "id", "runtime_id")
+    sent = await fields(request)
+    if not sent.given("visibility"):
+        raise Invalid("visibility is required")
+    visibility = sent.one_of("visibility", VISIBILITIES, "private")
+
+    async def unit(conn: Connection) -> tuple[Runtime, Sequence[Consequence]]:
+        await _managed(conn, caller, runtime_id)
+        changed = await agents.set_runtime_visibility(conn, runtime_id, visibility)
+        return changed, (event(caller, "daemon:register", action="update"),)
+
+    return answer(await write(request, unit))
+
+
+async def delete_runtime(request: Request) -> Response:
+    """DELETE /api/runtimes/{id}: refused while agents work on it."""
+    caller = await auth.workspace(request)
+    runtime_id = path_id(request, "id", "runtime_id")
+
+    async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
+        runtime = await _managed(conn, caller, runtime_id)
+        if runtime.profile_id is not None:
+            raise Conflict(
+                "this runtime belongs to a runtime profile; delete the profile instead",
+                code="runtime_profile_instance_delete_unsupported",
+            )
+        active = await agents.agents_on_runtime(conn, runtime_id)
+        if active:
+            raise Conflict(
+                "this runtime has active agents; archive or move them first",
+                code="runtime_has_active_agents",
+                active_agents=active,
+            )
+        await agents.delete_runtime(conn, runtime_id)
+        return None, (event(caller, "daemon:register", action="delete"),)
+
+    await write(request, unit)
+    return answer({"status": "ok"})
+
+
+async def _managed(conn: Connection, caller: Membership, runtime_id: str) -> Runtime:
+    runtime = await agents.lock_runtime(conn, caller.workspace_id, runtime_id)
+    if runtime is None:
+        raise NotFound("runtime not found")
+    viewer = viewer_of(caller)
+    if viewer.is_agent or not viewer.may_manage(runtime.owner_id):
+        raise Forbidden("insufficient permissions")
+    return runtime
+
+
+routes: list[BaseRoute] = [
+    Route("/api/runtimes", list_runtimes, methods=["GET"]),
+    Route("/api/runtimes/{id}", update_runtime, methods=["PATCH"]),
+    Route("/api/runtimes/{id}", delete_runtime, methods=["DELETE"]),
+]

@@ -1,0 +1,138 @@
+"""Endpoints for runs: reading them, their transcripts, stopping and repeating them.
+
+Spec 06 §6.1, §6.2 and §6.5, 02 §4.12. What happens to a task is decided in `dispatch`; here is who
+may ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.consequences import Consequence
+from server.dispatch import enqueue, finish
+from server.errors import Forbidden, NotFound
+from server.store import runs, work
+from server.store.queries import Connection
+from server.store.runs import FoundTask
+from server.web import auth
+from server.web.answers import answer
+from server.web.auth import Membership
+from server.web.issue_changes import existing, facts
+from server.web.unit import optional_fields, path_id, query, read, viewer_of, write
+from shared.wire.task import Task, TaskMessagePayload
+from shared.wire.work import Issue, IssueUsage
+
+_Told = tuple[Task, Sequence[Consequence]]
+
+
+async def list_runs(request: Request) -> Response:
+    """GET /api/issues/{id}/task-runs: newest first."""
+    caller = await auth.workspace(request)
+
+    async def unit(conn: Connection) -> list[Task]:
+        return await runs.list_tasks(conn, (await _issue(conn, caller, request)).id)
+
+    return answer(await read(request, unit))
+
+
+async def list_active(request: Request) -> Response:
+    """GET /api/issues/{id}/active-task: the runs that are not over."""
+    caller = await auth.workspace(request)
+
+    async def unit(conn: Connection) -> list[Task]:
+        return await runs.active_tasks(conn, (await _issue(conn, caller, request)).id)
+
+    return answer({"tasks": await read(request, unit)})
+
+
+async def get_usage(request: Request) -> Response:
+    """GET /api/issues/{id}/usage: the tokens of all runs."""
+    caller = await auth.workspace(request)
+
+    async def unit(conn: Connection) -> IssueUsage:
+        return await runs.issue_usage(conn, (await _issue(conn, caller, request)).id)
+
+    return answer(await read(request, unit))
+
+
+async def rerun(request: Request) -> Response:
+    """POST /api/issues/{id}/rerun: once more, with a fresh session."""
+    caller = await auth.workspace(request)
+    task_id = (await optional_fields(request)).id("task_id")
+
+    async def unit(conn: Connection) -> _Told:
+        ref = request.path_params["id"]
+        issue = existing(await work.lock_issue(conn, caller.workspace_id, ref))
+        return await enqueue.rerun(conn, facts(issue), task_id, caller.actor)
+
+    return answer(await write(request, unit), 202)
+
+
+async def cancel_run(request: Request) -> Response:
+    """POST /api/issues/{id}/tasks/{task_id}/cancel."""
+    caller = await auth.workspace(request)
+    task_id = path_id(request, "task_id")
+
+    async def unit(conn: Connection) -> _Told:
+        issue = await _issue(conn, caller, request)
+        found = await _usable(conn, caller, task_id)
+        if found.task.issue_id != issue.id:
+            raise NotFound("task not found")
+        return await finish.cancel(conn, task_id)
+
+    return answer(await write(request, unit))
+
+
+async def cancel_task(request: Request) -> Response:
+    """POST /api/tasks/{id}/cancel: a task that is over is returned as it is."""
+    caller = await auth.workspace(request)
+    task_id = path_id(request, "id", "task_id")
+
+    async def unit(conn: Connection) -> _Told:
+        await _usable(conn, caller, task_id)
+        return await finish.cancel(conn, task_id)
+
+    return answer(await write(request, unit))
+
+
+async def list_messages(request: Request) -> Response:
+    """GET /api/tasks/{id}/messages?since=: the transcript after a sequence number."""
+    caller = await auth.workspace(request)
+    task_id = path_id(request, "id", "task_id")
+    since = query(request).whole("since", low=0) or 0
+
+    async def unit(conn: Connection) -> list[TaskMessagePayload]:
+        await _usable(conn, caller, task_id)
+        return await runs.task_messages(conn, task_id, since)
+
+    return answer(await read(request, unit))
+
+
+async def _issue(conn: Connection, caller: Membership, request: Request) -> Issue:
+    return existing(await work.get_issue(conn, caller.workspace_id, request.path_params["id"]))
+
+
+async def _usable(conn: Connection, caller: Membership, task_id: str) -> FoundTask:
+    """Return a task of an agent that the caller may use (06 §3.4)."""
+    found = await runs.get_task(conn, caller.workspace_id, task_id)
+    if found is None:
+        raise NotFound("task not found")
+    viewer = viewer_of(caller)
+    if not viewer.may_use(visibility=found.agent_visibility, owner_id=found.agent_owner):
+        raise Forbidden("you do not have access to this agent")
+    return found
+
+
+routes: list[BaseRoute] = [
+    Route("/api/issues/{id}/task-runs", list_runs, methods=["GET"]),
+    Route("/api/issues/{id}/active-task", list_active, methods=["GET"]),
+    Route("/api/issues/{id}/usage", get_usage, methods=["GET"]),
+    Route("/api/issues/{id}/rerun", rerun, methods=["POST"]),
+    Route("/api/issues/{id}/tasks/{task_id}/cancel", cancel_run, methods=["POST"]),
+    Route("/api/tasks/{id}/cancel", cancel_task, methods=["POST"]),
+    Route("/api/tasks/{id}/messages", list_messages, methods=["GET"]),
+]
