@@ -18,6 +18,7 @@ import attrs
 import structlog
 import trio
 
+from daemon.agents.launch import open_agent as open_agent_program
 from daemon.tasks.task import Job, OpenAgent, TaskRunner
 from shared.wire.task import ClaimedTask
 
@@ -174,7 +175,7 @@ async def open_pool(
     client: Client,
     *,
     control_port: int = 0,
-    open_agent: OpenAgent | None = None,
+    open_agent: OpenAgent = open_agent_program,
 ) -> AsyncIterator[TaskPool]:
     """Open the pool of tasks. `control_port` is the port bound, for the agents' environment.
 

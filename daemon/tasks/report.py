@@ -9,7 +9,7 @@ confirmed or refused for good. Whoever calls it bounds it; the journal keeps wha
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,7 @@ import trio
 
 from daemon.client import ApiError, Rejected
 from daemon.tasks.drain import SIGN_IN, Sender
-from daemon.tasks.journal import Journal, JournalError, open_left
+from daemon.tasks.journal import Journal, JournalError, Session, open_left
 from daemon.tasks.outcome import Outcome
 from shared import failure
 from shared.wire.task import FailRequest, ModelUsage, SessionRequest
@@ -50,17 +50,31 @@ def wait_before(attempt: int) -> float:
     return plain * random.uniform(0.9, 1.1)  # noqa: S311
 
 
+StillWanted = Callable[[], Awaitable[bool]]
+
+
 async def settle(
-    client: Client, task_id: str, usage: list[ModelUsage], outcome: Outcome | None
+    client: Client,
+    task_id: str,
+    usage: list[ModelUsage],
+    outcome: Outcome | None,
+    still_wanted: StillWanted | None = None,
 ) -> None:
-    """Report usage and, if there is one, the outcome; return when nothing is left to tell."""
-    usage_told, outcome_told = not usage, outcome is None
+    """Report usage and, if there is one, the outcome; return when nothing is left to tell.
+
+    `still_wanted` is asked once, right before the outcome; if it says no, the outcome is kept back.
+    """
+    usage_told, outcome_told = not usage, False
     attempt = 0
     while True:
         usage_told = usage_told or await _told(task_id, lambda: client.usage(task_id, usage))
         if outcome is not None and not outcome_told and (usage_told or attempt >= USAGE_LEADS):
+            if still_wanted is not None and not await still_wanted():
+                outcome = None
+                continue
+            still_wanted = None
             outcome_told = await _tell_outcome(client, task_id, outcome)
-        if usage_told and outcome_told:
+        if usage_told and (outcome_told or outcome is None):
             return
         await trio.sleep(wait_before(attempt))
         attempt += 1
@@ -94,9 +108,9 @@ async def _tell_outcome(client: Client, task_id: str, outcome: Outcome) -> bool:
     return True
 
 
-async def _told(task_id: str, tell: Callable[[], object]) -> bool:
+async def _told(task_id: str, tell: Callable[[], Awaitable[object]]) -> bool:
     try:
-        await tell()  # type: ignore[misc]
+        await tell()
     except ApiError as error:
         if not _is_final(error):
             log.warning("not reported yet", task_id=task_id, error=str(error))
@@ -110,16 +124,31 @@ def _is_final(error: ApiError) -> bool:
     return isinstance(error, Rejected) and error.status not in SIGN_IN
 
 
-async def close_journal(client: Client, journal: Journal, sender: Sender, task_id: str) -> None:
+async def close_journal(
+    client: Client,
+    journal: Journal,
+    sender: Sender,
+    task_id: str,
+    still_wanted: StillWanted | None = None,
+) -> None:
     """Bring the server up to date with a journal nobody appends to any more, then remove it.
 
     The transcript first, so that nobody sees an ended task grow; but only for a while.
     """
     with trio.move_on_after(TRANSCRIPT_LEADS):
         await sender.send_rest()
-    await settle(client, task_id, journal.usage, journal.outcome)
+    await settle(client, task_id, journal.usage, journal.outcome, still_wanted)
     await sender.send_rest()
     journal.remove()
+
+
+async def pin_session(client: Client, task_id: str, session: Session) -> None:
+    """Tell the server how the task can be resumed if this daemon dies; retried until told."""
+    request = SessionRequest(session_id=session.session_id, work_dir=session.work_dir)
+    attempt = 0
+    while not await _told(task_id, lambda: client.session(task_id, request)):
+        await trio.sleep(wait_before(attempt))
+        attempt += 1
 
 
 async def replay(client: Client, folder: Path) -> int:
@@ -166,11 +195,6 @@ async def _wait_for_server(client: Client) -> None:
 
 
 async def _replay_one(client: Client, journal: Journal, task_id: str) -> None:
-    session = journal.session
-    if session is not None and journal.outcome is None:
-        request = SessionRequest(session_id=session.session_id, work_dir=session.work_dir)
-        attempt = 0
-        while not await _told(task_id, lambda: client.session(task_id, request)):
-            await trio.sleep(wait_before(attempt))
-            attempt += 1
+    if journal.session is not None and journal.outcome is None:
+        await pin_session(client, task_id, journal.session)
     await close_journal(client, journal, Sender(client, journal, task_id=task_id), task_id)

@@ -1,23 +1,72 @@
-"""One task from hand-over to confirmed report (spec 03 §13, §14)."""
+"""One task from hand-over to confirmed report (spec 03 §13, §14).
+
+The pool starts it with a claimed task and the scope that a stop of the daemon closes. It owns the
+task's journal, its directory, its watchers, its agent and its sender. Its scopes are, outermost
+first, `shutdown`, `server_stop`, the wall clock, and the watchdog's deadline on every receive; what
+is reported follows from which of them was caught and what the agent still said. It ends when the
+server has confirmed everything, or at a stop after a bounded attempt: the journal keeps the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import attrs
+import structlog
 import trio
 
-from daemon.agents.contract import Agent, AgentRun
-from shared.wire.task import ClaimedTask
+from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
+from daemon.client import ApiError, Transient
+from daemon.tasks import outcome as outcomes
+from daemon.tasks import report
+from daemon.tasks.drain import SIGN_IN, Sender, Transcript, consume
+from daemon.tasks.environment import build_environment, find_launcher, secrets_of
+from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
+from daemon.tasks.outcome import End, Outcome
+from daemon.tasks.watchdog import Watchdog
+from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
+from daemon.workdir.brief import render_brief
+from daemon.workdir.prepare import LiveRoots, Prepared, PrepareError, choose, prepare, write_brief
+from daemon.workdir.prompt import render_prompt, thread_name
+from shared import ids, times
+from shared.redact import Redactor
+from shared.supervise import Backoff
+from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
 
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
     from daemon.runtimes.runtime import RuntimeInfo
 
+log = structlog.get_logger(__name__)
+
 OpenAgent = Callable[[AgentRun], AbstractAsyncContextManager[Agent]]
+
+STOP_WITHIN: Final = 14.0
+"""Seconds an agent's last messages are waited for: its stop takes at most 12."""
+
+CLOSE_WITHIN: Final = 10.0
+"""Seconds a task may take to report when it is being cut short; the journal keeps the rest."""
+
+PROGRESS_WITHIN: Final = 5.0
+"""Seconds a progress note, which nobody misses, may hold up the task."""
+
+_START_BACKOFF: Final = Backoff(first=1.0, limit=15.0)
+
+_INLINE_BRIEF: Final = frozenset({"openclaw", "kiro", "kimi"})
+"""Providers that take the brief as a system prompt besides the file (spec 03 §14.19)."""
+
+
+class TaskError(Exception):
+    """The task cannot go on; the text is what its error field will say."""
+
+
+_EXPECTED: Final = (TaskError, PrepareError, AgentError, JournalError)
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +79,7 @@ class Job:
 
 
 class TaskRunner:
-    """Runs jobs; one per daemon."""
+    """Runs jobs, any number at a time. One per daemon; what all tasks share is here."""
 
     def __init__(
         self,
@@ -38,15 +87,327 @@ class TaskRunner:
         client: Client,
         *,
         control_port: int = 0,
-        open_agent: OpenAgent | None = None,
+        open_agent: OpenAgent,
+        env: Mapping[str, str] = os.environ,
     ) -> None:
-        self._config = config
-        self._client = client
-        self._control_port = control_port
-        self._open_agent = open_agent
+        self.config = config
+        self.client = client
+        self.control_port = control_port
+        self.open_agent = open_agent
+        self.env = dict(env)
+        self.live = LiveRoots()
+        self.launcher = find_launcher(config.home)
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
-        raise NotImplementedError
+        """Run one job to its end. Known ends return; only a bug or a dead journal raises."""
+        task = job.task
+        claim = Claim(
+            task_id=task.id,
+            workspace_id=task.workspace_id,
+            runtime_id=job.runtime.id,
+            agent_id=task.agent_id,
+            issue_id=task.issue_id,
+            provider=job.runtime.provider,
+            claimed_at=times.fine_stamp(times.now()),
+        )
+        journal = open_journal(self.config.home.journals, claim)
+        try:
+            with ExitStack() as guards:
+                await _TaskRun(self, job, journal, guards).run(shutdown)
+        finally:
+            journal.close()
 
     async def report_crash(self, job: Job, crash: BaseException) -> None:
-        raise NotImplementedError
+        """Report a task that ended by a bug of ours as failed."""
+        failed = outcomes.broken(f"internal error: {_text_of(crash)}")
+        await report.settle(self.client, job.task.id, [], failed)
+
+
+class _TaskRun:
+    """One task's run: what it is, and what became of it so far. Only its own task changes it."""
+
+    def __init__(self, runner: TaskRunner, job: Job, journal: Journal, guards: ExitStack) -> None:
+        task = job.task
+        self._runner = runner
+        self._client = runner.client
+        self._task = task
+        self._job = job
+        self._provider = job.runtime.provider
+        self._kind = task.kind or kind_of(
+            chat_session_id=task.chat_session_id,
+            autopilot_run_id=task.autopilot_run_id,
+            issue_id=task.issue_id,
+            trigger_comment_id=task.trigger_comment_id,
+        )
+        self._log = log.bind(task_id=task.id)
+        self._journal = journal
+        self._guards = guards
+        self._redactor = Redactor(secrets_of(task))
+        self._sender = Sender(runner.client, journal, task_id=task.id)
+        self._transcript = Transcript(journal, self._redactor)
+        self._results: list[AgentResult | None] = []
+        self._work_dir = ""
+        self._end: End = "agent"
+        self._silence = ""
+        self._outcome: Outcome | None = None
+        self._unwanted = False
+        self._decided = False
+
+    async def run(self, shutdown: trio.CancelScope) -> None:
+        async with trio.open_nursery() as side:
+            side.start_soon(self._sender.run)
+            server_stop = trio.CancelScope()
+            closed = False
+            try:
+                with shutdown:
+                    with server_stop:
+                        self._outcome = await self._work(server_stop)
+                    self._unwanted = server_stop.cancelled_caught
+                    await self._close(still_wanted=self._still_wanted)
+                    closed = True
+            finally:
+                if not closed:  # a stop of the daemon, or a bug
+                    with trio.move_on_after(CLOSE_WITHIN, shield=True):
+                        await self._close()
+
+    # -- the end
+
+    def _decide(self) -> None:
+        """Journal usage and outcome, once. Without a scope's credit it was the shutdown's."""
+        if self._decided:
+            return
+        self._decided = True
+        usage = outcomes.usage_entries(self._provider, outcomes.merge_usage(self._results))
+        outcome = self._outcome
+        if outcome is None and not self._unwanted:
+            outcome = self._judge("shutdown")
+        try:
+            if usage:
+                self._journal.note_usage(usage)
+            if outcome is not None:
+                text = self._redactor.text(outcome.text)
+                self._journal.note_outcome(attrs.evolve(outcome, text=text))
+        except JournalError as error:  # it can still be told, as long as we live
+            self._log.error("outcome not journalled", error=str(error))
+
+    async def _close(self, *, still_wanted: report.StillWanted | None = None) -> None:
+        """Tell the server everything; return when it has confirmed."""
+        await self._sender.stop()
+        self._decide()
+        await report.close_journal(
+            self._client, self._journal, self._sender, self._task.id, still_wanted
+        )
+        outcome = self._journal.outcome
+        self._log.info(
+            "task ended",
+            completed=outcome is not None and outcome.completed,
+            reason=outcome.reason if outcome is not None else "ended by the server",
+        )
+
+    async def _still_wanted(self) -> bool:
+        """The last look before the report: a task the server has ended is not reported."""
+        await self._progress("Finishing task", 2)
+        return not await stopped_by_server(self._client, self._task.id)
+
+    def _judge(self, end: End) -> Outcome:
+        return outcomes.decide(
+            self._results[-1] if self._results else None,
+            end,
+            provider=self._provider,
+            work_dir=self._work_dir,
+            silence=self._silence,
+            cap=self._runner.config.agent_timeout,
+        )
+
+    # -- the work
+
+    async def _work(self, server_stop: trio.CancelScope) -> Outcome:
+        """Do the task; whatever is raised on the way becomes its failure."""
+        outcome: Outcome | None = None
+        raised: BaseExceptionGroup[Exception] | None = None
+        try:
+            async with trio.open_nursery() as watchers:
+                watchers.start_soon(watch_cancel, self._client, self._task.id, server_stop)
+                outcome = await self._pipeline(server_stop, watchers)
+                watchers.cancel_scope.cancel(reason="the work is done")
+        except* Exception as group:  # noqa: BLE001 - a task's failure is reported, not raised
+            raised = group
+        if outcome is None:
+            assert raised is not None
+            if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
+                self._log.error("task failed unexpectedly", exc_info=raised)
+            outcome = outcomes.broken(_text_of(raised), work_dir=self._work_dir)
+        return outcome
+
+    async def _pipeline(self, server_stop: trio.CancelScope, watchers: trio.Nursery) -> Outcome:
+        task = self._task
+        self._check()
+        chosen = choose(task, self._runner.config.workspaces_root, self._runner.live)
+        self._guards.enter_context(self._runner.live.hold(chosen.layout.env_root))
+        async with keep_lease(self._client, self._job.runtime.id, task.id):
+            prepare(task, self._kind, self._provider, chosen)
+            # only now: whoever sees "running" finds the directory
+            await self._start(server_stop)
+        self._journal.note_started()
+        self._work_dir = str(chosen.layout.work_dir)
+        await self._progress(f"Launching {self._provider}", 1)
+
+        # agents find their sessions by directory: another directory, no session
+        resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
+        timeout = self._runner.config.agent_timeout
+        with trio.CancelScope() as cap:
+            cap.deadline = trio.current_time() + timeout if timeout > 0 else math.inf
+            await self._run_agent(chosen, resume, watchers)
+            if self._end == "agent" and outcomes.may_run_afresh(
+                self._results[-1], resumed=bool(resume)
+            ):
+                self._log.info("session cannot be resumed; running afresh", session_id=resume)
+                await self._run_again(chosen, watchers)
+        if cap.cancelled_caught:
+            self._end = "cap"
+        return self._judge(self._end)
+
+    def _check(self) -> None:
+        """Refuse what must not run at all. Raises TaskError."""
+        task = self._task
+        if not task.workspace_id:
+            raise TaskError("server sent a task without a workspace")
+        if not task.auth_token:
+            raise TaskError("server did not provide task-scoped auth token")
+        if not task.auth_token.startswith(ids.TASK_TOKEN):
+            raise TaskError("server provided non-task-scoped auth token")
+
+    async def _start(self, server_stop: trio.CancelScope) -> None:
+        """Tell the server that the task runs, until it knows. Raises TaskError.
+
+        The call is not idempotent: after a lost answer a repetition is refused, and the status
+        tells what happened.
+        """
+        client, task_id = self._client, self._task.id
+        failures = 0
+        while True:
+            try:
+                await client.start(task_id)
+                return
+            except ApiError as error:
+                if error.task_gone:
+                    await _leave(server_stop, "gone")
+                if not isinstance(error, Transient) and error.status not in SIGN_IN:
+                    status = await self._status()
+                    if status in TERMINAL or status == "gone":
+                        await _leave(server_stop, status)
+                    if failures and status == RUNNING:
+                        return
+                    if status:
+                        raise TaskError(f"start task failed: {error}") from error
+                self._log.warning("not started yet", error=str(error))
+            failures += 1
+            await trio.sleep(_START_BACKOFF.wait(failures))
+
+    async def _status(self) -> str:
+        """The task's status, "gone", or "" when the server cannot say."""
+        try:
+            return await self._client.status(self._task.id)
+        except ApiError as error:
+            return "gone" if error.task_gone else ""
+
+    async def _run_again(self, chosen: Prepared, watchers: trio.Nursery) -> None:
+        """Run once without resuming; if the agent does not start, the first result stands."""
+        try:
+            await self._run_agent(chosen, "", watchers)
+        except* AgentError as group:
+            self._log.warning("agent not started again", error=_text_of(group))
+
+    async def _run_agent(self, chosen: Prepared, resume: str, watchers: trio.Nursery) -> None:
+        """Run the agent once; its result is appended to the results however this ends."""
+        watchdog = Watchdog(self._runner.config.idle_watchdog, self._runner.config.tool_watchdog)
+        run = self._agent_run(chosen, resume)
+        pinned = False
+
+        def pin(session_id: str) -> None:
+            nonlocal pinned
+            if not pinned:
+                pinned = True
+                session = Session(session_id=session_id, work_dir=self._work_dir)
+                self._journal.note_session(session)
+                watchers.start_soon(report.pin_session, self._client, self._task.id, session)
+
+        agent: Agent | None = None
+        try:
+            async with self._runner.open_agent(run) as agent:
+                ended = False
+                try:
+                    ended = await consume(agent.messages, self._transcript, watchdog, pin)
+                    if not ended:
+                        self._end = "idle"
+                        self._silence = watchdog.explain()
+                finally:
+                    if not ended:
+                        agent.stop(self._silence or "the task was stopped")
+                        with trio.move_on_after(STOP_WITHIN, shield=True):
+                            await consume(agent.messages, self._transcript, Watchdog(0, 0), pin)
+        finally:
+            if agent is not None:
+                self._results.append(agent.result)
+
+    def _agent_run(self, chosen: Prepared, resume: str) -> AgentRun:
+        """Say what the agent is to do, in its brief and its prompt, and with what."""
+        task, config, provider = self._task, self._runner.config, self._provider
+        brief = render_brief(task, self._kind, provider=provider, resumed=bool(resume))
+        write_brief(chosen.layout, provider, brief)
+        env = build_environment(
+            task,
+            base=self._runner.env,
+            provider=provider,
+            slot=self._job.slot,
+            server_url=config.server_url,
+            control_port=self._runner.control_port,
+            launcher=self._runner.launcher,
+            tmp=chosen.layout.tmp,
+            as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+        )
+        agent = task.agent
+        mcp = agent.mcp_config if agent is not None else None
+        return AgentRun(
+            program=self._job.runtime.program,
+            cwd=Path(self._work_dir),
+            env=env,
+            prompt=render_prompt(task, self._kind, resumed=bool(resume)),
+            model=(agent.model if agent is not None else "") or config.models.get(provider, ""),
+            thinking_level=agent.thinking_level if agent is not None else "",
+            resume_session_id=resume,
+            system_prompt=brief if provider in _INLINE_BRIEF else "",
+            extra_args=tuple(config.extra_args.get(provider, ())),
+            custom_args=tuple(agent.custom_args) if agent is not None else (),
+            mcp_config=mcp if isinstance(mcp, Mapping) else None,
+            thread_name=thread_name(task),
+        )
+
+    async def _progress(self, summary: str, step: int) -> None:
+        """Say what is going on; nobody misses it if it does not arrive."""
+        with trio.move_on_after(PROGRESS_WITHIN):
+            try:
+                request = ProgressRequest(summary=summary, step=step, total=2)
+                await self._client.progress(self._task.id, request)
+            except ApiError as error:
+                self._log.debug("progress not told", error=str(error))
+
+
+async def _leave(server_stop: trio.CancelScope, reason: str) -> None:
+    """End the work the way a cancel by the server does."""
+    server_stop.cancel(reason=reason)
+    await trio.lowlevel.checkpoint()
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _text_of(error: BaseException) -> str:
+    """What went wrong first, in words."""
+    leaf = next(_leaves(error))
+    return str(leaf) or type(leaf).__name__

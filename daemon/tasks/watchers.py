@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -61,6 +62,7 @@ async def keep_lease(client: Client, runtime_id: str, task_id: str) -> AsyncIter
             log.info("lease not renewed", task_id=task_id, error=str(error))
 
     async with trio.open_nursery() as keeper:
-        keeper.start_soon(every, LEASE_REFRESH, renew)
+        # the claim itself set the first lease
+        keeper.start_soon(partial(every, LEASE_REFRESH, renew, first=LEASE_REFRESH))
         yield
         keeper.cancel_scope.cancel(reason="prepared")

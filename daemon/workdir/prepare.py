@@ -1,0 +1,141 @@
+"""Make a task's working directory ready, fresh or the one its predecessor left.
+
+It owns nothing that runs. `LiveRoots` knows which directories tasks of this daemon use now, so that
+no two ever share one; the task holds its directory until its very end. All disk work is small and
+synchronous: a few short files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import structlog
+
+from daemon.workdir import sidecars
+from daemon.workdir.brief import brief_file, without_block, written_brief
+from daemon.workdir.context import ISSUE_CONTEXT, RESOURCES, render_context, render_resources
+from daemon.workdir.layout import Layout, LayoutError, layout_of, layout_of_prior
+from daemon.workdir.skills import SkillError, write_skills
+from shared.wire.task import ClaimedTask
+
+log = structlog.get_logger(__name__)
+
+BRIEF_FILES = ("CLAUDE.md", "AGENTS.md")
+
+
+class PrepareError(Exception):
+    """The working directory cannot be made; the text is meant for the task's error field."""
+
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """A directory ready for an agent. `reused`: it is the one the prior task worked in."""
+
+    layout: Layout
+    reused: bool
+
+
+class LiveRoots:
+    """The env roots in use by this daemon's tasks. Only `hold` changes the set."""
+
+    def __init__(self) -> None:
+        self._roots: set[Path] = set()
+
+    def __contains__(self, root: Path) -> bool:
+        return root in self._roots
+
+    @contextmanager
+    def hold(self, root: Path) -> Iterator[None]:
+        """Keep everybody else out of an env root. Raises PrepareError if somebody is in it."""
+        if root in self._roots:
+            raise PrepareError(f"working directory {root} is in use by another task")
+        self._roots.add(root)
+        try:
+            yield
+        finally:
+            self._roots.remove(root)
+
+
+def choose(task: ClaimedTask, root: Path, live: LiveRoots) -> Prepared:
+    """Choose the task's directory: the prior one if it is ours, there and free, else its own.
+
+    Nothing is written. Raises PrepareError.
+    """
+    prior = layout_of_prior(root, task.workspace_id, task.prior_work_dir)
+    if (
+        prior is not None
+        and prior.env_root not in live
+        and prior.work_dir.is_dir()
+        and not prior.work_dir.is_symlink()
+    ):
+        return Prepared(layout=prior, reused=True)
+    try:
+        return Prepared(layout=layout_of(root, task.workspace_id, task.id), reused=False)
+    except LayoutError as error:
+        raise PrepareError(str(error)) from error
+
+
+def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> None:
+    """Create or refresh the directories, context files and skills (spec 05 §2, §10).
+
+    A fresh directory that exists already is from an earlier delivery of the same task, which never
+    started: it is made anew. Raises PrepareError.
+    """
+    layout = chosen.layout
+    try:
+        if not chosen.reused and layout.env_root.exists():
+            shutil.rmtree(layout.env_root)
+        layout.env_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for folder in (layout.work_dir, layout.output, layout.logs, layout.tmp):
+            folder.mkdir(mode=0o755, exist_ok=True)
+        if chosen.reused:
+            sidecars.clean_up(layout.manifest, below=layout.work_dir)
+            _remove_foreign_briefs(layout.work_dir, provider)
+        _write_sidecars(task, kind, provider, layout)
+    except (OSError, SkillError) as error:
+        raise PrepareError(f"cannot prepare {layout.work_dir}: {error}") from error
+
+
+def write_brief(layout: Layout, provider: str, brief: str) -> None:
+    """Put the brief into the provider's file, around whatever else it holds; failing only warns."""
+    name = brief_file(provider)
+    if name is None:
+        return
+    path = layout.work_dir / name
+    try:
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(written_brief(before, brief))
+    except OSError as error:
+        log.warning("brief not written", path=str(path), error=str(error))
+
+
+def _write_sidecars(task: ClaimedTask, kind: str, provider: str, layout: Layout) -> None:
+    skills = (task.agent.skills if task.agent is not None else None) or []
+    created = sidecars.Sidecars(layout.manifest)
+    try:
+        context = render_context(task, kind, [skill.name for skill in skills])
+        created.write(layout.work_dir / ISSUE_CONTEXT, context)
+        resources = render_resources(task)
+        if resources is not None:
+            created.write(layout.work_dir / RESOURCES, resources)
+        write_skills(layout.work_dir, provider, skills, created)
+    finally:
+        created.save()
+
+
+def _remove_foreign_briefs(work_dir: Path, provider: str) -> None:
+    """Take our brief out of files this provider does not read, left by one that did."""
+    for name in BRIEF_FILES:
+        path = work_dir / name
+        if name == brief_file(provider) or not path.is_file():
+            continue
+        before = path.read_bytes()
+        after = without_block(before)
+        if after is None:
+            path.unlink()
+        elif after != before:
+            path.write_bytes(after)

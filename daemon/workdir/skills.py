@@ -1,0 +1,121 @@
+"""Skills as files an agent program finds (spec 05 §4).
+
+Names become directory names, existing directories are never touched, and every path a skill brings
+is checked, wherever the skill came from. Only the writing touches the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from daemon.workdir.sidecars import Sidecars
+from shared.wire.task import Skill
+
+FOLDERS: Final = {
+    "claude": ".claude/skills",
+    "codebuddy": ".claude/skills",
+    "copilot": ".github/skills",
+    "opencode": ".opencode/skills",
+    "openclaw": "skills",
+    "pi": ".pi/skills",
+    "cursor": ".cursor/skills",
+    "kimi": ".kimi/skills",
+    "kiro": ".kiro/skills",
+    "qoder": ".qoder/skills",
+    "antigravity": ".agents/skills",
+}
+"""Where each provider discovers skills by itself, below the working directory."""
+
+FALLBACK: Final = ".agent_context/skills"
+"""Where the others' skills are put; the brief says so."""
+
+_ATTEMPTS: Final = 64
+_NAME_LINE = re.compile(r"^name:[ \t]*\S", re.MULTILINE)
+
+
+class SkillError(Exception):
+    """A skill cannot be written: its files clash or leave its directory."""
+
+
+def folder_for(provider: str) -> str:
+    return FOLDERS.get(provider, FALLBACK)
+
+
+def write_skills(
+    work_dir: Path, provider: str, skills: Sequence[Skill], sidecars: Sidecars
+) -> None:
+    """Write each skill into a directory of its own. Raises SkillError, OSError."""
+    parent = work_dir / folder_for(provider)
+    for skill in skills:
+        folder = _free_folder(parent, slug(skill.name))
+        sidecars.make_dir(folder)
+        sidecars.write(folder / "SKILL.md", with_frontmatter(skill, folder.name))
+        for file in skill.files:
+            path = check_path(skill.name, file.path)
+            if path.lower() == "skill.md":
+                continue  # reserved: the skill's own content is that file
+            if not sidecars.write(folder / path, file.content):
+                raise SkillError(f"skill {skill.name!r} has two files at {path!r}")
+
+
+def slug(name: str) -> str:
+    """Return the directory name a skill's name stands for."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "skill"
+
+
+def check_path(skill: str, path: str) -> str:
+    """Return the clean relative path of a supporting file. Raises SkillError if it is not one."""
+    clean = posixpath.normpath(path)
+    if (
+        not path
+        or "\0" in path
+        or "\\" in path
+        or clean == "."
+        or clean.startswith(("/", "../"))
+        or clean == ".."
+        or re.match(r"[A-Za-z]:", clean)
+    ):
+        raise SkillError(f"skill {skill!r} has a file outside its directory: {path!r}")
+    return clean
+
+
+def with_frontmatter(skill: Skill, name: str) -> str:
+    """Return the skill's text with a frontmatter that at least names it."""
+    text = skill.content
+    block = _frontmatter(text)
+    if block is None:
+        lines = [f"name: {name}"]
+        if skill.description.strip():
+            lines.append(f"description: {_quoted(skill.description)}")
+        return "---\n" + "\n".join(lines) + "\n---\n\n" + text
+    if _NAME_LINE.search(block):
+        return text
+    opening = text.index("\n") + 1
+    return f"{text[:opening]}name: {name}\n{text[opening:]}"
+
+
+def _frontmatter(text: str) -> str | None:
+    """Return what stands between the opening and the closing `---` lines, or None."""
+    opening = re.match(r"---\r?\n", text)
+    if opening is None:
+        return None
+    closing = re.search(r"^---\r?$", text[opening.end() :], re.MULTILINE)
+    return text[opening.end() :][: closing.start()] if closing is not None else None
+
+
+def _quoted(description: str) -> str:
+    return json.dumps(" ".join(description.split()), ensure_ascii=False)
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    for attempt in range(_ATTEMPTS):
+        suffix = "" if attempt == 0 else "-multica" if attempt == 1 else f"-multica-{attempt}"
+        folder = parent / (name + suffix)
+        if not folder.exists() and not folder.is_symlink():
+            return folder
+    raise SkillError(f"no free directory for skill {name!r} in {parent}")
