@@ -20,10 +20,10 @@ import attrs
 import httpx
 import trio
 import trio_websocket
-from server.database import Database, open_database
 
-from bench import raw
+from bench import ceiling, raw
 from bench.figures import Figure, spread
+from server.database import Database, open_database
 from tests.support.bullpen import clean_environment, wait_for
 
 _CONNECTIONS = 16
@@ -33,14 +33,15 @@ _BATCH = 20
 
 @attrs.frozen
 class Target:
-    """The server under load, a runtime on it and an agent bound to that."""
+    """The server under load, and runtimes on it with one agent each."""
 
     url: str
     token: str
     database_url: str
     workspace_id: str
+    user_id: str
     runtime_ids: tuple[str, ...]
-    agent_id: str
+    agent_ids: tuple[str, ...]
 
 
 @contextmanager
@@ -67,14 +68,14 @@ def bare_server(root: Path) -> Iterator[dict[str, Any]]:
             process.wait()
 
 
-def prepare(told: dict[str, Any], runtimes: int = 16) -> Target:
-    """Register a daemon's runtimes and make an agent that may run everything at once."""
+def prepare(told: dict[str, Any], runtimes: int = _CONNECTIONS) -> Target:
+    """Register runtimes and make an agent for each that may run everything at once."""
     headers = {
         "Authorization": f"Bearer {told['token']}",
         "X-Workspace-ID": told["workspace_id"],
     }
     with httpx.Client(base_url=told["url"], headers=headers, trust_env=False) as api:
-        ids = []
+        ids, agents = [], []
         for number in range(runtimes):
             registered = api.post(
                 "/api/daemon/register",
@@ -86,40 +87,51 @@ def prepare(told: dict[str, Any], runtimes: int = 16) -> Target:
                 },
             )
             ids.append(registered.raise_for_status().json()["runtimes"][0]["id"])
-        agent = api.post(
-            "/api/agents",
-            json={"name": "bench", "runtime_id": ids[0], "max_concurrent_tasks": 1000},
-        )
+            agent = api.post(
+                "/api/agents",
+                json={
+                    "name": f"bench {number}",
+                    "runtime_id": ids[-1],
+                    "max_concurrent_tasks": 1000,
+                },
+            )
+            agents.append(agent.raise_for_status().json()["id"])
         return Target(
             url=told["url"],
             token=told["token"],
             database_url=told["postgres"]["url"],
             workspace_id=told["workspace_id"],
+            user_id=told["user_id"],
             runtime_ids=tuple(ids),
-            agent_id=agent.raise_for_status().json()["id"],
+            agent_ids=tuple(agents),
         )
 
 
 _QUEUE = """
 with numbered as (
-    select n, gen_random_uuid() as issue_id from generate_series(1, $4::int) as n
+    select n, gen_random_uuid() as issue_id,
+           ($2::uuid[])[n % cardinality($2::uuid[]) + 1] as agent_id
+    from generate_series(1, $3::int) as n
 ), issues as (
     insert into issue (id, workspace_id, number, title, creator_type, creator_id,
                        assignee_type, assignee_id)
-    select issue_id, $1, $5::int + n, 'bench ' || n, 'member', $2, 'agent', $2 from numbered
-    returning id
+    select issue_id, $1, $4::int + n, 'bench ' || n, 'agent', agent_id, 'agent', agent_id
+    from numbered
+    returning id, assignee_id
 )
-insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id, created_at)
-select $1, $2, $3, id, now() from issues
+insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id)
+select $1, i.assignee_id, a.runtime_id, i.id
+from issues i join agent a on a.id = i.assignee_id
 """
 
 
-async def queue_tasks(database: Database, target: Target, count: int, offset: int) -> None:
+async def queue_tasks(database: Database, target: Target, count: int) -> None:
+    """Empty the queue, then fill it with `count` tasks, spread over the agents."""
+
     async def unit(conn: asyncpg.Connection) -> None:
         await conn.execute("delete from agent_task_queue")
-        await conn.execute(
-            _QUEUE, target.workspace_id, target.agent_id, target.runtime_ids[0], count, offset
-        )
+        await conn.execute("delete from issue")
+        await conn.execute(_QUEUE, target.workspace_id, list(target.agent_ids), count, 0)
         await conn.execute("analyze agent_task_queue")
 
     await database.write(unit)
@@ -152,11 +164,11 @@ async def _load(
 
 async def claims(database: Database, target: Target, count: int) -> tuple[list[Figure], list[str]]:
     """Claims until the queue is empty; also returns the claimed tasks' ids."""
-    await queue_tasks(database, target, count, 0)
+    await queue_tasks(database, target, count)
     claimed: list[str] = []
 
-    async def claim(connection: raw.Connection, _: int) -> bool:
-        path = f"/api/daemon/runtimes/{target.runtime_ids[0]}/tasks/claim"
+    async def claim(connection: raw.Connection, number: int) -> bool:
+        path = f"/api/daemon/runtimes/{target.runtime_ids[number]}/tasks/claim"
         answer = await connection.post(path)
         if answer["task"] is None:
             return False
@@ -174,9 +186,7 @@ async def claims(database: Database, target: Target, count: int) -> tuple[list[F
 
 async def heartbeats_http(target: Target, seconds: float) -> list[Figure]:
     async def beat(connection: raw.Connection, number: int) -> bool:
-        await connection.post(
-            "/api/daemon/heartbeat", {"runtime_id": target.runtime_ids[number % 16]}
-        )
+        await connection.post("/api/daemon/heartbeat", {"runtime_id": target.runtime_ids[number]})
         return True
 
     done, _ = await _load(target, seconds, beat)
@@ -238,9 +248,17 @@ def measure(root: Path, *, quick: bool) -> list[Figure]:
         target = prepare(told)
 
         async def run() -> list[Figure]:
-            seconds = 2.0 if quick else 6.0
+            seconds, count = (2.0, 800) if quick else (6.0, 3200)
             async with open_database(target.database_url) as database:
-                figures, claimed = await claims(database, target, 900)
+                await queue_tasks(database, target, count)
+                script = ceiling.claim_script(target.runtime_ids, target.user_id)
+                most = ceiling.run(
+                    root, target.database_url, script, clients=_CONNECTIONS, each=count // 32
+                )
+                figures, claimed = await claims(database, target, count)
+                figures.insert(1, most)
+                share = 100 * figures[0].value / most.value
+                figures.insert(2, Figure("claims as a share of pgbench's", share, "%"))
             figures += await heartbeats_http(target, seconds)
             figures += await heartbeats_websocket(target, seconds)
             figures += await messages(target, claimed, seconds)
