@@ -7,6 +7,7 @@ PATIENCE seconds, and a call that may have reached it only when repeating it cha
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -141,7 +142,14 @@ class Api:
         url = self.server_url + path
         if body is ...:
             return self._client.request(method, url, params=params)
-        return self._client.request(method, url, params=params, json=body)
+        # Not `json=`: that would send no body at all for `null` (spec 06 §1).
+        return self._client.request(
+            method,
+            url,
+            params=params,
+            content=json.dumps(body),
+            headers={"Content-Type": "application/json"},
+        )
 
     def _unreachable(self, error: Exception, *, sent: bool) -> CliError:
         if isinstance(error, httpx.TimeoutException):

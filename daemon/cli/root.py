@@ -213,4 +213,4 @@ def _say(text: str) -> None:
     from daemon.cli.output import plain
 
     label = click.style("error:", fg="red", bold=True) if sys.stderr.isatty() else "error:"
-    click.echo(f"{label} {plain(text)}", err=True)
+    click.echo(f"{label} {plain(text, keep_lines=True)}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from daemon.cli.output import plain
 from shared.redact import redact
 
 _TAIL: Final = 12
+_ERROR: Final = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 _TAIL_BYTES: Final = 16 * 1024
 
 
@@ -74,5 +76,8 @@ def _record(record: dict[str, Any]) -> str:
     trace = str(record.pop("exception", "") or "").strip()
     record.pop("timestamp", None)
     more = " ".join(f"{key}={value}" for key, value in record.items())
-    last = trace.splitlines()[-1].strip() if trace else ""
+    # The last line that names an error: a group's traceback ends in a frame of dashes.
+    last = next(
+        (ln for line in reversed(trace.splitlines()) if _ERROR.match(ln := line.strip(" |+-"))), ""
+    )
     return " ".join(part for part in (text, more, last) if part)
