@@ -106,7 +106,8 @@ def test_credentials_are_redacted_wherever_they_stand(secret: str) -> None:
 def test_redaction_keeps_ordinary_text_and_knows_values() -> None:
     ordinary = "tokens: 5 were used; the password field is empty, see basket-weaving"
     assert "see basket-weaving" in redact(ordinary)
-    assert redact("DB_PASSWORD=hunter2-long rest") == "[REDACTED CREDENTIAL] rest"
+    assert redact("MY_DB_PASSWORD=hunter2-long rest") == "MY_[REDACTED CREDENTIAL] rest"
+    assert redact("-----BEGIN RSA PRIVATE KEY-----\ncut off") == "[REDACTED PRIVATE KEY]"
     assert redact("Authorization: Bearer abcdefgh12345") == "Authorization: Bearer [REDACTED]"
     assert "pw" not in redact("postgres://user:pw@host/db").replace("[", "")
     redactor = Redactor(["s3cr3t-value", "ab"])
