@@ -51,22 +51,9 @@ def run(root: Path, database_url: str, script: str, *, clients: int, each: int) 
     """Run the script `each` times on every client; the rate without connecting."""
     path = root / "claim.pgbench"
     path.write_text(script)
+    load = ("-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-t", str(each))
     done = subprocess.run(
-        [
-            _pgbench(),
-            "-n",
-            "-M",
-            "prepared",
-            "-c",
-            str(clients),
-            "-j",
-            "2",
-            "-t",
-            str(each),
-            "-f",
-            str(path),
-            database_url,
-        ],  # fmt: skip
+        [_pgbench(), *load, "-f", str(path), database_url],
         capture_output=True,
         text=True,
         check=False,
