@@ -1,0 +1,468 @@
+"""The task pipeline against the fake server, on virtual time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock as Clock
+
+from daemon.agents.contract import AgentError, AgentResult, Tokens
+from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
+from tests.conftest import ExpectedErrors
+from tests.daemon.tasks_support import (
+    USAGE,
+    Script,
+    open_bench,
+    status,
+    text,
+    thinking,
+    tool_result,
+    tool_use,
+)
+from tests.support.fake_server import uid
+from tests.support.network import HANG, LOSE_REQUEST, LOSE_RESPONSE, REFUSE, answer
+
+pytestmark = pytest.mark.fast
+
+UNAVAILABLE = answer(503, '{"error":"unavailable"}')
+
+WORK = Script(
+    steps=(
+        status("s1"),
+        thinking("hm"),
+        text("Let me "),
+        text("look."),
+        tool_use("c1", command="ls"),
+        3.0,
+        tool_result("c1", "a.txt"),
+        text("Done."),
+    )
+)
+
+
+async def test_happy_path_in_order(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_bench(tmp_path, WORK) as bench:
+        task = await bench.run(bench.add())
+        routes = bench.routes(task)
+        assert [call for call in routes if call not in ("session", "messages")] == [
+            "start",
+            "progress",
+            "usage",
+            "progress",
+            "status",
+            "complete",
+        ]
+        last_messages = len(routes) - 1 - routes[::-1].index("messages")
+        assert last_messages < routes.index("usage"), "the transcript comes before the report"
+        assert task.status == COMPLETED
+        work_dir = bench.agents.runs[0].cwd
+        assert task.result == {"output": "done", "session_id": "s1", "work_dir": str(work_dir)}
+        assert task.session == {"session_id": "s1", "work_dir": str(work_dir)}
+        assert task.usage["claude", "opus"]["input_tokens"] == 10
+        assert [(seq, row["type"]) for seq, row in sorted(task.rows.items())] == [
+            (1, "thinking"),
+            (2, "text"),
+            (3, "tool_use"),
+            (4, "tool_result"),
+            (5, "text"),
+        ]
+        assert task.rows[2]["content"] == "Let me look."
+        assert task.rows[3]["input"] == {"command": "ls"}
+        assert task.rows[4] == {"seq": 4, "type": "tool_result", "tool": "Bash", "output": "a.txt"}
+        assert bench.journals == []
+
+
+async def test_directory_and_brief_are_there_before_the_agent_and_the_start(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = await bench.run(bench.add())
+        [run] = bench.agents.runs
+        assert (
+            run.cwd == tmp_path / "workspaces" / task.claimed["workspace_id"] / task.id / "workdir"
+        )
+        assert "MULTICA-RUNTIME" in (run.cwd / "CLAUDE.md").read_text()
+        assert (run.cwd / ".agent_context" / "issue_context.md").exists()
+        assert task.claimed["issue_id"] in run.prompt
+        assert run.env["MULTICA_TOKEN"] == task.claimed["auth_token"]
+        assert run.env["TMPDIR"] == str(run.cwd.parent / "tmp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"auth_token": ""}, "server did not provide task-scoped auth token"),
+        ({"auth_token": "mul_" + "0" * 40}, "server provided non-task-scoped auth token"),
+        ({"workspace_id": ""}, "server sent a task without a workspace"),
+        ({"workspace_id": "../../x"}, "not an id, so not a directory name: ../../x"),
+    ],
+)
+async def test_refused_tasks_never_start_an_agent(
+    autojump_clock: Clock, tmp_path: Path, changes: dict[str, str], error: str
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = await bench.run(bench.add(**changes))
+        assert bench.agents.runs == []
+        assert "start" not in bench.routes(task)
+        assert task.status == FAILED
+        assert task.result is not None
+        assert task.result["error"] == error
+
+
+async def test_an_agent_that_cannot_start_is_reported(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = AgentError("claude: executable not found")
+        task = await bench.run(bench.add())
+        assert task.status == FAILED
+        assert task.failure_reason == "agent_error.runtime_missing_executable"
+
+
+async def test_a_bug_in_the_pipeline_fails_the_task_and_is_logged(
+    autojump_clock: Clock, tmp_path: Path, error_log: ExpectedErrors
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = ZeroDivisionError("division by zero")
+        task = await bench.run(bench.add())
+        error_log.expect("task failed unexpectedly")
+        assert task.status == FAILED
+
+
+# -- watchdog and wall clock
+
+
+async def test_silence_is_ended_exactly_at_the_idle_budget(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    script = Script(steps=(text("a"), 100.0, text("b"), 1e9), last_words=(text("bye"),))
+    async with open_bench(tmp_path, script, idle_watchdog=120.0) as bench:
+        task = bench.add()
+        start = trio.current_time()
+        await bench.run(task)
+        [at] = bench.server.times("POST .*/fail")
+        assert at - start == pytest.approx(100 + 120 + 1, abs=0.01), "1 s is the agent's stop"
+        assert task.failure_reason == "idle_watchdog"
+        assert task.result is not None
+        assert "120 seconds" in task.result["error"]
+        assert task.result["session_id"] == "s1"
+        assert ("claude", "opus") in task.usage
+        assert [row["content"] for row in task.rows.values()] == ["a", "b", "bye"]
+
+
+async def test_an_open_tool_raises_the_budget_and_its_result_lowers_it(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    script = Script(steps=(tool_use("c1"), 1000.0, tool_result("c1"), 1e9))
+    async with open_bench(tmp_path, script, idle_watchdog=60.0, tool_watchdog=2000.0) as bench:
+        task = bench.add()
+        start = trio.current_time()
+        await bench.run(task)
+        [at] = bench.server.times("POST .*/fail")
+        assert at - start == pytest.approx(1000 + 60 + 1, abs=0.01)
+
+
+async def test_a_stuck_tool_is_named(autojump_clock: Clock, tmp_path: Path) -> None:
+    script = Script(steps=(tool_use("c1", "Sleep"), 1e9))
+    async with open_bench(tmp_path, script, idle_watchdog=60.0, tool_watchdog=300.0) as bench:
+        task = await bench.run(bench.add())
+        assert task.result is not None
+        assert "Sleep" in task.result["error"]
+        assert "300 seconds" in task.result["error"]
+
+
+async def test_without_an_idle_window_nothing_fires(autojump_clock: Clock, tmp_path: Path) -> None:
+    script = Script(steps=(10_000.0, text("late")))
+    async with open_bench(tmp_path, script, idle_watchdog=0.0) as bench:
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+
+
+async def test_the_wall_clock_is_a_timeout(autojump_clock: Clock, tmp_path: Path) -> None:
+    script = Script(steps=tuple([text("x"), 10.0] * 1000))
+    async with open_bench(tmp_path, script, agent_timeout=95.0) as bench:
+        task = bench.add()
+        start = trio.current_time()
+        await bench.run(task)
+        [at] = bench.server.times("POST .*/fail")
+        assert at - start == pytest.approx(96, abs=0.1)
+        assert task.failure_reason == "timeout"
+        assert ("claude", "opus") in task.usage
+
+
+# -- the server ends the task
+
+
+@pytest.mark.parametrize("end", ["cancelled", "gone", "failed"])
+async def test_an_ended_task_stops_the_agent_and_reports_usage_only(
+    autojump_clock: Clock, tmp_path: Path, end: str
+) -> None:
+    script = Script(steps=(text("working"), 1e9))
+    async with open_bench(tmp_path, script) as bench:
+        task = bench.add()
+        start = trio.current_time()
+        bench.hand_over(task)
+        await trio.sleep(12)
+        if end == "gone":
+            del bench.server.tasks[task.id]
+        else:
+            task.status = end
+        await bench.pool.wait_empty()
+        assert trio.current_time() - start < 12 + 5 + 1.5
+        routes = bench.routes(task)
+        assert "complete" not in routes
+        assert "fail" not in routes
+        assert routes.count("usage") == 1
+        assert bench.journals == []
+
+
+async def test_a_cancel_noticed_at_the_last_look_withdraws_the_report(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = bench.add()
+
+        def cancel() -> None:
+            task.status = CANCELLED
+
+        bench.agents._scripts = [Script(steps=(cancel,))]
+        await bench.run(task)
+        assert task.status == CANCELLED
+        assert "complete" not in bench.routes(task)
+        assert bench.journals == []
+
+
+# -- start
+
+
+async def test_a_lost_answer_to_start_is_found_out(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_next("POST .*/start", LOSE_RESPONSE)
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+        assert bench.routes(task).count("start") == 2
+
+
+async def test_start_waits_for_the_server_and_keeps_the_lease(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = bench.add()
+        bench.server.fail_always("POST .*/start", UNAVAILABLE)
+        bench.hand_over(task)
+        await trio.sleep(100)
+        assert bench.server.times("POST .*/prepare-lease") == pytest.approx(
+            [trio.current_time() - 100 + 15 * n for n in range(1, 7)], abs=0.1
+        )
+        bench.server.fail_always("POST .*/start", None)
+        await bench.pool.wait_empty()
+        assert task.status == COMPLETED
+
+
+async def test_a_start_the_server_refuses_fails_the_task(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_next("POST .*/start", answer(400, '{"error":"start task: no rows"}'))
+        task = await bench.run(bench.add())
+        assert bench.agents.runs == []
+        assert task.status == FAILED
+        assert task.result is not None
+        assert task.result["error"].startswith("start task failed: ")
+
+
+async def test_a_task_cancelled_before_its_start_is_left_alone(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = bench.add()
+        task.status = CANCELLED
+        await bench.run(task)
+        assert bench.agents.runs == []
+        assert not {"complete", "fail"} & set(bench.routes(task))
+
+
+# -- reporting
+
+
+async def test_completion_survives_a_storm_longer_than_the_schedule(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = bench.add()
+        bench.server.fail_always("POST .*/(complete|usage|messages)", UNAVAILABLE)
+        bench.hand_over(task)
+        await trio.sleep(1000)
+        assert task.status == RUNNING
+        assert len(bench.journals) == 1
+        bench.server.fail_always("POST .*/(complete|usage|messages)", None)
+        await bench.pool.wait_empty()
+        assert task.status == COMPLETED
+        assert "fail" not in bench.routes(task), "a success never becomes a failure"
+        assert ("claude", "opus") in task.usage
+        assert bench.journals == []
+
+
+@pytest.mark.parametrize("fault", [LOSE_REQUEST, LOSE_RESPONSE, REFUSE, HANG, UNAVAILABLE])
+async def test_a_single_fault_on_the_report_is_retried_after_4_s(
+    autojump_clock: Clock, tmp_path: Path, fault: object
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_next("POST .*/complete", fault)  # type: ignore[arg-type]
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+        first, second = bench.server.times("POST .*/complete")
+        waited = 30 if fault is HANG else 0
+        assert 3.5 <= second - first - waited <= 4.5
+
+
+async def test_a_completion_refused_for_good_becomes_a_failure_that_says_so(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_always("POST .*/complete", answer(400, '{"error":"complete task: no"}'))
+        task = await bench.run(bench.add())
+        assert task.status == FAILED
+        assert task.result is not None
+        assert task.result["error"].startswith("complete task failed: ")
+        assert task.result["session_id"] == "s1"
+
+
+async def test_secrets_reach_neither_the_transcript_nor_the_report(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    secret = "hunter2hunter2"
+    token = "mat_" + "7" * 40
+    script = Script(
+        steps=(text(f"key {secret}"), tool_use("c1", command=f"echo {token}"), 1.0),
+        result=AgentResult(status="completed", output=f"it is {secret}", session_id="s1"),
+    )
+    async with open_bench(tmp_path, script) as bench:
+        task = bench.add(auth_token=token)
+        task.claimed["agent"]["custom_env"] = {"KEY": secret}
+        await bench.run(task)
+        assert secret not in str(task.rows)
+        assert token not in str(task.rows)
+        assert task.result is not None
+        assert secret not in task.result["output"]
+        assert bench.agents.runs[0].env["KEY"] == secret
+
+
+# -- resume
+
+
+async def _prior(home: Path, name: str = "prior") -> Path:
+    work_dir = home / "workspaces" / "11111111-1111-4111-8111-111111111111" / uid(name) / "workdir"
+    work_dir.mkdir(parents=True)
+    await trio.lowlevel.checkpoint()
+    return work_dir
+
+
+async def test_a_session_is_resumed_in_its_directory(autojump_clock: Clock, tmp_path: Path) -> None:
+    work_dir = await _prior(tmp_path)
+    (work_dir / "left.txt").write_text("work of the first run")
+    async with open_bench(tmp_path) as bench:
+        await bench.run(bench.add(prior_session_id="s0", prior_work_dir=str(work_dir)))
+        [run] = bench.agents.runs
+        assert run.resume_session_id == "s0"
+        assert run.cwd == work_dir
+        assert (work_dir / "left.txt").exists()
+
+
+@pytest.mark.parametrize("place", ["missing", "foreign", "in use"])
+async def test_another_directory_means_no_session(
+    autojump_clock: Clock, tmp_path: Path, place: str
+) -> None:
+    work_dir = await _prior(tmp_path)
+    async with open_bench(tmp_path) as bench:
+        if place == "missing":
+            work_dir.rmdir()
+        if place == "foreign":
+            work_dir = tmp_path / "src" / "workdir"
+            work_dir.mkdir(parents=True)
+        if place == "in use":
+            bench.runner.live._roots.add(work_dir.parent)
+        task = await bench.run(bench.add(prior_session_id="s0", prior_work_dir=str(work_dir)))
+        [run] = bench.agents.runs
+        assert run.resume_session_id == ""
+        assert run.cwd.parent.name == task.id
+        assert not (work_dir / "CLAUDE.md").exists()
+
+
+async def test_a_session_that_cannot_be_resumed_is_run_afresh_once(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    work_dir = await _prior(tmp_path)
+    dead = AgentResult(
+        status="failed", error="No conversation found", usage={"opus": Tokens(input=1)}
+    )
+    async with open_bench(
+        tmp_path, Script(steps=(text("one"),), result=dead), Script(steps=(text("two"),))
+    ) as bench:
+        task = bench.add(
+            prior_session_id="s0",
+            prior_work_dir=str(work_dir),
+            kind="comment",
+            trigger_comment_id=uid("comment"),
+            trigger_thread_id=uid("thread"),
+        )
+        await bench.run(task)
+        assert [run.resume_session_id for run in bench.agents.runs] == ["s0", ""]
+        resumed, fresh = (run.prompt for run in bench.agents.runs)
+        assert "You remember your last session" in resumed
+        assert "You remember your last session" not in fresh
+        assert task.status == COMPLETED
+        assert task.usage["claude", "opus"]["input_tokens"] == 1 + USAGE["opus"].input
+        assert [row["content"] for _, row in sorted(task.rows.items())] == ["one", "two"]
+
+
+async def test_a_resumed_run_that_fails_with_a_session_is_not_repeated(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    work_dir = await _prior(tmp_path)
+    failed = AgentResult(status="failed", error="429 overloaded", session_id="s0")
+    async with open_bench(tmp_path, Script(result=failed)) as bench:
+        task = await bench.run(bench.add(prior_session_id="s0", prior_work_dir=str(work_dir)))
+        assert len(bench.agents.runs) == 1
+        assert task.failure_reason == "agent_error.provider_capacity_or_rate_limit"
+
+
+# -- stopping the daemon
+
+
+async def test_a_stop_cuts_the_task_at_the_deadline_and_still_reports_it(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    script = Script(steps=(text("a"), 1e9), last_words=(text("z"),))
+    async with open_bench(tmp_path, script) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(3)
+        start = trio.current_time()
+        bench.pool.stop(10)
+        await bench.pool.wait_empty()
+        assert trio.current_time() - start == pytest.approx(11, abs=0.1)
+        assert task.status == FAILED
+        assert task.failure_reason == "runtime_recovery", "so that the server tries again"
+        assert task.result is not None
+        assert task.result["session_id"] == "s1"
+        assert [row["content"] for row in task.rows.values()] == ["a", "z"]
+        assert ("claude", "opus") in task.usage
+
+
+async def test_a_stop_during_an_outage_is_bounded_and_leaves_the_journal(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path, WORK) as bench:
+        task = bench.add()
+        bench.server.fail_always("POST .*/(messages|usage|complete|fail)", HANG)
+        bench.hand_over(task)
+        await trio.sleep(20)
+        start = trio.current_time()
+        bench.pool.stop(5)
+        await bench.pool.wait_empty()
+        assert trio.current_time() - start <= 5 + 10 + 8
+        assert len(bench.journals) == 1
+        assert task.status == RUNNING
