@@ -322,6 +322,6 @@ def _was_cut(file: IO[bytes]) -> bool:
 
 
 def _write(data: bytes) -> None:
-    stream = click.get_binary_stream("stdout")
+    stream = sys.stdout.buffer
     stream.write(data)
     stream.flush()

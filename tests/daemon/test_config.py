@@ -1,0 +1,180 @@
+"""Settings: what is read, from where, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.config import (
+    Config,
+    ConfigError,
+    load_config,
+    normalise_server_url,
+    parse_duration,
+    profile_port,
+)
+from tests.support.fake_server import uid
+
+pytestmark = pytest.mark.fast
+
+TOKEN = "mul_" + "a" * 40
+
+
+def _load(home: Path, env: dict[str, str] | None = None, **flags: Any) -> Config:
+    file = home / "config.json"
+    if not file.exists():
+        file.write_text(json.dumps({"token": TOKEN}))
+    return load_config({"BULLPEN_HOME": str(home), **(env or {})}, flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        ("30s", 30.0),
+        ("1h2m3s", 3723.0),
+        ("5d", 432000.0),
+        ("1d12h", 129600.0),
+        ("0.5d", 43200.0),
+        (".5d", 43200.0),
+        ("250ms", 0.25),
+        ("1µs", 1e-6),
+        ("1μs", 1e-6),
+        ("-1s", -1.0),
+        ("+1s", 1.0),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "30", "5days", "s", "1.2.3s", "1h30", "999999999d", "1 h"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("ws://localhost:8080/ws", "http://localhost:8080"),
+        ("wss://api.example.com/ws", "https://api.example.com"),
+        ("https://example.com/base/", "https://example.com/base"),
+        ("https://example.com/ws/more", "https://example.com/ws/more"),
+        ("http://example.com?x=1#y", "http://example.com"),
+    ],
+)
+def test_server_urls(text: str, url: str) -> None:
+    assert normalise_server_url(text) == url
+
+
+@pytest.mark.parametrize("text", ["ftp://example.com", "example.com", "http://"])
+def test_no_server_urls(text: str) -> None:
+    with pytest.raises(ValueError):
+        normalise_server_url(text)
+
+
+def test_profile_ports() -> None:
+    assert profile_port("") == 19514
+    assert profile_port("a") == 19515 + 97
+    assert profile_port("ü") == 19515 + (0xC3 + 0xBC) % 1000
+
+
+def test_defaults(tmp_path: Path) -> None:
+    config = _load(tmp_path)
+    assert config.server_url == "http://localhost:8080"
+    assert config.token == TOKEN
+    assert (config.poll_interval, config.heartbeat_interval, config.sync_interval) == (30, 15, 30)
+    assert config.max_concurrent_tasks == 20
+    assert config.agent_timeout == 0
+    assert config.control_port == 19514
+    assert config.workspaces_root == tmp_path / "workspaces"
+    assert config.agents is None
+    assert TOKEN not in repr(config)
+
+
+def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"token": TOKEN, "server_url": "http://file.example"})
+    )
+    assert _load(tmp_path).server_url == "http://file.example"
+    env = {"BULLPEN_SERVER_URL": "http://env.example"}
+    assert _load(tmp_path, env).server_url == "http://env.example"
+    config = _load(tmp_path, env, BULLPEN_SERVER_URL="http://flag.example")
+    assert config.server_url == "http://flag.example"
+
+
+def test_blank_is_unset_and_text_is_trimmed(tmp_path: Path) -> None:
+    env = {"BULLPEN_DAEMON_POLL_INTERVAL": "  ", "BULLPEN_DAEMON_HEARTBEAT_INTERVAL": " 5s "}
+    config = _load(tmp_path, env)
+    assert (config.poll_interval, config.heartbeat_interval) == (30, 5)
+
+
+def test_lists_and_words(tmp_path: Path) -> None:
+    env = {
+        "BULLPEN_AGENTS": " Claude, demo ,,",
+        "BULLPEN_CLAUDE_ARGS": "--verbose --name 'a b'",
+        "BULLPEN_CLAUDE_MODEL": "opus",
+    }
+    config = _load(tmp_path, env)
+    assert config.agents == ("claude", "demo")
+    assert config.extra_args == {"claude": ("--verbose", "--name", "a b")}
+    assert config.models == {"claude": "opus"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BULLPEN_DAEMON_POLL_INTERVAL", "0"),
+        ("BULLPEN_DAEMON_POLL_INTERVAL", "30"),
+        ("BULLPEN_DAEMON_HEARTBEAT_INTERVAL", "-1s"),
+        ("BULLPEN_DAEMON_SYNC_INTERVAL", "1ms"),
+        ("BULLPEN_AGENT_TIMEOUT", "-1s"),
+        ("BULLPEN_AGENT_IDLE_WATCHDOG", "5days"),
+        ("BULLPEN_DAEMON_MAX_CONCURRENT_TASKS", "0"),
+        ("BULLPEN_DAEMON_MAX_CONCURRENT_TASKS", "-3"),
+        ("BULLPEN_DAEMON_MAX_CONCURRENT_TASKS", "many"),
+        ("BULLPEN_DAEMON_PORT", "65536"),
+        ("BULLPEN_DAEMON_ID", "box"),
+        ("BULLPEN_SERVER_URL", "ftp://x"),
+        ("BULLPEN_CLAUDE_ARGS", "'open"),
+        ("BULLPEN_LOG_LEVEL", "loud"),
+        ("BULLPEN_PARENT_PID", "x"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        _load(tmp_path, {name: text})
+
+
+def test_without_a_token_there_is_no_start(tmp_path: Path) -> None:
+    env = {"BULLPEN_HOME": str(tmp_path), "MULTICA_TOKEN": TOKEN, "BULLPEN_TOKEN": TOKEN}
+    with pytest.raises(ConfigError, match="bullpen login"):
+        load_config(env)
+    with pytest.raises(ConfigError, match="bullpen login --profile work"):
+        load_config(env, profile="work")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"token": "x", "server_url": "nowhere"}'])
+def test_a_bad_config_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        _load(tmp_path)
+
+
+def test_command_overrides_with_blanks_are_ignored(tmp_path: Path) -> None:
+    overrides = {" p1 ": " /opt/x ", "p2": " ", " ": "/y"}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"token": TOKEN, "profile_command_overrides": overrides})
+    )
+    assert _load(tmp_path).profile_command_overrides == {"p1": "/opt/x"}
+
+
+def test_the_daemon_id_is_pinned_or_persistent(tmp_path: Path) -> None:
+    first = _load(tmp_path).daemon_id
+    assert _load(tmp_path).daemon_id == first
+    pinned = uid("pinned")
+    assert _load(tmp_path, {"BULLPEN_DAEMON_ID": pinned.upper()}).daemon_id == pinned
