@@ -22,8 +22,9 @@ log = structlog.get_logger(__name__)
 
 _EXIT_LINGER: Final = 10.0
 """Silence after the last result, with nothing in the background, before the program is ended."""
-_BACKGROUND_LINGER: Final = 600.0
-"""The same while background work goes on: a server left running would keep the task for ever."""
+_BACKGROUND_LINGER: Final = 1500.0
+"""The same while background work goes on, which may never end; below the idle watchdog's 30 min,
+so that the result at hand is not thrown away. While a tool is open the watchdogs alone decide."""
 _REJECTIONS: Final = (
     "no conversation found",
     "no saved session found",
@@ -34,7 +35,6 @@ _REJECTIONS: Final = (
 _CUT_SHORT: Final = "(the agent ended before this tool did)"
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _INTERRUPT_ID: Final = "bullpen-interrupt"
-_OVER: Final = frozenset({"completed", "failed", "killed", "stopped", "cancelled"})
 
 
 class StreamJson:
@@ -109,7 +109,7 @@ class StreamJson:
 
     def _step(self, messages: Sequence[AgentMessage] = (), *, frames: Sequence[bytes] = ()) -> Step:
         linger = None
-        if self._turn_over:
+        if self._turn_over and not self._tools:
             linger = _BACKGROUND_LINGER if self._background else _EXIT_LINGER
         return Step(messages=messages, frames=frames, close_stdin=self._turn_over, linger=linger)
 
@@ -128,10 +128,7 @@ class StreamJson:
                 return self._step([AgentMessage(kind="error", content=_retry_text(event))])
             case "task_started" if task:
                 self._background.add(task)
-            case "task_updated":
-                if string(mapping(event.get("patch")).get("status")) in _OVER:
-                    self._background.discard(task)
-            case "task_notification":
+            case "task_notification":  # what it brings is told in a turn that begins at once
                 self._background.discard(task)
         return self._step([_alive(subtype)])
 

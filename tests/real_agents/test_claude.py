@@ -182,7 +182,7 @@ async def test_ending_during_a_tool_leaves_nothing_behind(ask: Claude, how: str)
 
 async def test_a_killed_program_is_a_process_failure(ask: Claude) -> None:
     with trio.fail_after(LIMIT):
-        async with open_agent(ask.run("[[sh: kill -9 $PPID]]")) as agent:
+        async with open_agent(ask.run("[[sh: kill -9 $PPID; tail -f /dev/null]]")) as agent:
             messages = [message async for message in agent.messages]
     assert agent.result is not None
     assert agent.result.status == "failed"

@@ -6,6 +6,7 @@ holds markers, and answers one marker a call:
 
     [[sh: COMMAND]]       a tool call that runs the command
     [[sh-bg: COMMAND]]    the same in the background
+    [[agent-bg: PROMPT]]  a sub-agent in the background; ((…)) in its prompt are its markers
     [[say: TEXT]]         the answer in words, ending the turn
     [[text: TEXT]]        words before the next tool call
     [[think: TEXT]]       thinking before it
@@ -35,7 +36,7 @@ import h11
 import trio
 
 _MARKER = re.compile(
-    r"\[\[\s*(sh-bg|sh|say|text|think|http|hang|drop)\b\s*:?\s*(.*?)\s*\]\]", re.DOTALL
+    r"\[\[\s*(sh-bg|sh|agent-bg|say|text|think|http|hang|drop)\b\s*:?\s*(.*?)\s*\]\]", re.DOTALL
 )
 _UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _ISSUE = re.compile(rf"issue get ({_UUID}|[A-Z][A-Z0-9]*-\d+)")
@@ -120,6 +121,10 @@ def _next(script: list[Marker], steps: int, fill: dict[str, str], sent: dict[str
                     background = marker.word == "sh-bg"
                     return Plan(blocks=[*blocks, _tool(text, background=background)])
                 tools += 1
+            case "agent-bg":
+                if tools == steps:
+                    return Plan(blocks=[*blocks, _sub_agent(text)])
+                tools += 1
             case "say" if tools == steps:
                 return Plan(blocks=[*blocks, {"type": "text", "text": text}])
             case "http" if tools == steps:
@@ -141,6 +146,17 @@ def _tool(command: str, *, background: bool = False) -> dict[str, Any]:
         arguments["run_in_background"] = True
     identity = f"toolu_stub_{uuid.uuid4().hex[:16]}"
     return {"type": "tool_use", "id": identity, "name": "Bash", "input": arguments}
+
+
+def _sub_agent(prompt: str) -> dict[str, Any]:
+    arguments = {
+        "description": "scripted by the stub",
+        "prompt": prompt.replace("((", "[[").replace("))", "]]"),
+        "subagent_type": "general-purpose",
+        "run_in_background": True,
+    }
+    identity = f"toolu_stub_{uuid.uuid4().hex[:16]}"
+    return {"type": "tool_use", "id": identity, "name": "Agent", "input": arguments}
 
 
 def _is_turn(message: dict[str, Any]) -> bool:
