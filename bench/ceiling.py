@@ -6,6 +6,7 @@ server's claims per second are given as a share of this.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(root: Path, database_url: str, script: str, *, clients: int, each: int) 
     load = ("-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-t", str(each))
     done = subprocess.run(
         [_pgbench(), *load, "-f", str(path), database_url],
+        env=os.environ | {"PGOPTIONS": "-c plan_cache_mode=force_generic_plan -c jit=off"},
         capture_output=True,
         text=True,
         check=False,
