@@ -78,6 +78,7 @@ async def agents(request: Request) -> Response:
             "agents": [each for each in rows if show_archived or not each.agent.archived_at],
             "archived_count": sum(1 for each in rows if each.agent.archived_at),
             "show_archived": show_archived,
+            "blank": Agent(id="", visibility="workspace"),
         }
 
     return await shell.show(request, "agents.html", "agents", read)

@@ -74,7 +74,7 @@ export async function catchUp() {
   await Promise.all([...cards.values()].map((transcript) => transcript.catchUp()));
 }
 
-let ending = []; // [task id, transcript, whether the reader was busy with it], between the hooks
+let ending = []; // runs that have just ended, between the two hooks
 
 onRefresh({
   before(parsed) {
@@ -83,12 +83,12 @@ onRefresh({
       if (parsed.querySelector(`[data-card="${taskId}"]`)) continue;
       const card = cardOf(taskId);
       const busy = card?.contains(document.activeElement) || !transcript.follow;
-      ending.push([taskId, transcript, busy]);
+      ending.push({ taskId, transcript, busy, top: transcript.log.scrollTop });
       cards.delete(taskId);
     }
   },
   after() {
-    for (const [taskId, transcript, busy] of ending) settle(taskId, transcript, busy);
+    ending.forEach(settle);
     for (const card of document.querySelectorAll("[data-card]")) {
       if (!cards.has(card.dataset.card)) adopt(card);
     }
@@ -96,13 +96,12 @@ onRefresh({
 });
 
 // A card's transcript becomes that of its row in the history; what the reader looks at stays open.
-function settle(taskId, transcript, busy) {
+function settle({ taskId, transcript, busy, top }) {
   const details = document.querySelector(`[data-run="${taskId}"]`);
   if (!details) return;
   const log = transcript.log;
   log.classList.add("ended");
   log.setAttribute("role", "region");
-  const top = log.scrollTop;
   part(details, "log").replaceWith(log);
   transcript.onChange = () => {};
   past.set(taskId, transcript);

@@ -199,9 +199,11 @@ function resultRow(message) {
   return [label, block, more];
 }
 
+const SUMMARIES = ["command", "file_path", "pattern", "query", "url", "path", "description", "prompt"];
+
 // What a call is about, in one line.
 function summary(input) {
-  for (const key of ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt"]) {
+  for (const key of SUMMARIES) {
     if (typeof input[key] === "string" && input[key]) return input[key].split("\n")[0];
   }
   const text = JSON.stringify(input);
