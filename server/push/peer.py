@@ -103,8 +103,8 @@ async def run_peer(
                 return  # the reader notices too
 
     async def keep_alive() -> None:
+        await trio.sleep(PING_EVERY)
         while True:
-            await trio.sleep(PING_EVERY - PONG_WITHIN)
             asked = trio.current_time()
             await control.ping()
             await trio.sleep(PONG_WITHIN)
@@ -112,6 +112,7 @@ async def run_peer(
                 log.info("websocket peer is dead", socket=name)
                 control.abort()
                 scope.cancel(reason="peer is dead")
+            await trio.sleep(PING_EVERY - PONG_WITHIN)
 
     async def watch_closing() -> None:
         await peer.closing.wait()

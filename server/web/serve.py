@@ -168,8 +168,8 @@ class Server:
         self._config.websocket_max_message_size = _SOCKET_MESSAGE
 
     @property
-    def connections(self) -> int:
-        return len(self._open)
+    def draining(self) -> bool:
+        return self._draining.is_set()
 
     async def handle(self, stream: Any) -> None:
         """Serve one connection; nothing but cancellation comes out."""
