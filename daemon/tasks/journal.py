@@ -103,8 +103,8 @@ class Journal:
     # -- what the task writes
 
     def note_claim(self, claim: Claim) -> None:
-        """Begin: on disk before the task is touched."""
-        self.claim = claim
+        """Begin: on disk before the task is touched. What an earlier delivery decided is void."""
+        self._begin(claim)
         self._append("claim", claim, durable=True)
 
     def note_started(self) -> None:
@@ -186,11 +186,15 @@ class Journal:
                 os.fsync(self._file.fileno())
         self._size += len(line)
 
+    def _begin(self, claim: Claim) -> None:
+        self.claim, self.started = claim, False
+        self.session, self.usage, self.outcome = None, [], None
+
     def _take_in(self, record: dict[str, Any]) -> None:
         """Bring the state up to date with one record that was read; unknown ones are skipped."""
         match record:
             case {"claim": value}:
-                self.claim = codec.structure(value, Claim)
+                self._begin(codec.structure(value, Claim))
             case {"started": _}:
                 self.started = True
             case {"session": value}:
