@@ -74,12 +74,13 @@ async def http_error(_: Request, error: Exception) -> Response:
     return answer({"error": str(error.detail)}, error.status_code)
 
 
-def internal_error() -> Response:
-    """What a caller is told of a defect."""
+async def internal_error(_: Request, __: Exception) -> Response:
+    """What a caller is told of a defect; Starlette raises it again, and the frame logs it."""
     return answer({"error": "internal error"}, 500)
 
 
 HANDLERS: Final[Mapping[Any, Callable[[Request, Exception], Any]]] = {
     errors.DomainError: domain_error,
     HTTPException: http_error,
+    Exception: internal_error,
 }

@@ -7,9 +7,6 @@ handler knows into a 500 that says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Final
 
 import structlog
@@ -18,26 +15,19 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.web import answers, health, session_api
+from server.push import daemon_socket, socket
+from server.web import answers, daemon_api, health, pages, session_api, task_api, team_api, work_api
 from server.web.context import Services
 
 log = structlog.get_logger(__name__)
 
-_AREAS: Final = (
-    "server.web.daemon_api",
-    "server.web.team_api",
-    "server.web.work_api",
-    "server.web.task_api",
-    "server.push.socket",
-    "server.push.daemon_socket",
-    "server.web.pages",
-)
-
 _HEADERS: Final = (
     (
         b"content-security-policy",
-        b"default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
-        b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+        (
+            b"default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
+            b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        ),
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -47,16 +37,24 @@ _HEADERS: Final = (
 """Our pages need one script and one style sheet of their own and nothing else."""
 
 
-def _area_routes() -> Iterator[BaseRoute]:
-    for name in _AREAS:
-        if find_spec(name) is not None:
-            yield from getattr(import_module(name), "routes", ())
+def _table() -> list[BaseRoute]:
+    """Every route; the pages last, because their first word is a workspace's slug."""
+    return [
+        *health.routes,
+        *session_api.routes,
+        *socket.routes,
+        *daemon_socket.routes,
+        *daemon_api.routes,
+        *team_api.routes,
+        *work_api.routes,
+        *task_api.routes,
+        *pages.routes,
+    ]
 
 
 def make_app(services: Services) -> ASGIApp:
     """The application that serves every route of this server."""
-    table = [*health.routes, *session_api.routes, *_area_routes()]
-    app = Starlette(routes=table, exception_handlers=dict(answers.HANDLERS))
+    app = Starlette(routes=_table(), exception_handlers=dict(answers.HANDLERS))
     app.router.redirect_slashes = False
     app.state.services = services
     return _Frame(app)
@@ -66,8 +64,6 @@ class _Frame:
     """The layer round the application. Holds no state of a request."""
 
     def __init__(self, app: Starlette) -> None:
-        # The router with its error handlers, without Starlette's own outermost layer: that one
-        # answers a defect and raises it again, and the server logs it a second time.
         self._app = app
 
     @property
@@ -110,7 +106,7 @@ class _Frame:
         except Exception:
             log.exception("request failed", method=scope["method"], path=_shown(scope["path"]))
             if not started:
-                await answers.internal_error()(scope, receive, send_framed)
+                raise
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
