@@ -129,12 +129,14 @@ async def test_a_slow_runtime_does_not_delay_another(
                 call.at for call in server.requests(BEAT) if call.body["runtime_id"] == runtime_id
             ]
 
-        server.fail_always(BEAT, delay(29))
+        server.fail_always(f"{BEAT} .*{slow}.*", delay(29))
         await trio.sleep(300)
         assert [b - a for a, b in pairwise(beats(quick))] == pytest.approx(
-            [b - a for a, b in pairwise(beats(slow))]
+            [15.0] * (len(beats(quick)) - 1)
         )
-        assert max(b - a for a, b in pairwise(beats(quick))) == pytest.approx(29)
+        assert [b - a for a, b in pairwise(beats(slow))][2:] == pytest.approx(
+            [29.0] * (len(beats(slow)) - 3)
+        )
 
 
 async def test_failed_beats_are_only_logged(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -255,30 +257,6 @@ async def test_no_slot_no_claim(autojump_clock: MockClock, tmp_path: Path) -> No
         later = [at - began for at in server.times(_claims()) if at >= began][2:]
         assert len(later) >= 2
         assert 60 <= later[0] < 65.1, "a freed slot is seen within the back-off of 5 s"
-
-
-async def test_slots_are_shared_fairly_between_runtimes(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    async def brief(client: Client, job: Job, shutdown: trio.CancelScope) -> None:
-        await client.start(job.task.id)
-        await trio.sleep(1)
-
-    async with (
-        open_fake_server() as server,
-        open_rig(
-            server, tmp_path, programs=(CLAUDE, CODEX), run_job=brief, max_concurrent_tasks=1
-        ) as rig,
-    ):
-        await rig.until_running()
-        await trio.sleep(40)
-        claude, codex = server.runtime_id("claude"), server.runtime_id("codex")
-        for _ in range(20):
-            server.add_task(claude)
-        wanted = server.add_task(codex)
-        server.wake(claude)
-        server.wake(codex)
-        await rig.until(lambda: wanted.status == "running", within=4)
 
 
 async def test_a_redelivered_task_is_not_run_twice(

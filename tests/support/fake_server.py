@@ -63,6 +63,11 @@ class Call:
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
+    def matches(self, route: str) -> bool:
+        """Whether the regular expression matches `METHOD /path` or `METHOD /path BODY`."""
+        whole = f"{self} {json.dumps(self.body)}"
+        return bool(re.fullmatch(route, str(self)) or re.fullmatch(route, whole))
+
 
 @attrs.define
 class FakeTask:
@@ -129,7 +134,7 @@ class FakeServer:
     # -- what tests do
 
     def fail_next(self, route: str, *faults: Fault) -> None:
-        """Let the next requests whose `METHOD /path` matches the regular expression go wrong."""
+        """Let the next requests that match the regular expression go wrong (`Call.matches`)."""
         self._faults[route].extend(faults)
 
     def fail_always(self, route: str, fault: Fault | None) -> None:
@@ -143,8 +148,8 @@ class FakeServer:
         return len(self.requests(route))
 
     def requests(self, route: str) -> list[Call]:
-        """The requests whose `METHOD /path` matches the regular expression."""
-        return [call for call in self.calls if re.fullmatch(route, str(call))]
+        """The requests that match the regular expression, in order."""
+        return [call for call in self.calls if call.matches(route)]
 
     def times(self, route: str) -> list[float]:
         return [call.at for call in self.requests(route)]
@@ -212,10 +217,10 @@ class FakeServer:
         )
         self.calls.append(call)
         for route, faults in self._faults.items():
-            if faults and re.fullmatch(route, str(call)):
+            if faults and call.matches(route):
                 return faults.popleft()
         for route, fault in self._always.items():
-            if re.fullmatch(route, str(call)):
+            if call.matches(route):
                 return fault
         return None
 
