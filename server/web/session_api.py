@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.store import access
@@ -51,7 +51,7 @@ async def open_link(request: Request) -> Response:
     code_hash = hash_token(request.path_params["code"])
     row = await parts.database.write(partial(access.spend_link, code_hash=code_hash))
     if row is None:
-        return PlainTextResponse("This sign-in link has been used or is too old.\n", 410)
+        return RedirectResponse("/login?spent=1", 303)  # says so, or goes on if signed in already
     session = auth.mint_session(parts.config, str(row["user_id"]), row["email"], row["name"])
     response = RedirectResponse("/", 303)
     auth.set_cookies(response, parts.config, session)
