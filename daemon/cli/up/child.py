@@ -43,6 +43,8 @@ class Stopping:
     budget: float
     deadline: float | None = None
     in_a_hurry: bool = False
+    killed: set[str] = attrs.field(factory=set)
+    """Names of children that did not stop by themselves."""
     _waits: set[trio.CancelScope] = attrs.field(factory=set)
 
     def begin(self) -> None:
@@ -140,6 +142,7 @@ async def open_child(
                 process.terminate()
             await stopping.wait(process, spec.reserve)
         if process.poll() is None:
+            stopping.killed.add(spec.name)
             with suppress(ProcessLookupError):
                 process.kill()
             with trio.move_on_after(_KILLED, shield=True):

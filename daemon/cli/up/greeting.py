@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
-from daemon.cli.up.plan import LOOPBACK, Plan
+from daemon.cli.up.plan import Plan
 from daemon.cli.up.voice import Voice
 from shared.home import find_home
 
@@ -42,9 +42,11 @@ def greet(
         say(f"            {command} watch 1")
     if list(agents) == ["demo"]:
         say()
-        say("  [dim]`demo` only shows how Bullpen works. Install Claude Code (`claude`) and start")
-        say("  again to have an agent that does real work.[/]")
-    if plan.local_host != plan.listens_on or not plan.listens_on.startswith(("127.", LOOPBACK)):
+        say(
+            "  [dim]`demo` only shows how Bullpen works. Install Claude Code (`claude`) and start[/]"
+        )
+        say("  [dim]again to have an agent that does real work.[/]")
+    if not plan.listens_on.startswith("127.") and plan.listens_on not in ("localhost", "::1"):
         say()
         voice.warn(f"listening on {plan.listens_on}: whoever reaches that address reaches Bullpen")
     say()

@@ -105,14 +105,14 @@ async def stop_leftovers(lock: HomeLock) -> list[str]:
         stopped.append(f"{name} (pid {process.pid})")
         with suppress(psutil.Error):
             process.terminate()
-            if not await _has_ended(process, _PATIENCE):
+            if not await has_ended(process, _PATIENCE):
                 process.kill()
-                await _has_ended(process, 2.0)
+                await has_ended(process, 2.0)
     lock.forget_earlier()
     return stopped
 
 
-async def _has_ended(process: psutil.Process, seconds: float) -> bool:
+async def has_ended(process: psutil.Process, seconds: float) -> bool:
     """Wait for the end of a process that is not our child, which only looking can tell."""
     deadline = trio.current_time() + seconds
     while is_alive(process):

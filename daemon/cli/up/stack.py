@@ -28,17 +28,24 @@ from daemon.cli.settings import read_config, save_config
 from daemon.cli.up import introduce
 from daemon.cli.up.child import ChildSpec, Stopping, keep_child
 from daemon.cli.up.greeting import browser_opener, greet, open_detached
-from daemon.cli.up.lock import HomeLock, hold_home, stop_leftovers
+from daemon.cli.up.lock import HomeLock, has_ended, hold_home, is_alive, stop_leftovers
 from daemon.cli.up.plan import Plan, about_disk, check_home, choose_port
 from daemon.cli.up.voice import Voice
 from shared import log
 from shared.home import write_private
+from shared.supervise import every
 
-_STOP_BUDGET: Final = 9.0
+_STOP_BUDGET: Final = 8.5
 """Seconds for everything to stop: with what killing and reaping take, it stays below ten."""
 
 _SERVER_RESERVE: Final = 3.5
 """The part of it that is the server's: connections drain, Postgres writes its checkpoint."""
+
+_POSTGRES_LAST: Final = 0.8
+"""Seconds Postgres may take from removing its lock file to its end."""
+
+_POSTGRES_LOOK: Final = 1.0
+"""Seconds between looks whether it is still there."""
 
 _SERVER_PATIENCE: Final = 240.0
 """A first start makes a database; on a slow disk that takes minutes."""
@@ -87,8 +94,9 @@ class _Up:
                 await self._run_server(work)
             except* CliError as group:
                 failure = _first(group)
+            finally:
+                self._home.up_file.unlink(missing_ok=True)
             signals.cancel_scope.cancel(reason="everything has stopped")
-        self._home.up_file.unlink(missing_ok=True)
         if failure is not None:
             raise failure
         self._voice.say("Bullpen has stopped.")
@@ -126,13 +134,14 @@ class _Up:
                         self._stopping,
                         self._started,
                         self._server_is_back,
-                        self._voice.warn,
+                        self._server_died,
                     )
                 self._server_is_useful(told)
+                services.start_soon(every, _POSTGRES_LOOK, self._look_after_postgres)
                 await self._run_daemon()
             self._stopping.begin()
             services.cancel_scope.cancel(reason="the daemon has stopped")
-        self._stop_stray_postgres()
+        await self._see_postgres_off()
 
     async def _run_daemon(self) -> None:
         async with introduce.open_caller(self._url()) as caller, trio.open_nursery() as presence:
@@ -228,6 +237,7 @@ class _Up:
         env = self._environment(
             BULLPEN_SERVER_URL=self._url(),
             BULLPEN_DAEMON_PORT=given.get("BULLPEN_DAEMON_PORT") or "0",
+            BULLPEN_PARENT_PID=str(os.getpid()),
             BULLPEN_DAEMON_SHUTDOWN_GRACE=given.get("BULLPEN_DAEMON_SHUTDOWN_GRACE") or "2s",
             BULLPEN_AGENTS=",".join(self._plan.agents or ())
             or given.get("BULLPEN_AGENTS", "").strip()
@@ -235,8 +245,7 @@ class _Up:
         )
 
         def command() -> Sequence[str]:
-            words = [sys.executable, "-P", "-m", "daemon", "--home", str(self._home.root)]
-            return [*words, "--parent-pid", str(os.getpid())]
+            return [sys.executable, "-P", "-m", "daemon", "--home", str(self._home.root)]
 
         async def probe(pid: int) -> Any:
             health = await caller.daemon_health(self._home.daemon_file, pid)
@@ -261,12 +270,27 @@ class _Up:
         self._told["postgres"] = told.get("postgres") or {}
         self._server_told = told
         self._mint = False
+        self._ready_file.unlink(missing_ok=True)  # it names secrets, and has been read
         self._write_up_file()
 
     def _server_is_back(self, told: Mapping[str, Any]) -> None:
         self._server_is_useful(told)
         self._server_back.set()
         self._voice.say("The server is back.")
+
+    def _server_died(self, how: str) -> None:
+        if not self._mint:  # then we restart it ourselves
+            self._voice.warn(how)
+
+    async def _look_after_postgres(self) -> None:
+        """A server does not outlive its database by itself: start both anew when that has died."""
+        told, server = self._told.get("postgres") or {}, self._server_told.get("pid")
+        is_serving = server == self._pids["server"] and not self._mint
+        if told.get("embedded") and is_serving and not _runs(told.get("pid")):
+            self._voice.warn("the database has died; restarting the server")
+            with suppress(ProcessLookupError):
+                os.kill(self._pids["server"], signal.SIGKILL)
+        await trio.lowlevel.checkpoint()
 
     def _daemon_is_back(self, _: Any) -> None:
         self._write_up_file()
@@ -285,15 +309,26 @@ class _Up:
         }
         write_private(self._home.up_file, json.dumps(told, indent=2) + "\n")
 
-    def _stop_stray_postgres(self) -> None:
-        """A server that had to be killed could not stop its Postgres: ask that to stop, too."""
+    async def _see_postgres_off(self) -> None:
+        """Wait for the Postgres that the server has stopped; stop it for a server we had to kill."""
         told = self._told.get("postgres") or {}
-        if not (told.get("embedded") and self._stopping.in_a_hurry):
+        if not told.get("embedded"):
             return
-        with suppress(psutil.Error, KeyError, TypeError):
+        with suppress(psutil.Error, KeyError, TypeError), trio.CancelScope(shield=True) as last:
+            last.deadline = trio.current_time() + _POSTGRES_LAST
             process = psutil.Process(told["pid"])
-            if "postgres" in process.name():
+            if "postgres" not in process.name():
+                return
+            if "server" in self._stopping.killed:
                 process.send_signal(signal.SIGINT)  # its "fast" shutdown
+            await has_ended(process, _POSTGRES_LAST)
+
+
+def _runs(pid: Any) -> bool:
+    try:
+        return is_alive(psutil.Process(pid))
+    except (psutil.Error, TypeError, ValueError):
+        return False
 
 
 def _first(group: BaseExceptionGroup[CliError]) -> CliError:
