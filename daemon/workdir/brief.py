@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Final
 
@@ -210,7 +211,8 @@ def _workflow(facts: _Facts) -> str:
             steps = texts.assignment_steps(
                 task.issue_id, leader=no_action_rule(task) if leader else ""
             )
-    return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
+    numbered = (f"{number}. {step}" for number, step in enumerate(steps, 1))
+    return "\n".join(textwrap.indent(step, "   ").removeprefix("   ") for step in numbered)
 
 
 def _autopilot(task: ClaimedTask) -> str:
