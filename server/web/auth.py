@@ -266,7 +266,7 @@ def session_user(config: Config, token: str) -> str:
         claims = jwt.decode(
             token,
             config.jwt_secret,
-            algorithms=["HS256", "HS384", "HS512"],
+            algorithms=["HS256"],
             options={"require": ["exp"], "verify_iat": False, "verify_sub": False},
         )
     except jwt.PyJWTError:

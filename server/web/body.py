@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeVar
 
 import trio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from server.errors import Invalid, TooLarge
 from server.web.context import services
@@ -24,19 +24,20 @@ writes when the connection closes loses the answer."""
 async def read(request: Request) -> bytes:
     """The whole body. Raises TooLarge, and Invalid when the client left before its end."""
     limit = services(request).config.max_body
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                chunks.clear()
+    body = bytearray()
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Invalid(_INVALID)
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            body.clear()
+            if more:
                 await _linger(request)
-                raise TooLarge("request body too large")
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise Invalid(_INVALID) from None
-    return b"".join(chunks)
+            raise TooLarge("request body too large")
+    return bytes(body)
 
 
 async def _linger(request: Request) -> None:
