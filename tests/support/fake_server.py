@@ -111,6 +111,7 @@ class FakeServer:
         self.handshakes: list[tuple[float, tuple[str, ...]]] = []
         self.refuse_sockets: int | None = None
         self.answer_beats = True
+        self.stalled = False
         self._generation = 0
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
             (method, re.compile(pattern + "$"), handler)
@@ -243,7 +244,9 @@ class FakeServer:
         await trio.lowlevel.checkpoint()
         if self.refuse_sockets is not None:
             raise trio_websocket.ConnectionRejected(self.refuse_sockets, (), b"")
-        socket = _Socket(self, ids)
+        socket = _Socket(
+            self, ids, {name.decode().lower(): value.decode() for name, value in headers}
+        )
         path = f"{parts.path}?{parts.query}"
         async with memory_websocket(socket.serve, self._nursery, path, headers) as connection:
             yield connection
@@ -411,9 +414,12 @@ class FakeServer:
 class _Socket:
     """The server's end of one daemon websocket."""
 
-    def __init__(self, server: FakeServer, runtime_ids: tuple[str, ...]) -> None:
+    def __init__(
+        self, server: FakeServer, runtime_ids: tuple[str, ...], headers: dict[str, str]
+    ) -> None:
         self._server = server
-        self._ids = runtime_ids
+        self.ids = runtime_ids
+        self.headers = headers
         self._connection: trio_websocket.WebSocketConnection | None = None
         self.scope = trio.CancelScope()
 
@@ -422,6 +428,8 @@ class _Socket:
         self._server.sockets.append(self)
         try:
             with self.scope:
+                if self._server.stalled:
+                    await trio.sleep_forever()
                 while True:
                     await self._take(json.loads(await connection.get_message()))
         finally:
@@ -435,7 +443,7 @@ class _Socket:
     async def _take(self, received: dict[str, Any]) -> None:
         assert received["type"] == "daemon:heartbeat"
         runtime_id = received["payload"]["runtime_id"]
-        if runtime_id not in self._ids or not self._server.answer_beats:
+        if runtime_id not in self.ids or not self._server.answer_beats:
             return
         told = self._server.beat(runtime_id, "ws")
         if told is None:

@@ -1,0 +1,223 @@
+"""The daemon's websocket: handshake, frames, liveness, reconnecting."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from daemon.client import identity_headers
+from daemon.wakeups import socket_url
+from tests.support.daemon_rig import CLAUDE, CODEX, open_rig
+from tests.support.fake_server import open_fake_server, uid
+
+pytestmark = pytest.mark.fast
+
+CLAIM = "POST /api/daemon/runtimes/.*/tasks/claim"
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("http://h:8080", "ws://h:8080/api/daemon/ws?runtime_ids=a%2Cb"),
+        ("https://h/base", "wss://h/base/api/daemon/ws?runtime_ids=a%2Cb"),
+    ],
+)
+def test_the_address(server: str, url: str) -> None:
+    assert socket_url(server, ("b", "a")) == url
+
+
+async def test_one_connection_lists_every_runtime_and_tells_who_calls(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.workspaces[uid("other")] = "Other"
+        async with open_rig(server, tmp_path, programs=(CLAUDE, CODEX)) as rig:
+            await rig.until_running()
+            await rig.until(lambda: server.sockets)
+            await trio.sleep(60)
+            [socket] = server.sockets
+            assert socket.ids == tuple(sorted(server.runtimes))
+            assert len(socket.ids) == 4
+            expected = {"authorization": "Bearer " + rig.config.token} | {
+                name.lower(): value for name, value in identity_headers().items()
+            }
+            assert {name: socket.headers.get(name) for name in expected} == expected
+            assert "x-client-capabilities" not in socket.headers
+
+
+async def test_beats_go_out_at_once_and_at_every_interval(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with (
+        open_fake_server() as server,
+        open_rig(server, tmp_path, programs=(CLAUDE, CODEX)) as rig,
+    ):
+        await rig.until(lambda: server.sockets)
+        opened, _ = server.handshakes[-1]
+        await trio.sleep(46)
+        for runtime_id in server.runtimes:
+            times = [at - opened for at, key, _ in server.beats if key == runtime_id]
+            assert times == pytest.approx([0, 15, 30, 45])
+
+
+async def test_connecting_wakes_every_poller(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Work queued while the line was down is claimed on reconnecting, not at the next poll."""
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        await trio.sleep(100)
+        server.drop_sockets()
+        task = server.add_task(server.runtime_id("claude"))
+        lost = trio.current_time()
+        await rig.until(lambda: task.status == "completed", within=5)
+        [_, (reconnected, _)] = server.handshakes
+        claimed = server.times(CLAIM)[-2]
+        assert claimed == reconnected
+        assert 0.8 <= reconnected - lost <= 1.2
+
+
+async def test_back_off_doubles_to_30_s_and_starts_afresh_after_a_healthy_connection(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.refuse_sockets = 503
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            await trio.sleep(200)
+            waits = [b - a for (a, _), (b, _) in pairwise(server.handshakes)]
+            for wait, plain in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30], strict=False):
+                assert plain * 0.8 <= wait <= plain * 1.2
+            assert len(waits) >= 8
+            server.refuse_sockets = None
+            await rig.until(lambda: server.sockets, within=37)
+            await trio.sleep(61)
+            lost = trio.current_time()
+            server.drop_sockets()
+            await rig.until(lambda: server.handshakes[-1][0] > lost, within=2)
+            assert server.handshakes[-1][0] - lost <= 1.2
+
+
+async def test_a_connection_that_never_lasts_does_not_reset_the_back_off(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        for plain in (1, 2, 4, 8):
+            await rig.until(lambda: server.sockets)
+            await trio.sleep(1)
+            lost = trio.current_time()
+            server.drop_sockets()
+            await rig.until(lambda since=lost: server.handshakes[-1][0] > since)  # type: ignore[misc]
+            assert plain * 0.8 <= server.handshakes[-1][0] - lost <= plain * 1.2
+
+
+async def test_a_changed_set_reconnects_at_once(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until(lambda: server.sockets)
+        await trio.sleep(10)
+        server.workspaces[uid("other")] = "Other"
+        await rig.until(lambda: len(server.runtimes) == 2, within=31)
+        registered = server.times("POST /api/daemon/register")[-1]
+        await trio.sleep(1)
+        at, ids = server.handshakes[-1]
+        assert at == registered
+        assert ids == tuple(sorted(server.runtimes))
+        assert len(server.sockets) == 1, "the old connection is gone"
+
+
+async def test_a_changed_set_cuts_the_back_off_short(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.refuse_sockets = 503
+        async with open_rig(server, tmp_path, sync_interval=301.0) as rig:
+            await rig.until_running()
+            await trio.sleep(295)
+            before = server.handshakes[-1][0]
+            server.workspaces[uid("other")] = "Other"
+            await rig.until(lambda: len(server.runtimes) == 2)
+            registered = server.times("POST /api/daemon/register")[-1]
+            await trio.sleep(0.5)
+            assert registered in [at for at, _ in server.handshakes]
+            assert before <= registered
+            await trio.sleep(1)
+            after = [at - registered for at, _ in server.handshakes if at > registered]
+            assert 0.8 <= after[0] <= 1.2, "and starts it afresh"
+
+
+async def test_a_silent_connection_is_given_up_after_three_beats(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until(lambda: server.sockets)
+        await trio.sleep(100)
+        heard = max(at for at, _, _ in server.beats)
+        server.answer_beats = False
+        await rig.until(lambda: len(server.handshakes) == 2, within=100)
+        assert heard + 45.8 <= server.handshakes[1][0] <= heard + 46.2
+
+
+async def test_a_server_that_does_not_read_cannot_hold_the_daemon(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A beat that cannot be written within 10 s ends the connection."""
+    async with open_fake_server() as server:
+        server.stalled = True
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until(lambda: len(server.handshakes) >= 2, within=60)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"type":"daemon:unknown","payload":{}}',
+        '{"type":"daemon:heartbeat_ack","payload":{"status":"ok"}}',
+        '{"type":"daemon:heartbeat_ack","payload":{"runtime_id":5}}',
+        '{"type":"daemon:heartbeat_ack","payload":null}',
+        '{"type":"daemon:runtime_profiles_changed","payload":{"workspace_id":""}}',
+        '{"type":"daemon:runtime_profiles_changed","payload":{"workspace_id":["x"]}}',
+        '{"type":"daemon:runtime_profiles_changed","payload":null}',
+        '{"type":"daemon:task_available","payload":[]}',
+    ],
+)
+async def test_frames_that_mean_nothing_are_ignored(
+    autojump_clock: MockClock, tmp_path: Path, text: str
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until(lambda: server.sockets)
+        await trio.sleep(40)
+        [socket] = server.sockets
+        await socket.send(text)
+        await trio.sleep(20)
+        assert server.sockets == [socket]
+        assert server.count("POST /api/daemon/register") == 1
+
+
+async def test_a_frame_over_64_kib_ends_the_connection(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until(lambda: server.sockets)
+        await trio.sleep(40)
+        await server.push("daemon:unknown", {"x": "y" * 60_000})
+        await trio.sleep(5)
+        assert len(server.handshakes) == 1
+        await server.push("daemon:unknown", {"x": "y" * 70_000})
+        await rig.until(lambda: len(server.handshakes) == 2, within=5)
+
+
+async def test_without_runtimes_there_is_no_connection(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path, programs=()) as rig:
+        await rig.until_running()
+        await trio.sleep(100)
+        assert server.handshakes == []
+        rig.programs.append(CLAUDE)
+        await rig.until(lambda: server.handshakes, within=331)
+        assert server.handshakes[0][0] == server.times("POST /api/daemon/register")[0]
