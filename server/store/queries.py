@@ -58,7 +58,7 @@ def parse(text: str) -> Queries:
         name = head[1]
         if name in queries:
             raise ValueError(f"statement {name!r} is defined twice")
-        queries[name] = _COMMENT.sub("", text[head.end() : end]).strip().rstrip(";")
+        queries[name] = _COMMENT.sub("", text[head.end() : end]).strip().rstrip(";").rstrip()
     return queries
 
 

@@ -121,7 +121,11 @@ async def make_runtime(
 
 
 async def make_agent(conn: Connection, workspace_id: str, runtime_id: str, **columns: Any) -> str:
-    row: dict[str, Any] = {"name": f"Agent {next(_number)}", "visibility": "workspace"}
+    row: dict[str, Any] = {
+        "name": f"Agent {next(_number)}",
+        "visibility": "workspace",
+        "status": "idle",
+    }
     return await insert(
         conn, "agent", workspace_id=workspace_id, runtime_id=runtime_id, **(row | columns)
     )
