@@ -40,6 +40,7 @@ EXCHANGE: Final = 10.0
 CONNECTIONS: Final = 32
 """Connections served at a time; more are closed at once."""
 
+LONGEST_HEAD: Final = 16 * 1024
 LONGEST_BODY: Final = 64 * 1024
 
 _NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -108,7 +109,7 @@ class Control:
             await trio.aclose_forcefully(stream)
 
     async def _exchange(self, stream: trio.abc.Stream) -> None:
-        connection = h11.Connection(h11.SERVER)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         request: h11.Request | None = None
         received = 0
         answer: Answer | None = None
@@ -134,7 +135,11 @@ class Control:
         asked = None if request is None else _asked(request)
         if answer is None:
             assert asked is not None
-            answer = self.answer(asked)
+            try:
+                answer = self.answer(asked)
+            except Exception:
+                log.exception("control request failed", path=asked.path)
+                answer = Answer(status=500, text="internal error\n")
         await _send(stream, connection, answer, head=asked is not None and asked.method == "HEAD")
         if asked is not None and asked.path == "/shutdown" and answer.status == 200:
             self.stop("asked to by /shutdown")
