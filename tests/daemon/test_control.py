@@ -124,7 +124,7 @@ async def test_other_methods_and_paths(autojump_clock: MockClock) -> None:
         ("nonsense\n\n", 400),
         ("GET /health HTTP/1.1\n\n", 400),  # no Host
         ("GET /health HTTP/1.1\nHost: a\nHost: b\n\n", 400),
-        ("GET /health HTTP/1.1\n" + ALLOWED + "\nX: " + "y" * 20_000 + "\n\n", 431),
+        ("GET /health HTTP/1.1\n" + ALLOWED + "\nX: " + "y" * 40_000 + "\n\n", 431),
         (f"POST /shutdown HTTP/1.1\n{ALLOWED}\nContent-Length: 99999\n\n" + "x" * 99_999, 413),
         (f"POST /shutdown HTTP/1.1\n{ALLOWED}\nContent-Length: x\n\n", 400),
     ],
