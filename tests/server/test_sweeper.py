@@ -1,0 +1,287 @@
+"""The sweeper's rules, each against rows that it must and must not touch."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from server.consequences import Consequence
+from server.database import Database
+from server.dispatch import sweeper
+from server.push.hub import Hub
+from server.store.queries import Connection
+from shared.ids import new_id
+from shared.wire.event import Event
+from tests.conftest import ExpectedErrors
+from tests.support.postgres import open_test_database
+from tests.support.rows import World, insert, make_issue, make_runtime, make_task, make_world
+
+pytestmark = pytest.mark.postgres
+
+AFTER = timedelta(seconds=150)
+
+
+@attrs.frozen
+class Settings:
+    offline_after: float = 150.0
+    sweep_interval: float = 0.01
+
+
+def kinds(consequences: list[Consequence]) -> list[str]:
+    return [c.type if isinstance(c, Event) else type(c).__name__ for c in consequences]
+
+
+async def ago(conn: Connection, table: str, row_id: str, **columns: float) -> None:
+    for column, seconds in columns.items():
+        await conn.execute(
+            f"update {table} set {column} = now() - $2::interval where id = $1",
+            row_id,
+            timedelta(seconds=seconds),
+        )
+
+
+async def aged_task(
+    database: Database, world: World, *, since: dict[str, float] | None = None, **columns: Any
+) -> str:
+    async def unit(conn: Connection) -> str:
+        task_id = await make_task(conn, world, **columns)
+        await ago(conn, "agent_task_queue", task_id, **(since or {}))
+        return task_id
+
+    return await database.write(unit)
+
+
+async def failed(database: Database) -> dict[str, str]:
+    """Failed tasks and why."""
+    rows = await database.read(
+        lambda conn: conn.fetch(
+            "select id, failure_reason from agent_task_queue where status = 'failed'"
+        )
+    )
+    return {row["id"]: row["failure_reason"] for row in rows}
+
+
+async def test_silent_runtimes_go_offline_and_lose_their_tasks() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+
+        async def fill(conn: Connection) -> tuple[str, str, str]:
+            silent = await make_runtime(conn, world.workspace_id, world.user_id)
+            await ago(conn, "agent_runtime", silent, last_seen_at=151)
+            await ago(conn, "agent_runtime", world.runtime_id, last_seen_at=140)
+            issue = await make_issue(conn, world)
+            lost = await make_task(
+                conn, world, runtime_id=silent, status="running", issue_id=issue.id
+            )
+            kept = await make_task(conn, world, status="running", autopilot_run_id=new_id())
+            return silent, lost, kept
+
+        silent, lost, _ = await database.write(fill)
+        told = await database.write(partial(sweeper.stale_runtimes, after=AFTER))
+        assert [(c.type, c.payload) for c in told if isinstance(c, Event)] == [
+            ("daemon:register", {"action": "stale_sweep"})
+        ]
+        rows = await database.read(lambda conn: conn.fetch("select id, status from agent_runtime"))
+        assert {row["id"]: row["status"] for row in rows} == {
+            silent: "offline",
+            world.runtime_id: "online",
+        }
+        told = await database.write(partial(sweeper.left_behind, after=AFTER))
+        assert await failed(database) == {lost: "runtime_offline"}
+        # The new attempt waits for the machine that the agent is on now.
+        retry = await database.read(
+            lambda conn: conn.fetchval(
+                "select runtime_id from agent_task_queue where parent_task_id = $1", lost
+            )
+        )
+        assert retry == world.runtime_id
+        assert "TaskAvailable" in kinds(told)
+        assert await database.write(partial(sweeper.stale_runtimes, after=AFTER)) == []
+        assert await database.write(partial(sweeper.left_behind, after=AFTER)) == []
+
+
+async def test_a_runtime_that_signed_off_loses_its_tasks_after_a_while() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task_id = await aged_task(database, world, status="running")
+        await database.write(
+            lambda conn: conn.execute("update agent_runtime set status = 'offline'")
+        )
+        await database.write(partial(sweeper.left_behind, after=AFTER))
+        assert await failed(database) == {}
+        await database.write(
+            lambda conn: ago(conn, "agent_runtime", world.runtime_id, last_seen_at=151)
+        )
+        await database.write(partial(sweeper.left_behind, after=AFTER))
+        assert await failed(database) == {task_id: "runtime_offline"}
+
+
+@pytest.mark.parametrize(
+    ("status", "since", "ends"),
+    [
+        ("dispatched", {"dispatched_at": 290}, False),
+        ("dispatched", {"dispatched_at": 310}, True),
+        ("dispatched", {"dispatched_at": 310, "prepare_lease_expires_at": -30}, False),
+        ("dispatched", {"dispatched_at": 310, "prepare_lease_expires_at": 1}, True),
+        ("dispatched", {"dispatched_at": 90000, "prepare_lease_expires_at": -30}, True),
+        (
+            "waiting_local_directory",
+            {"dispatched_at": 4000, "prepare_lease_expires_at": 200},
+            False,
+        ),
+        ("waiting_local_directory", {"dispatched_at": 4000, "prepare_lease_expires_at": 310}, True),
+        ("running", {"dispatched_at": 9100, "started_at": 8900}, False),
+        ("running", {"dispatched_at": 9100, "started_at": 9010}, True),
+        ("running", {"dispatched_at": 90000, "started_at": 90000}, True),
+        ("queued", {}, False),
+        ("completed", {"dispatched_at": 90000}, False),
+    ],
+)
+async def test_stuck_tasks(status: str, since: dict[str, float], ends: bool) -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task_id = await aged_task(database, world, status=status, since=since)
+        await database.write(sweeper.stuck_tasks)
+        assert await failed(database) == ({task_id: "timeout"} if ends else {})
+
+
+async def test_a_long_run_that_still_speaks_goes_on() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task_id = await aged_task(database, world, status="running", since={"started_at": 20000})
+        await database.write(
+            lambda conn: conn.execute(
+                "insert into task_message (task_id, seq, type) values ($1, 1, 'text')", task_id
+            )
+        )
+        await database.write(sweeper.stuck_tasks)
+        assert await failed(database) == {}
+
+
+async def test_tasks_that_nobody_fetches_expire() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        old = {"created_at": 7300.0}
+        running = await aged_task(database, world, status="running", autopilot_run_id=new_id())
+        waiting = await aged_task(database, world, since=old)
+        young = await aged_task(database, world, since={"created_at": 7100.0})
+        await database.write(sweeper.expired_tasks)
+        assert await failed(database) == {}
+        await database.write(
+            lambda conn: conn.execute(
+                "update agent_task_queue set status = 'completed' where id = $1", running
+            )
+        )
+        await database.write(sweeper.expired_tasks)
+        assert await failed(database) == {waiting: "queued_expired"}
+        left = await database.read(
+            lambda conn: conn.fetch("select id from agent_task_queue where status = 'queued'")
+        )
+        # It expired, so it is not tried again.
+        assert [row["id"] for row in left] == [young]
+
+
+async def test_what_is_forgotten() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        week = 7 * 86400 + 10.0
+
+        async def fill(conn: Connection) -> tuple[str, str, str]:
+            unused, with_task, away = [
+                await make_runtime(conn, world.workspace_id, world.user_id, status="offline")
+                for _ in range(3)
+            ]
+            for runtime_id in (unused, with_task, world.runtime_id):
+                await ago(conn, "agent_runtime", runtime_id, last_seen_at=week)
+            await conn.execute("update agent_runtime set status = 'offline'")
+            task_id = await make_task(conn, world, runtime_id=with_task, status="completed")
+            for hours, name in ((-1, "live"), (1, "dead")):
+                await conn.execute(
+                    "insert into task_token (token_hash, task_id, agent_id, workspace_id, user_id,"
+                    " expires_at) values ($1, $2, $3, $4, $5, now() - $6::interval)",
+                    name,
+                    task_id,
+                    world.agent_id,
+                    world.workspace_id,
+                    world.user_id,
+                    timedelta(hours=hours),
+                )
+            return unused, with_task, away
+
+        unused, with_task, away = await database.write(fill)
+        told = await database.write(sweeper.forget)
+        assert [c.payload for c in told if isinstance(c, Event)] == [{"action": "runtime_gc"}]
+        rows = await database.read(lambda conn: conn.fetch("select id from agent_runtime"))
+        assert {row["id"] for row in rows} == {world.runtime_id, with_task, away}
+        assert unused not in {row["id"] for row in rows}
+        tokens = await database.read(lambda conn: conn.fetch("select token_hash from task_token"))
+        assert [row["token_hash"] for row in tokens] == ["live"]
+
+
+async def test_several_processes_sweep_together() -> None:
+    async with open_test_database() as (database, _):
+        world = await make_world(database)
+
+        async def fill(conn: Connection) -> None:
+            for _ in range(40):
+                issue = await make_issue(conn, world, status="in_progress")
+                task_id = await make_task(conn, world, status="dispatched", issue_id=issue.id)
+                await ago(conn, "agent_task_queue", task_id, dispatched_at=400)
+
+        await database.write(fill)
+        events: list[Consequence] = []
+
+        async def sweep() -> None:
+            events.extend(await database.write(sweeper.stuck_tasks))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(sweep)
+        assert kinds(events).count("task:failed") == 40
+        assert kinds(events).count("TaskAvailable") == 40
+        assert len(await failed(database)) == 40
+
+
+async def test_the_service(error_log: ExpectedErrors) -> None:
+    async with open_test_database() as (database, _):
+        world = await make_world(database)
+        await aged_task(database, world, status="dispatched", since={"dispatched_at": 400})
+        hub = Hub()
+        heard = trio.Event()
+
+        def hear(consequence: Consequence) -> None:
+            if isinstance(consequence, Event) and consequence.type == "task:failed":
+                heard.set()
+
+        hub.observe(hear)
+        # A rule that cannot work must not keep the others from working.
+        await database.write(lambda conn: conn.execute("alter table daemon_token rename to gone"))
+        silent = await database.write(
+            lambda conn: insert(
+                conn,
+                "agent_runtime",
+                workspace_id=world.workspace_id,
+                name="x",
+                provider="x",
+                status="online",
+            )
+        )
+        await database.write(lambda conn: ago(conn, "agent_runtime", silent, created_at=1000))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sweeper.run_sweeper, database, hub, Settings())
+            with trio.fail_after(10):
+                await heard.wait()
+                while not error_log.records:  # noqa: ASYNC110 - a log record is no event
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        error_log.expect("sweeping failed")
+        # The process is young: silence may have been its own.
+        status = await database.read(
+            lambda conn: conn.fetchval("select status from agent_runtime where id = $1", silent)
+        )
+        assert status == "online"
