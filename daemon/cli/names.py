@@ -32,13 +32,14 @@ class Names:
 
     def _load(self) -> dict[str, str]:
         known: dict[str, str] = {}
-        for path, key in (
-            (f"/api/workspaces/{segment(self._api.workspace_id)}/members", "user_id"),
-            ("/api/agents?include_archived=true", "id"),
-            ("/api/squads", "id"),
+        members = f"/api/workspaces/{segment(self._api.workspace_id)}/members"
+        for path, key, query in (
+            (members, "user_id", {}),
+            ("/api/agents", "id", {"include_archived": "true"}),
+            ("/api/squads", "id", {}),
         ):
             try:
-                rows = self._api.get(path)
+                rows = self._api.get(path, **query)
             except CliError:
                 continue
             known.update({row[key]: row.get("name") or "" for row in rows})

@@ -33,9 +33,7 @@ def up(
     from daemon.cli.up.plan import Plan
     from daemon.cli.up.stack import run_up
 
-    names = None if agents is None else tuple(filter(None, (a.strip() for a in agents.split(","))))
-    if names == ():
-        raise CliError("--agents needs at least one name, such as demo or claude")
+    names = None if agents is None else _names(agents)
     plan = Plan(
         home=settings.home,
         host=host or "",
@@ -46,6 +44,18 @@ def up(
         invoked_as="bullpen" if _on_path() else "./dev",
     )
     return run_up(plan)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The agent programs of a comma list. Raises CliError for one we have no driver for."""
+    from daemon.agents.launch import DRIVERS
+
+    names = tuple(name for part in text.split(",") if (name := part.strip().lower()))
+    unknown = [name for name in names if name not in DRIVERS]
+    if unknown or not names:
+        wrong = f"knows no {unknown[0]!r}" if unknown else "needs a name"
+        raise CliError(f"--agents {wrong}; there are: {', '.join(sorted(DRIVERS))}")
+    return names
 
 
 def _on_path() -> bool:

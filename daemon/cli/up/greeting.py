@@ -39,7 +39,7 @@ def greet(
         example = f'issue create --title "Say hello" --assignee {escape(agents[-1])}'
         say()
         say(f"  Try       {command} {example}")
-        say(f"            {command} watch 1")
+        say(f"            {command} watch {'1' if made else 'KEY'}")
     if list(agents) == ["demo"]:
         say()
         say(

@@ -35,6 +35,7 @@ class HomeLock:
         self._children: dict[str, dict[str, float]] = {}
         found = earlier.get("children")
         self.earlier: dict[str, Any] = dict(found) if isinstance(found, dict) else {}
+        self._write()
 
     def record(self, name: str, pid: int) -> None:
         """Note that the child of this name is now this process."""

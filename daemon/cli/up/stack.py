@@ -16,14 +16,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
 import trio
 
 from daemon.agents.launch import DRIVERS
-from daemon.cli.errors import USAGE, CliError
+from daemon.cli.errors import CliError
 from daemon.cli.settings import read_config, save_config
 from daemon.cli.up import introduce
 from daemon.cli.up.child import ChildSpec, Stopping, keep_child
@@ -34,6 +34,8 @@ from daemon.cli.up.voice import Voice
 from shared import log
 from shared.home import write_private
 from shared.supervise import every
+
+Problem = TypeVar("Problem", bound=Exception)
 
 _STOP_BUDGET: Final = 8.5
 """Seconds for everything to stop: with what killing and reaping take, it stays below ten."""
@@ -93,12 +95,14 @@ class _Up:
             try:
                 await self._run_server(work)
             except* CliError as group:
-                failure = _first(group)
+                failure = _first(group, CliError)
+            except* OSError as group:
+                failure = CliError(about_disk(self._home, _first(group, OSError)))
             finally:
                 self._home.up_file.unlink(missing_ok=True)
             signals.cancel_scope.cancel(reason="everything has stopped")
         if failure is not None:
-            raise failure
+            raise CliError(failure.text, detail=failure.detail) from failure
         self._voice.say("Bullpen has stopped.")
         return 130 if self._stopping.in_a_hurry else 0
 
@@ -106,7 +110,10 @@ class _Up:
         self, work: trio.CancelScope, *, task_status: trio.TaskStatus[None]
     ) -> None:
         """The first signal begins an orderly stop, the second ends all waiting for it."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
+        stops = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+            stops.append(signal.SIGHUP)
+        with trio.open_signal_receiver(*stops) as received:
             task_status.started()
             async for _ in received:
                 if self._stopping.deadline is not None:
@@ -156,7 +163,10 @@ class _Up:
                     self._daemon_is_back,
                     self._voice.warn,
                 )
+            if health.get("problem"):
+                self._voice.warn(str(health["problem"]))
             runtimes = await introduce.runtimes_of(caller, health["daemon_id"])
+            self._warn_of_missing(runtimes)
             made, agents = await introduce.make_agents(caller, runtimes)
             link = await introduce.sign_in_link(caller)
             self._told |= {"token": caller.token, "workspace_id": caller.workspace_id}
@@ -191,6 +201,15 @@ class _Up:
                 "workspace_id": caller.workspace_id,
             },
         )
+
+    def _warn_of_missing(self, runtimes: Sequence[Mapping[str, Any]]) -> None:
+        found = {runtime["provider"] for runtime in runtimes}
+        for name in self._plan.agents or ():
+            if name not in found:
+                self._voice.warn(
+                    f"{name} was asked for, but no usable one was found on this machine; set "
+                    f"BULLPEN_{name.upper()}_PATH if it is not in PATH"
+                )
 
     # --- the children -----------------------------------------------------------------------------
 
@@ -331,8 +350,9 @@ def _runs(pid: Any) -> bool:
         return False
 
 
-def _first(group: BaseExceptionGroup[CliError]) -> CliError:
+def _first(group: BaseExceptionGroup[Problem], kind: type[Problem]) -> Problem:
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
-    return found if isinstance(found, CliError) else CliError(str(found), USAGE)
+    assert isinstance(found, kind)
+    return found
