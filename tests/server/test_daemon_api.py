@@ -516,8 +516,10 @@ async def test_wrong_ids_and_foreign_rows() -> None:
         b"[]",
         b'"x"',
         b"\xff\xfe",
-        b'{"messages": 1, "usage": 1, "output": 1, "error": 1, "summary": 1, "session_id": 1,'
-        b' "reason": 1}',
+        (
+            b'{"messages": 1, "usage": 1, "output": 1, "error": 1, "summary": 1, "session_id": 1,'
+            b' "reason": 1}'
+        ),
     ],
 )
 async def test_bad_bodies(body: bytes) -> None:
