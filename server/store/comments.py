@@ -116,16 +116,16 @@ async def _recent(conn: Connection, issue_id: str, how: Reading, count: int) -> 
     return Page(comments=_maybe_folded(rows, how), older=older)
 
 
-async def find_root(conn: Connection, issue_id: str, comment_id: str) -> str | None:
-    """Return the root of the comment's thread; None when the issue has no such comment."""
-    found = await conn.fetchval(SQL.find_root, issue_id, comment_id)
-    return None if found is None else str(found)
+async def lock_thread(
+    conn: Connection, workspace_id: str, comment_id: str
+) -> tuple[str, Comment] | None:
+    """Return the root's id and the comment; nobody else changes its thread from now on.
 
-
-async def lock_comment(conn: Connection, workspace_id: str, comment_id: str) -> Comment | None:
-    """Return one comment that nobody else can change until the transaction ends."""
-    row = await conn.fetchrow(SQL.lock_comment, workspace_id, comment_id)
-    return None if row is None else _comment(row)
+    To be called before any other lock on comments. None when there is no such comment.
+    """
+    root_id = await conn.fetchval(SQL.lock_thread, workspace_id, comment_id)
+    row = root_id and await conn.fetchrow(SQL.lock_comment, workspace_id, comment_id)
+    return (root_id, _comment(row)) if row else None
 
 
 async def create_comment(

@@ -57,6 +57,18 @@ with recursive up (id, parent_id) as (
 )
 select id from up where parent_id is null;
 
+-- name: lock_thread
+-- Whoever changes a thread locks its root first: two changes of one thread, a reply and a deletion
+-- among them, go one after the other and cannot deadlock.
+with recursive up (id, parent_id) as (
+    select id, parent_id from comment where workspace_id = $1 and id = $2
+    union all
+    select c.id, c.parent_id from up join comment c on c.id = up.parent_id
+)
+select c.id from comment c
+where c.id = (select id from up where parent_id is null)
+for no key update of c;
+
 -- name: list_thread
 -- One thread, root first; with $4 only its newest replies, before the cursor ($5, $6).
 with recursive thread (id) as (
@@ -77,7 +89,7 @@ where (c.id = $1 or c.id in (select id from replies))
 order by c.id <> $1, c.created_at, c.id;
 
 -- name: lock_comment
--- A comment of a workspace; nobody else changes it until this transaction ends.
+-- A comment of a thread whose root is locked.
 select c.*, c.content as shown from comment c where c.workspace_id = $1 and c.id = $2
 for no key update of c;
 

@@ -39,11 +39,13 @@ __all__ = [
     "find_duplicate",
     "find_parent",
     "get_issue",
+    "hold_issue",
     "issue_of",
     "list_children",
     "list_comments",
     "list_issues",
     "list_tasks",
+    "lock_doomed",
     "lock_issue",
     "lock_issues",
     "search_issues",
@@ -104,6 +106,11 @@ async def get_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | No
     return await _one(conn, SQL.get_issue, workspace_id, ref)
 
 
+async def hold_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | None:
+    """Return an issue that nobody can delete until the transaction ends."""
+    return await _one(conn, SQL.hold_issue, workspace_id, ref)
+
+
 async def lock_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | None:
     """Return an issue that nobody else can change until the transaction ends."""
     return await _one(conn, SQL.lock_issue, workspace_id, ref)
@@ -112,6 +119,12 @@ async def lock_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | N
 async def lock_issues(conn: Connection, workspace_id: str, issue_ids: Sequence[str]) -> list[Issue]:
     """Return those of the issues that are in the workspace, locked, in no useful order."""
     rows = await conn.fetch(SQL.lock_issues, workspace_id, issue_ids)
+    return [issue_of(row) for row in rows]
+
+
+async def lock_doomed(conn: Connection, workspace_id: str, issue_ids: Sequence[str]) -> list[Issue]:
+    """As `lock_issues`, before deleting them: nothing new points at them any more."""
+    rows = await conn.fetch(SQL.lock_doomed, workspace_id, issue_ids)
     return [issue_of(row) for row in rows]
 
 

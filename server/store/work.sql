@@ -6,6 +6,13 @@ select i.*, w.issue_prefix
 from issue i join workspace w on w.id = i.workspace_id
 where i.workspace_id = $1 and (i.id = $2::uuid or i.number = $3::int);
 
+-- name: hold_issue
+-- As get_issue, and nobody deletes it until this transaction ends: something is to point at it.
+select i.*, w.issue_prefix
+from issue i join workspace w on w.id = i.workspace_id
+where i.workspace_id = $1 and (i.id = $2::uuid or i.number = $3::int)
+for key share of i;
+
 -- name: lock_issue
 -- As get_issue, and nobody else changes it until this transaction ends. Foreign keys to it
 -- (comments, tasks) are not held up.
@@ -21,6 +28,14 @@ from issue i join workspace w on w.id = i.workspace_id
 where i.workspace_id = $1 and i.id = any($2::uuid[])
 order by i.id
 for no key update of i;
+
+-- name: lock_doomed
+-- As lock_issues, for deleting: nobody even points at them until this transaction ends.
+select i.*, w.issue_prefix
+from issue i join workspace w on w.id = i.workspace_id
+where i.workspace_id = $1 and i.id = any($2::uuid[])
+order by i.id
+for update of i;
 
 -- name: list_issues
 -- One page and the full count in one statement. /*order*/ is one of work.ORDERS.

@@ -106,7 +106,8 @@ async def create_comment(request: Request) -> Response:
     suppressed = _suppressed(sent)
 
     async def unit(conn: Connection) -> _Told:
-        issue = await _issue(conn, caller, request)
+        ref = request.path_params["id"]
+        issue = existing(await work.hold_issue(conn, caller.workspace_id, ref))
         await _check_place(conn, caller, issue, parent_id)
         reopened: list[Consequence] = []
         if parent_id is not None:
@@ -152,10 +153,10 @@ async def _reopen(
     conn: Connection, caller: Membership, issue: Issue, parent_id: str
 ) -> list[Consequence]:
     """A reply brings a resolved thread back."""
-    root_id = await comments.find_root(conn, issue.id, parent_id)
-    if root_id is None:
+    found = await comments.lock_thread(conn, caller.workspace_id, parent_id)
+    if found is None or found[1].issue_id != issue.id:
         raise Invalid("parent comment not found on this issue")
-    root = await comments.unresolve_comment(conn, root_id)
+    root = await comments.unresolve_comment(conn, found[0])
     return [] if root is None else [event(caller, "comment:unresolved", comment=root)]
 
 
@@ -172,7 +173,7 @@ async def update_comment(request: Request) -> Response:
         if before.content == content:
             return before, ()
         after = await comments.update_comment(conn, comment_id, content)
-        issue = existing(await work.get_issue(conn, caller.workspace_id, before.issue_id))
+        issue = existing(await work.hold_issue(conn, caller.workspace_id, before.issue_id))
         stopped = await finish.cancel_trigger(conn, comment_id)
         started = await _start(conn, caller, issue, after, suppressed)
         return after, (event(caller, "comment:updated", comment=after), *stopped, *started)
@@ -203,10 +204,9 @@ async def resolve_comment(request: Request) -> Response:
     actor = caller.actor
 
     async def unit(conn: Connection) -> _Told:
-        comment = await _locked(conn, caller, comment_id)
-        root_id = await comments.find_root(conn, comment.issue_id, comment_id)
+        root_id, comment = await _locked(conn, caller, comment_id)
         resolved, cleared = await comments.resolve_comment(
-            conn, comment, root_id or comment_id, actor.actor_type, actor.actor_id
+            conn, comment, root_id, actor.actor_type, actor.actor_id
         )
         told = [event(caller, "comment:unresolved", comment=other) for other in cleared]
         return resolved, (*told, event(caller, "comment:resolved", comment=resolved))
@@ -220,7 +220,7 @@ async def unresolve_comment(request: Request) -> Response:
     comment_id = path_id(request, "id", "comment id")
 
     async def unit(conn: Connection) -> _Told:
-        comment = await _locked(conn, caller, comment_id)
+        _, comment = await _locked(conn, caller, comment_id)
         changed = await comments.unresolve_comment(conn, comment_id)
         if changed is None:
             return comment, ()
@@ -236,16 +236,16 @@ async def _issue(conn: Connection, caller: Membership, request: Request) -> Issu
     return existing(await work.get_issue(conn, caller.workspace_id, request.path_params["id"]))
 
 
-async def _locked(conn: Connection, caller: Membership, comment_id: str) -> Comment:
-    comment = await comments.lock_comment(conn, caller.workspace_id, comment_id)
-    if comment is None:
+async def _locked(conn: Connection, caller: Membership, comment_id: str) -> tuple[str, Comment]:
+    found = await comments.lock_thread(conn, caller.workspace_id, comment_id)
+    if found is None:
         raise NotFound("comment not found")
-    return comment
+    return found
 
 
 async def _own(conn: Connection, caller: Membership, comment_id: str) -> Comment:
     """Return a locked comment that the caller wrote or may change as an administrator."""
-    comment = await _locked(conn, caller, comment_id)
+    _, comment = await _locked(conn, caller, comment_id)
     actor = caller.actor
     wrote = (comment.author_type, comment.author_id) == (actor.actor_type, actor.actor_id)
     if not wrote and caller.role not in {"owner", "admin"}:

@@ -34,7 +34,8 @@ async def get_metadata(request: Request) -> Response:
     caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> dict[str, Any]:
-        return (await _issue(conn, caller, request)).metadata
+        found = await work.get_issue(conn, caller.workspace_id, request.path_params["id"])
+        return existing(found).metadata
 
     return answer({"metadata": await read(request, unit)})
 
@@ -48,7 +49,7 @@ async def set_metadata(request: Request) -> Response:
         raise Invalid("value must be a string, a number or a boolean")
 
     async def unit(conn: Connection) -> _Changed:
-        issue = await _issue(conn, caller, request)
+        issue = await _locked(conn, caller, request)
         metadata = await work.set_metadata(conn, issue.id, key, value)
         if metadata is None:
             raise Invalid(
@@ -66,15 +67,15 @@ async def delete_metadata(request: Request) -> Response:
     key = _key(request)
 
     async def unit(conn: Connection) -> _Changed:
-        issue = await _issue(conn, caller, request)
+        issue = await _locked(conn, caller, request)
         metadata = await work.delete_metadata(conn, issue.id, key) or {}
         return metadata, (_told(caller, issue, metadata),)
 
     return answer({"metadata": await write(request, unit)})
 
 
-async def _issue(conn: Connection, caller: Membership, request: Request) -> Issue:
-    return existing(await work.get_issue(conn, caller.workspace_id, request.path_params["id"]))
+async def _locked(conn: Connection, caller: Membership, request: Request) -> Issue:
+    return existing(await work.lock_issue(conn, caller.workspace_id, request.path_params["id"]))
 
 
 def _key(request: Request) -> str:

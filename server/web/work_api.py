@@ -273,8 +273,9 @@ async def delete_issue(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         ref = request.path_params["id"]
-        issue = existing(await work.lock_issue(conn, caller.workspace_id, ref))
-        return None, await _delete(conn, caller, [issue])
+        issue = existing(await work.get_issue(conn, caller.workspace_id, ref))
+        doomed = await work.lock_doomed(conn, caller.workspace_id, [issue.id])
+        return None, await _delete(conn, caller, doomed)
 
     await write(request, unit)
     return nothing()
@@ -308,7 +309,7 @@ async def delete_issues(request: Request) -> Response:
     issue_ids = (await fields(request)).ids("issue_ids", most=MOST_IDS)
 
     async def unit(conn: Connection) -> tuple[int, _Told]:
-        issues = await work.lock_issues(conn, caller.workspace_id, issue_ids)
+        issues = await work.lock_doomed(conn, caller.workspace_id, issue_ids)
         return len(issues), await _delete(conn, caller, issues)
 
     return answer({"deleted": await write(request, unit)})

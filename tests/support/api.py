@@ -6,6 +6,7 @@ An answer of 500 fails the test wherever it comes from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -37,7 +38,7 @@ class Caller:
     async def call(self, method: str, path: str, body: Any = ..., **options: Any) -> httpx.Response:
         """Send a request; `body` is sent as JSON unless left out."""
         if body is not ...:
-            options["json"] = body
+            options["content"] = json.dumps(body)  # escapes what UTF-8 cannot carry
         return await self.client.request(method, path, **options)
 
     async def get(self, path: str, **params: Any) -> Any:
@@ -128,7 +129,8 @@ class Api:
 async def _never_500(response: httpx.Response) -> None:
     if response.status_code == 500:
         await response.aread()
-        raise AssertionError(f"{response.request.method} {response.request.url}: 500")
+        request = response.request
+        raise AssertionError(f"{request.method} {request.url}: 500 for {request.content[:500]!r}")
 
 
 @asynccontextmanager
