@@ -83,9 +83,7 @@ def eye() -> Iterator[Eye]:
 
 
 @pytest.fixture
-def visit(
-    bullpen: Bullpen, browser: Browser, api: httpx.Client, eye: Eye
-) -> Iterator[Visit]:
+def visit(bullpen: Bullpen, browser: Browser, api: httpx.Client, eye: Eye) -> Iterator[Visit]:
     """`visit(path, **context options)`: a page of a signed-in browser, there and live."""
     contexts: list[BrowserContext] = []
 

@@ -12,7 +12,12 @@ class Machine:
     """One machine with one runtime, and an agent on it."""
 
     def __init__(
-        self, api: httpx.Client, workspace_id: str, *, name: str = "studio", provider: str = "claude"
+        self,
+        api: httpx.Client,
+        workspace_id: str,
+        *,
+        name: str = "studio",
+        provider: str = "claude",
     ) -> None:
         self.api = api
         self._register = {

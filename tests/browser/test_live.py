@@ -257,9 +257,7 @@ def test_a_failure_says_what_happened_and_what_to_do(
     expect(page.locator("[data-card]")).to_have_count(1)
 
 
-def test_a_machine_that_is_away_is_named(
-    visit: Visit, bullpen: Bullpen, api: httpx.Client
-) -> None:
+def test_a_machine_that_is_away_is_named(visit: Visit, bullpen: Bullpen, api: httpx.Client) -> None:
     away = Machine(api, bullpen.told["workspace_id"], name="attic", provider="codex")
     agent = away.agent("Codex in the attic")
     away.offline()

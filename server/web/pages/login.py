@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -12,6 +15,9 @@ from server.store.queries import Connection
 from server.web import auth
 from server.web.context import services
 from server.web.pages import shell
+
+_OWN: Final = re.compile(r"/(?![/\\])[\x21-\x7e]*")
+"""A browser takes "//", "/\\" and a slash behind a tab for another server's name."""
 
 
 async def home(request: Request) -> Response:
@@ -39,12 +45,16 @@ async def login(request: Request) -> Response:
     That happens when a link is followed from another site: the session cookie is `SameSite=Strict`
     and is not sent with the redirect, but it is with the page's own requests.
     """
-    after = request.query_params.get("next", "/")
-    if not after.startswith("/") or after.startswith(("//", "/\\")):
-        after = "/"
+    asked = request.query_params
     return shell.page(
-        "login.html", page="login", next=after, spent=request.query_params.get("spent") == "1"
-    )
+        "login.html", page="login", next=own_path(asked.get("next", "/")),
+        spent=asked.get("spent") == "1",
+    )  # fmt: skip
+
+
+def own_path(text: str) -> str:
+    """Return the text if it can only lead to a page of this server, else "/"."""
+    return text if _OWN.fullmatch(text) else "/"
 
 
 routes: list[BaseRoute] = [Route("/", home), Route("/login", login)]

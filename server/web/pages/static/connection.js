@@ -90,7 +90,8 @@ export class Connection {
     for (const timer of Object.values(this.timers)) clearTimeout(timer);
     const socket = this.socket;
     this.socket = null;
-    socket?.close();
+    if (socket?.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+    else socket?.close();
   }
 
   #down() {
