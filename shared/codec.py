@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import attrs
 from cattrs import BaseValidationError, Converter, transform_error
@@ -90,7 +90,8 @@ def _structure_array(kind: Any) -> Callable[[Any, Any], Any]:
     def build(value: Any, _: Any) -> Any:
         if not isinstance(value, list):
             raise TypeError(f"expected an array, got {type(value).__name__}")
-        return inner(value, kind)
+        items = inner(value, kind)
+        return tuple(items) if get_origin(kind) is tuple else items
 
     return build
 

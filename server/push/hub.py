@@ -109,6 +109,11 @@ class Hub:
                 except trio.WouldBlock:
                     self._missed += 1
 
+    @property
+    def is_relaying(self) -> bool:
+        """Whether announcements reach other processes now."""
+        return self._relaying
+
     @contextmanager
     def relaying(self) -> Iterator[trio.MemoryReceiveChannel[Consequence]]:
         """While open, announcements are also queued for other processes."""

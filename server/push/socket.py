@@ -43,6 +43,8 @@ _AUTH_LIMIT: Final = 10.0
 _MAX_MESSAGE: Final = 64 * 1024
 """Bytes; commands and tokens are short."""
 
+_SCOPES: Final = frozenset({"workspace", "user", "task", "chat"})
+
 _LOCAL_DEVELOPMENT: Final = (
     "http://localhost:3000",
     "http://localhost:5173",
@@ -221,7 +223,8 @@ async def _reply(
     if not isinstance(scope, str) or not isinstance(key, str) or not scope or not key:
         return _refusal(command.type, scope, key, "invalid payload")
     if command.type == "unsubscribe":
-        peer.unsubscribe(f"{scope}:{key}")
+        if scope in _SCOPES:  # and not from what closes the socket
+            peer.unsubscribe(f"{scope}:{key}")
         return frame.write("unsubscribe_ack", {"scope": scope, "id": key})
     error = await _forbidden(parts, actor, workspace_id, scope, key)
     if error is not None:

@@ -315,8 +315,14 @@ async def test_a_link_signs_a_browser_in_once() -> None:
             assert signed_out.status_code == 200
             assert "multica_auth" not in browser.cookies
         async with rig.server.client() as second:
-            assert (await second.get(made["url"])).status_code == 410
-            assert (await second.get("/auth/link/guess")).status_code == 410
+            for path in (made["url"], "/auth/link/guess"):
+                await assert_spent(second, path)
+
+
+async def assert_spent(browser: httpx.AsyncClient, url: str) -> None:
+    response = await browser.get(url)
+    assert response.headers["location"] == "/login?spent=1"
+    assert "set-cookie" not in response.headers
 
 
 async def test_an_old_link_is_refused() -> None:
@@ -325,7 +331,7 @@ async def test_an_old_link_is_refused() -> None:
         await rig.database.write(
             lambda conn: conn.execute("update sign_in_link set expires_at = now() - interval '1 s'")
         )
-        assert (await rig.server.http.get(made["url"])).status_code == 410
+        await assert_spent(rig.server.http, made["url"])
 
 
 async def test_the_bearer_header_wins_over_the_cookie_and_needs_no_csrf() -> None:

@@ -19,7 +19,7 @@ import httpx
 import trio
 import trio.testing
 from starlette.types import ASGIApp
-from trio_websocket import WebSocketConnection, connect_websocket_url, wrap_client_stream
+from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from server.app import open_services
 from server.config import Config
@@ -67,18 +67,25 @@ class RunningServer:
         extra = [(name.encode(), value.encode()) for name, value in headers or ()]
         if token:
             extra.append((b"authorization", f"Bearer {token}".encode()))
-        url = self.url.replace("http://", "ws://") + path
-        async with trio.open_nursery() as reading:
-            with trio.fail_after(5):
-                opened = await connect_websocket_url(
-                    reading, url, extra_headers=extra, message_queue_size=64
-                )
-            try:
+        host, port = self.url.removeprefix("http://").split(":")
+        stream = await trio.open_tcp_stream(host, int(port))
+        try:
+            async with trio.open_nursery() as reading:
+                with trio.fail_after(5):
+                    opened = await wrap_client_stream(
+                        reading,
+                        stream,
+                        f"{host}:{port}",
+                        path,
+                        extra_headers=extra,
+                        message_queue_size=64,
+                    )
                 yield opened
-            finally:
-                with trio.move_on_after(1, shield=True):
+                with trio.move_on_after(1):
                     await opened.aclose()
                 reading.cancel_scope.cancel()
+        finally:
+            stream.socket.close()
 
 
 @asynccontextmanager
