@@ -78,6 +78,7 @@ async def _claim(services: Services, runtime: RuntimeInfo, slot: int) -> bool:
             task = await services.client.claim(runtime.id)
             if task is not None:
                 owned = False
+                log.info("task claimed", task_id=task.id, runtime_id=runtime.id, slot=slot)
                 now = services.directory.find(runtime.id) or runtime
                 return services.pool.hand_over(task, slot, now)
     finally:
