@@ -358,11 +358,14 @@ def kill_marked(task_id: str) -> int:
     The last resort where no warden can answer for the family: after its own violent death, on
     systems without subreapers, and for what a killed daemon may have left there.
     """
+    killed = 0
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(TASK_MARKER) == task_id:
+                ours = process.ppid() == os.getpid()  # then somebody here waits for it already
                 process.kill()  # psutil checks the create time: a reused pid is not touched
-                found.append(process)
+                killed += 1
+                found += [] if ours else [process]
     psutil.wait_procs(found, timeout=1.0)
-    return len(found)
+    return killed

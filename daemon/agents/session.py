@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from daemon.agents.contract import AgentMessage, AgentResult
+from daemon.agents.contract import AgentError, AgentMessage, AgentResult
 from daemon.agents.dialogue import Dialogue, Ending
 from daemon.agents.process import (
     KILL_GRACE,
@@ -43,6 +43,8 @@ class Session:
         self._outbox, self._inbox = trio.open_memory_channel[AgentMessage](_BUFFER)
         self._guard = trio.CancelScope(shield=True)  # leave() sets its deadline
         self._process: AgentProcess | None = None  # set once by run
+        self._started = trio.Event()  # set by run
+        self._start_error: AgentError | None = None  # only run
         self._stopped = ""  # the first reason given to stop()
         self._ended_by_us = False  # only _converse
         self._read_error = ""  # only _converse
@@ -69,25 +71,34 @@ class Session:
         self.stop("execution cancelled")
         self._guard.deadline = trio.current_time() + _LEAVE_LIMIT
 
-    async def run(
-        self, launch: Launch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Run the program to its end. Raises AgentError, before `started`, if it cannot start."""
+    async def started(self) -> None:
+        """Wait until the program runs. Raises AgentError if it cannot be started."""
+        await self._started.wait()
+        if self._start_error is not None:
+            raise self._start_error
+
+    async def run(self, launch: Launch) -> None:
+        """Run the program to its end, or tell `started` why it cannot be started."""
         try:
             with self._guard:
                 async with open_process(launch, ask_politely=self._ask_politely) as process:
                     self._process = process
+                    self._started.set()
+                    if self._stopped:  # left before there was anything to stop
+                        process.terminate()
                     try:
                         for frame in self._dialogue.opening():
                             process.send(frame)
-                        task_status.started()
                         await self._converse(process)
                         for message in self._judge(process):
                             await self._deliver(message)
                     finally:
                         if self._result is None:
                             self._judge(process)
+        except AgentError as error:
+            self._start_error = error
         finally:
+            self._started.set()
             self._outbox.close()
 
     async def _converse(self, process: AgentProcess) -> None:
@@ -159,7 +170,9 @@ async def open_session(launch: Launch, dialogue: Dialogue) -> AsyncIterator[Sess
     failure: Exception | None = None
     async with trio.open_nursery() as background:
         try:
-            await background.start(session.run, launch)
+            # Not `start`: cancelled, it would wait for a task that is shielded until `leave`.
+            background.start_soon(session.run, launch)
+            await session.started()
             yield session
         except Exception as error:  # noqa: BLE001 - the nursery would put it in a group
             failure = error

@@ -38,6 +38,13 @@ class Watch:
             time.sleep(0.02)
         return found
 
+    def wait_gone(self, limit: float = 10.0) -> None:
+        """Wait until no process carries the word any more."""
+        deadline = time.monotonic() + limit
+        while found := self.alive():
+            assert time.monotonic() < deadline, f"still there: {found}"
+            time.sleep(0.02)
+
 
 @contextmanager
 def no_survivors() -> Iterator[Watch]:
