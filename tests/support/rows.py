@@ -6,9 +6,9 @@ import itertools
 from typing import Any
 
 import attrs
-from server.dispatch.enqueue import IssueFacts
 
 from server.database import Database
+from server.dispatch.enqueue import IssueFacts
 from server.store.queries import Connection
 from shared.ids import PERSONAL_TOKEN, hash_token, mint_token
 
