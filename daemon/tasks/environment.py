@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from shared.home import Home
+from shared.home import Home, write_private
 from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -114,26 +114,22 @@ def is_blocked(name: str) -> bool:
     return upper in _BLOCKED or upper.startswith(("MULTICA_", "BULLPEN_"))
 
 
-def find_launcher(home: Home, executable: str = sys.executable) -> Path:
-    """Return a directory whose `bullpen` is this installation's, making one if need be.
+def make_launcher(home: Home, executable: str = sys.executable) -> Path:
+    """Write this installation's `bullpen` command below the home; return the directory it is in.
 
-    Beside the running interpreter if it is installed there; else a small script below the home.
+    The directory holds nothing else. The interpreter's own one would put our `python` and `pip`
+    before the user's. The interpreter runs isolated, so that neither the agent's working directory
+    nor its PYTHONPATH can stand in for our packages.
     """
-    # not resolved: in a virtual environment the interpreter is a link out of it
-    beside = Path(executable).parent
-    if (beside / "bullpen").exists():
-        return beside
+    source = str(Path(__file__).resolve().parents[2])
+    program = (
+        f"import sys; sys.path.insert(0, {source!r}); sys.argv[0] = 'bullpen'; "
+        "from daemon.cli import main; main()"
+    )
+    command = shlex.join([executable, "-I", "-c", program])
     folder = home.root / "bin"
     script = folder / "bullpen"
-    source = Path(__file__).resolve().parents[2]
-    text = (
-        "#!/bin/sh\n"
-        f"PYTHONPATH={shlex.quote(str(source))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
-        "export PYTHONPATH\n"
-        f'exec {shlex.quote(executable)} -c "from daemon.cli import main; main()" "$@"\n'
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    script.write_text(text, encoding="utf-8")
+    write_private(script, f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o755)
     return folder
 

@@ -121,8 +121,8 @@ class Journal:
 
         In the page cache only: it survives this process, not the machine.
         """
+        self._append("item", attrs.evolve(message, seq=self.last_seq + 1))
         self.last_seq += 1
-        self._append("item", attrs.evolve(message, seq=self.last_seq))
         self.grown.nudge()
 
     def note_usage(self, usage: Sequence[ModelUsage]) -> None:
@@ -163,7 +163,10 @@ class Journal:
     def confirm(self, end: Position) -> None:
         """Note that the server has everything up to `end`."""
         self.confirmed = end
-        self._append("confirmed", end)
+        try:
+            self._append("confirmed", end)
+        except JournalError as error:  # what is sent twice after a crash does no harm
+            log.warning("confirmed position not journalled", error=str(error))
 
     def remove(self) -> None:
         """The server has confirmed everything: the journal has done its work."""
@@ -215,7 +218,11 @@ def open_journal(folder: Path, claim: Claim) -> Journal:
     Raises JournalError.
     """
     journal = _open(folder / f"{claim.task_id}{SUFFIX}", create=True)
-    journal.note_claim(claim)
+    try:
+        journal.note_claim(claim)
+    except JournalError:
+        journal.close()
+        raise
     return journal
 
 

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,13 +26,21 @@ from daemon.client import ApiError, Transient
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
 from daemon.tasks.drain import SIGN_IN, Sender, Transcript, consume
-from daemon.tasks.environment import build_environment, find_launcher, secrets_of
+from daemon.tasks.environment import build_environment, make_launcher, secrets_of
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
 from daemon.workdir.brief import render_brief
-from daemon.workdir.prepare import LiveRoots, Prepared, PrepareError, choose, prepare, write_brief
+from daemon.workdir.prepare import (
+    LiveRoots,
+    Prepared,
+    PrepareError,
+    choose,
+    prepare,
+    short_path,
+    write_brief,
+)
 from daemon.workdir.prompt import render_prompt, thread_name
 from shared import ids, times
 from shared.redact import Redactor
@@ -96,7 +105,7 @@ class TaskRunner:
         self.open_agent = open_agent
         self.env = dict(env)
         self.live = LiveRoots()
-        self.launcher = find_launcher(config.home)
+        self.launcher = make_launcher(config.home)
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
         """Run one job to its end. Known ends return; only a bug or a dead journal raises."""
@@ -147,6 +156,7 @@ class _TaskRun:
         self._transcript = Transcript(journal, self._redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
+        self._tmp = Path()
         self._end: End = "agent"
         self._silence = ""
         self._outcome: Outcome | None = None
@@ -181,14 +191,18 @@ class _TaskRun:
         outcome = self._outcome
         if outcome is None and not self._unwanted:
             outcome = self._judge("shutdown")
+        if usage:
+            self._note(partial(self._journal.note_usage, usage))
+        if outcome is not None:
+            text = self._redactor.text(outcome.text)
+            self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
+
+    def _note(self, note: Callable[[], None]) -> None:
+        """Journal what can still be told without a journal, for as long as we live."""
         try:
-            if usage:
-                self._journal.note_usage(usage)
-            if outcome is not None:
-                text = self._redactor.text(outcome.text)
-                self._journal.note_outcome(attrs.evolve(outcome, text=text))
-        except JournalError as error:  # it can still be told, as long as we live
-            self._log.error("outcome not journalled", error=str(error))
+            note()
+        except JournalError as error:
+            self._log.error("not journalled", error=str(error))
 
     async def _close(self, *, still_wanted: report.StillWanted | None = None) -> None:
         """Tell the server everything; return when it has confirmed."""
@@ -250,7 +264,8 @@ class _TaskRun:
             await self._start(server_stop)
         self._journal.note_started()
         self._work_dir = str(chosen.layout.work_dir)
-        await self._progress(f"Launching {self._provider}", 1)
+        self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
+        watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -363,7 +378,7 @@ class _TaskRun:
             server_url=config.server_url,
             control_port=self._runner.control_port,
             launcher=self._runner.launcher,
-            tmp=chosen.layout.tmp,
+            tmp=self._tmp,
             as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
         )
         agent = task.agent

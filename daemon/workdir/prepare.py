@@ -7,10 +7,14 @@ synchronous: a few short files.
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import attrs
 import structlog
@@ -24,7 +28,10 @@ from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
 
-BRIEF_FILES = ("CLAUDE.md", "AGENTS.md")
+BRIEF_FILES: Final = ("CLAUDE.md", "AGENTS.md")
+
+SHORT: Final = 60
+"""Bytes of a TMPDIR that leave enough room for the names of sockets."""
 
 
 class PrepareError(Exception):
@@ -98,6 +105,29 @@ def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> No
         _write_sidecars(task, kind, provider, layout)
     except (OSError, SkillError) as error:
         raise PrepareError(f"cannot prepare {layout.work_dir}: {error}") from error
+
+
+@contextmanager
+def short_path(folder: Path) -> Iterator[Path]:
+    """Give a directory a name short enough for sockets in it, for as long as the block lasts.
+
+    A socket's path has room for 107 bytes, on macOS for 103. Two full ids use most of it up, and
+    then things as common as Python's multiprocessing fail in the agent's TMPDIR.
+    """
+    if len(os.fsencode(folder)) <= SHORT:
+        yield folder
+        return
+    link = Path(tempfile.gettempdir()) / f"bullpen-{secrets.token_hex(4)}"
+    try:
+        link.symlink_to(folder)
+    except OSError as error:
+        log.warning("no short name for a directory", path=str(folder), error=str(error))
+        yield folder
+        return
+    try:
+        yield link
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def write_brief(layout: Layout, provider: str, brief: str) -> None:

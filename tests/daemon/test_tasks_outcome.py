@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.agents.contract import AgentResult, Tokens
-from daemon.tasks.environment import build_environment, find_launcher, secrets_of
+from daemon.tasks.environment import build_environment, make_launcher, secrets_of
 from daemon.tasks.outcome import (
     End,
     broken,
@@ -249,14 +249,10 @@ def test_the_known_secrets_are_the_token_and_the_custom_values() -> None:
     assert set(secrets_of(TASK)) >= {TASK.auth_token, "value"}
 
 
-def test_the_launcher_is_beside_the_interpreter_or_made(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    beside = tmp_path / "venv" / "bin"
-    beside.mkdir(parents=True)
-    (beside / "bullpen").touch()
-    assert find_launcher(home, str(beside / "python")) == beside
-    made = find_launcher(home, str(tmp_path / "elsewhere" / "python"))
-    assert made == home.root / "bin"
-    script = (made / "bullpen").read_text()
-    assert "elsewhere" in script
-    assert (made / "bullpen").stat().st_mode & 0o111
+def test_the_launcher_is_alone_in_its_directory_and_runs_isolated(tmp_path: Path) -> None:
+    folder = make_launcher(Home(tmp_path), "/opt/my python/bin/python")
+    make_launcher(Home(tmp_path), "/opt/my python/bin/python")
+    assert [path.name for path in folder.iterdir()] == ["bullpen"]
+    script = (folder / "bullpen").read_text()
+    assert script.startswith("#!/bin/sh\nexec '/opt/my python/bin/python' -I -c ")
+    assert (folder / "bullpen").stat().st_mode & 0o777 == 0o755

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock as Clock
 
 from daemon.agents.contract import AgentError, AgentResult, Tokens
+from daemon.tasks.journal import Journal, JournalError
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.conftest import ExpectedErrors
 from tests.daemon.tasks_support import (
@@ -87,7 +88,7 @@ async def test_directory_and_brief_are_there_before_the_agent_and_the_start(
         assert (run.cwd / ".agent_context" / "issue_context.md").exists()
         assert task.claimed["issue_id"] in run.prompt
         assert run.env["MULTICA_TOKEN"] == task.claimed["auth_token"]
-        assert run.env["TMPDIR"] == str(run.cwd.parent / "tmp")
+        assert run.env["PATH"] == f"{tmp_path / 'bin'}:/bin"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ async def test_a_stuck_tool_is_named(autojump_clock: Clock, tmp_path: Path) -> N
 
 
 async def test_without_an_idle_window_nothing_fires(autojump_clock: Clock, tmp_path: Path) -> None:
-    script = Script(steps=(10_000.0, text("late")))
+    script = Script(steps=(3000.0, text("late")))
     async with open_bench(tmp_path, script, idle_watchdog=0.0) as bench:
         task = await bench.run(bench.add())
         assert task.status == COMPLETED
@@ -466,3 +467,32 @@ async def test_a_stop_during_an_outage_is_bounded_and_leaves_the_journal(
         assert trio.current_time() - start <= 5 + 10 + 8
         assert len(bench.journals) == 1
         assert task.status == RUNNING
+
+
+@pytest.mark.parametrize("appends", range(12))
+async def test_a_disk_that_fills_up_fails_the_task_and_nothing_else(
+    autojump_clock: Clock,
+    tmp_path: Path,
+    error_log: ExpectedErrors,
+    monkeypatch: pytest.MonkeyPatch,
+    appends: int,
+) -> None:
+    left = appends
+    append = Journal._append
+
+    def failing(self: Journal, kind: str, value: object, *, durable: bool = False) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise JournalError("journal: No space left on device")
+        append(self, kind, value, durable=durable)
+
+    monkeypatch.setattr(Journal, "_append", failing)
+    async with open_bench(tmp_path, WORK) as bench:
+        task = await bench.run(bench.add())
+        assert task.status in (COMPLETED, FAILED), "the server is told all the same"
+        if task.status == FAILED:
+            assert task.result is not None
+            assert "No space left" in task.result["error"]
+        assert task.seqs == list(range(1, len(task.rows) + 1))
+    error_log.records.clear()

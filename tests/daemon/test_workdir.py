@@ -11,7 +11,15 @@ import pytest
 from daemon.workdir.brief import BEGIN, END, without_block, written_brief
 from daemon.workdir.context import render_context, render_resources
 from daemon.workdir.layout import LayoutError, layout_of, layout_of_prior
-from daemon.workdir.prepare import LiveRoots, PrepareError, choose, prepare, write_brief
+from daemon.workdir.prepare import (
+    SHORT,
+    LiveRoots,
+    PrepareError,
+    choose,
+    prepare,
+    short_path,
+    write_brief,
+)
 from daemon.workdir.sidecars import clean_up
 from daemon.workdir.skills import SkillError, check_path, slug, with_frontmatter
 from shared.wire.task import ClaimedTask, ProjectResource, Skill, SkillFile, TaskAgent
@@ -172,6 +180,19 @@ def test_a_manifest_reaches_no_further_than_the_directory(tmp_path: Path) -> Non
     assert precious.exists()
     manifest.write_text("{damaged")
     clean_up(manifest, below=work_dir)
+
+
+def test_a_long_tmpdir_gets_a_short_name(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 60)
+    folder.mkdir()
+    with short_path(folder) as short:
+        assert len(str(short)) < SHORT
+        (short / "f").write_text("x")
+        assert (folder / "f").exists()
+    assert not short.is_symlink()
+    assert (folder / "f").exists()
+    with short_path(Path("/tmp")) as same:
+        assert same == Path("/tmp")
 
 
 # -- the brief in its file
