@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import attrs
@@ -106,9 +106,12 @@ class _Postgres:
         self, program: str, *args: str, limit: float, stdin: str = ""
     ) -> subprocess.CompletedProcess[bytes]:
         """Run one of Postgres' programs to its end. Raises EmbeddedError past the limit."""
-        identity = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        identity: dict[str, Any] = {}
+        if self.user is not None:
+            identity = {"user": self.user, "group": self.user, "extra_groups": []}
+        done: subprocess.CompletedProcess[bytes] | None = None
         with trio.move_on_after(limit):
-            return await trio.run_process(
+            done = await trio.run_process(
                 [str(self.bin / program), *args],
                 stdin=stdin.encode(),
                 capture_stdout=True,
@@ -117,8 +120,10 @@ class _Postgres:
                 cwd="/",
                 env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
                 start_new_session=True,  # Ctrl-C at the terminal is for us, not for Postgres
-                **identity,  # type: ignore[arg-type]
+                **identity,
             )
+        if done is not None:
+            return done
         raise EmbeddedError(f"{program} did not finish within {limit:.0f} s; see {self.log_file}")
 
 
