@@ -189,6 +189,17 @@ async def agents_on_runtime(conn: Connection, runtime_id: str) -> list[Agent]:
     return [_agent(row, None) for row in await conn.fetch(SQL.agents_on_runtime, runtime_id)]
 
 
+async def archive_on_runtime(conn: Connection, runtime_id: str, user_id: str) -> list[Agent]:
+    """Archive the agents that still work on a locked runtime; return them, redacted."""
+    rows = await conn.fetch(SQL.archive_on_runtime, runtime_id, user_id)
+    return [_agent(row, None) for row in rows]
+
+
+async def active_on_runtime(conn: Connection, runtime_id: str) -> list[str]:
+    """Return the ids of the active tasks that would be deleted with the runtime."""
+    return [row["id"] for row in await conn.fetch(SQL.active_on_runtime, runtime_id)]
+
+
 async def delete_runtime(conn: Connection, runtime_id: str) -> None:
     """Delete a locked runtime without active agents, and the archived agents bound to it."""
     await conn.execute(SQL.delete_archived_agents, runtime_id)

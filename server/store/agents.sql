@@ -113,6 +113,20 @@ where a.runtime_id = $1 and a.archived_at is null
 order by a.created_at, a.id
 limit 1000;
 
+-- name: archive_on_runtime
+-- Archive the agents that still work on a runtime.
+update agent set archived_at = now(), archived_by = $2, updated_at = now()
+where runtime_id = $1 and archived_at is null
+returning *, true as redact_always;
+
+-- name: active_on_runtime
+-- What would go down with a runtime: its own tasks, and those of the agents bound to it.
+select t.id from agent_task_queue t join agent a on a.id = t.agent_id
+where (t.runtime_id = $1 or a.runtime_id = $1)
+    and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
+order by t.id
+limit 10000;
+
 -- name: delete_archived_agents
 delete from agent where runtime_id = $1 and archived_at is not null;
 

@@ -139,7 +139,7 @@ async def create_comment(
     kind: str,
     parent_id: str | None,
 ) -> Comment:
-    """Write one comment; the parent must be known to be on the issue."""
+    """Write one comment on a locked issue; the parent must be known to be on it."""
     row = await conn.fetchrow(
         SQL.create_comment,
         issue_id,

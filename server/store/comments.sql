@@ -94,9 +94,12 @@ select c.*, c.content as shown from comment c where c.workspace_id = $1 and c.id
 for no key update of c;
 
 -- name: create_comment
+-- The issue is locked, and the time is taken after that: comments become visible in the order of
+-- their times, so that a reader who asks for what is newer than the last one seen misses none.
 with made as (
-    insert into comment (issue_id, workspace_id, author_type, author_id, content, type, parent_id)
-    values ($1, $2, $3, $4, $5, $6, $7)
+    insert into comment (issue_id, workspace_id, author_type, author_id, content, type, parent_id,
+        created_at, updated_at)
+    select $1, $2, $3, $4, $5, $6, $7, moment, moment from clock_timestamp() as moment
     returning *
 )
 select made.*, made.content as shown from made;

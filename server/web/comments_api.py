@@ -107,7 +107,7 @@ async def create_comment(request: Request) -> Response:
 
     async def unit(conn: Connection) -> _Told:
         ref = request.path_params["id"]
-        issue = existing(await work.hold_issue(conn, caller.workspace_id, ref))
+        issue = existing(await work.lock_issue(conn, caller.workspace_id, ref))
         await _check_place(conn, caller, issue, parent_id)
         reopened: list[Consequence] = []
         if parent_id is not None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
+from server.dispatch import finish
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import agents
 from server.store.queries import Connection
@@ -21,8 +22,10 @@ from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
 from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from shared.wire.event import Event
 from shared.wire.runtime import Runtime
 
+MOST_AGENTS: Final = 1000
 VISIBILITIES: Final = ("private", "public")
 
 
@@ -61,12 +64,7 @@ async def delete_runtime(request: Request) -> Response:
     runtime_id = path_id(request, "id", "runtime_id")
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
-        runtime = await _managed(conn, caller, runtime_id)
-        if runtime.profile_id is not None:
-            raise Conflict(
-                "this runtime belongs to a runtime profile; delete the profile instead",
-                code="runtime_profile_instance_delete_unsupported",
-            )
+        await _deletable(conn, caller, runtime_id)
         active = await agents.agents_on_runtime(conn, runtime_id)
         if active:
             raise Conflict(
@@ -74,11 +72,62 @@ async def delete_runtime(request: Request) -> Response:
                 code="runtime_has_active_agents",
                 active_agents=active,
             )
-        await agents.delete_runtime(conn, runtime_id)
-        return None, (event(caller, "daemon:register", action="delete"),)
+        return None, await _delete(conn, caller, runtime_id)
 
     await write(request, unit)
     return answer({"status": "ok"})
+
+
+async def archive_agents_and_delete(request: Request) -> Response:
+    """POST /api/runtimes/{id}/archive-agents-and-delete: with the agents the caller has seen."""
+    caller = await auth.workspace(request)
+    runtime_id = path_id(request, "id", "runtime_id")
+    expected = set((await fields(request)).ids("expected_active_agent_ids", most=MOST_AGENTS))
+
+    async def unit(conn: Connection) -> tuple[dict[str, Any], Sequence[Consequence]]:
+        await _deletable(conn, caller, runtime_id)
+        active = await agents.agents_on_runtime(conn, runtime_id)
+        if {agent.id for agent in active} != expected:
+            raise Conflict(
+                "the agents on this runtime have changed; look again",
+                code="runtime_delete_plan_changed",
+                active_agents=active,
+            )
+        archived = await agents.archive_on_runtime(conn, runtime_id, caller.actor.user_id)
+        told: list[Consequence] = [
+            event(caller, "agent:archived", agent=agent) for agent in archived
+        ]
+        told += await _delete(conn, caller, runtime_id)
+        result = {
+            "status": "ok",
+            "agents_archived": len(archived),
+            "tasks_cancelled": sum(
+                isinstance(c, Event) and c.type == "task:cancelled" for c in told
+            ),
+        }
+        return result, told
+
+    return answer(await write(request, unit))
+
+
+async def _deletable(conn: Connection, caller: Membership, runtime_id: str) -> None:
+    runtime = await _managed(conn, caller, runtime_id)
+    if runtime.profile_id is not None:
+        raise Conflict(
+            "this runtime belongs to a runtime profile; delete the profile instead",
+            code="runtime_profile_instance_delete_unsupported",
+        )
+
+
+async def _delete(conn: Connection, caller: Membership, runtime_id: str) -> list[Consequence]:
+    """Delete a locked runtime. Its tasks go with it: those under way are cancelled first."""
+    told: list[Consequence] = []
+    for task_id in await agents.active_on_runtime(conn, runtime_id):
+        _, consequences = await finish.cancel(conn, task_id)
+        told += consequences
+    await agents.delete_runtime(conn, runtime_id)
+    told.append(event(caller, "daemon:register", action="delete"))
+    return told
 
 
 async def _managed(conn: Connection, caller: Membership, runtime_id: str) -> Runtime:
@@ -95,4 +144,7 @@ routes: list[BaseRoute] = [
     Route("/api/runtimes", list_runtimes, methods=["GET"]),
     Route("/api/runtimes/{id}", update_runtime, methods=["PATCH"]),
     Route("/api/runtimes/{id}", delete_runtime, methods=["DELETE"]),
+    Route(
+        "/api/runtimes/{id}/archive-agents-and-delete", archive_agents_and_delete, methods=["POST"]
+    ),
 ]

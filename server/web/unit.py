@@ -19,6 +19,7 @@ from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import Fields, Query, id_of
 from shared import codec
+from shared.ids import TASK_TOKEN
 from shared.wire.event import Event
 
 T = TypeVar("T")
@@ -62,11 +63,15 @@ def path_id(request: Request, name: str, called: str = "") -> str:
 
 
 def viewer_of(caller: Membership) -> Viewer:
-    """Return who is looking at agents."""
+    """Return who is looking at agents.
+
+    Only a task token makes an agent here: a member who names an agent in headers (06 §3.2) writes
+    in its name, but sees no more than before (02 §3.2 [trap]).
+    """
     return Viewer(
         user_id=caller.actor.user_id,
         admin=caller.role in {"owner", "admin"},
-        is_agent=caller.actor.actor_type == "agent",
+        is_agent=caller.actor.token_kind == TASK_TOKEN,
     )
 
 

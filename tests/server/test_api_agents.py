@@ -323,6 +323,48 @@ async def test_a_runtime_goes_only_when_nobody_works_on_it() -> None:
         assert response.json()["code"] == "runtime_profile_instance_delete_unsupported"
 
 
+async def test_a_runtime_goes_with_the_agents_that_were_seen() -> None:
+    async with open_api() as api:
+        world = api.world
+        path = f"/api/runtimes/{world.runtime_id}/archive-agents-and-delete"
+
+        async def unit(conn: Any) -> str:
+            issue = await make_issue(conn, world)
+            elsewhere = await make_runtime(conn, world.workspace_id, world.user_id)
+            moved = await make_agent(conn, world.workspace_id, elsewhere, owner_id=world.user_id)
+            await make_task(conn, world, issue_id=issue.id, status="running")
+            await make_task(conn, world, issue_id=issue.id, agent_id=moved, status="running")
+            return moved
+
+        moved = await api.run(unit)
+        for seen in ([], [moved], [world.agent_id, moved]):
+            body = {"expected_active_agent_ids": seen}
+            response = await api.owner.call("POST", path, body)
+            assert response.status_code == 409
+            assert response.json()["code"] == "runtime_delete_plan_changed"
+            assert [a["id"] for a in response.json()["active_agents"]] == [world.agent_id]
+        body = {"expected_active_agent_ids": [world.agent_id]}
+        await api.member.refused(403, "POST", path, body)
+        answer = await api.owner.ok(200, "POST", path, body)
+        assert answer == {"status": "ok", "agents_archived": 1, "tasks_cancelled": 2}
+        assert len(api.events("task:cancelled")) == 2
+        assert len(api.events("agent:archived")) == 1
+        assert [a["id"] for a in await api.owner.get("/api/agents")] == [moved]
+        await api.owner.refused(404, "POST", path, body)
+
+
+async def test_naming_an_agent_in_headers_opens_nothing() -> None:
+    async with open_api() as api:
+        made = await make(api, mcp_config=[SECRET])
+        task_id = await api.run(lambda conn: make_task(conn, api.world, status="running"))
+        headers = {"x-agent-id": api.world.agent_id, "x-task-id": task_id}
+        path = f"/api/agents/{made['id']}"
+        response = await api.member.call("GET", path, headers=headers)
+        assert response.status_code == 403
+        issue = await api.member.ok(201, "POST", "/api/issues", {"title": "T"}, headers=headers)
+        assert (issue["creator_type"], issue["creator_id"]) == ("agent", api.world.agent_id)
+
+
 async def test_squads_are_an_empty_list() -> None:
     async with open_api() as api:
         assert await api.owner.get("/api/squads") == []
