@@ -217,7 +217,8 @@ async def be_present(
                 presence.cancel_scope.cancel(reason="no task is left")
     finally:
         health.status = "stopping"
-        await _say_goodbye(client, directory)
+        with trio.move_on_after(DEREGISTER, shield=True):
+            await _say_goodbye(client, directory)
 
 
 async def _start(presence: trio.Nursery, services: Services, parts: Parts, health: Health) -> None:
@@ -256,8 +257,7 @@ async def _say_goodbye(client: Client, directory: Directory) -> None:
     ids = directory.ids()
     if not ids:
         return
-    with trio.move_on_after(DEREGISTER, shield=True):
-        try:
-            await client.deregister(ids)
-        except ApiError as error:
-            log.warning("not deregistered", error=str(error))
+    try:
+        await client.deregister(ids)
+    except ApiError as error:
+        log.warning("not deregistered", error=str(error))

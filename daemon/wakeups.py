@@ -154,9 +154,9 @@ class _Connection:
                 self._opened = trio.current_time()
                 log.info("websocket open", runtimes=len(self._ids))
                 self._services.directory.nudge_all()  # whatever was queued while we were away
-                connection.start_soon(self._beat, socket)
-                await self._listen(socket)
-            connection.cancel_scope.cancel(reason="websocket closed")
+                async with trio.open_nursery() as line:
+                    line.start_soon(self._beat, socket)
+                    line.start_soon(self._listen, socket)
 
     async def _watch_set(self, connection: trio.CancelScope) -> None:
         await self._services.directory.changed.wait()
