@@ -181,8 +181,9 @@ class Demo:
         listed = "\n".join(f"- {point}" for point in points) or "- (no description)"
         text = f"# {identifier}: {title}\n\nWritten by the demo agent.\n\n{listed}\n"
         with self._tool("Write", {"file_path": _NOTES, "content": text}) as call:
-            Path(_NOTES).write_text(text, encoding="utf-8")
-            call.output = f"{len(text.encode())} bytes written to {_NOTES}"
+            data = text.encode("utf-8", "replace")
+            Path(_NOTES).write_bytes(data)
+            call.output = f"{len(data)} bytes written to {_NOTES}"
         return _NOTES
 
     def _comment(self, issue: str, text: str, parent: str = "") -> None:
@@ -218,7 +219,7 @@ class Demo:
             )
         except OSError as error:
             raise Failed(f"cannot run {argv[0]}: {error}") from error
-        text: bytes | None = stdin.encode()
+        text: bytes | None = stdin.encode("utf-8", "replace")
         while True:
             try:
                 output, _ = process.communicate(text, timeout=0.05)
@@ -323,7 +324,7 @@ class _Outcome:
 
 
 def _write(event: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(event) + "\n")  # ASCII: nothing in it can fail to be encoded
     sys.stdout.flush()
 
 

@@ -54,8 +54,8 @@ async def open_agent(run: AgentRun) -> AsyncIterator[Agent]:
 
 
 def demo_program() -> Program:
-    """Return the demo agent: this Python, and never a package from the work directory (-P)."""
-    arguments = ("-P", "-m", "daemon.agents.demo")
+    """Return the demo agent: one file run by this Python, isolated from the work directory."""
+    arguments = ("-I", "-X", "utf8", str(Path(__file__).with_name("demo.py")))
     return Program(provider=DEMO, path=sys.executable, version=DEMO_VERSION, args=arguments)
 
 

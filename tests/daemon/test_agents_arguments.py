@@ -111,7 +111,7 @@ def test_secrets_are_not_shown() -> None:
 
 def test_the_demo_is_this_python_and_never_the_work_directorys_code() -> None:
     program = demo_program()
-    assert program.args[:2] == ("-P", "-m")
+    assert program.args[0] == "-I"
     assert program.version.startswith("demo ")
     with DRIVERS[DEMO](a_run(program=program, resume_session_id="r")) as prepared:
         assert list(prepared.launch.argv)[-2:] == ["--resume", "r"]
