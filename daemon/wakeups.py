@@ -157,6 +157,7 @@ class _Connection:
                 async with trio.open_nursery() as line:
                     line.start_soon(self._beat, socket)
                     line.start_soon(self._listen, socket)
+            connection.cancel_scope.cancel(reason="websocket closed")
 
     async def _watch_set(self, connection: trio.CancelScope) -> None:
         await self._services.directory.changed.wait()

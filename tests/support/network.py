@@ -131,8 +131,10 @@ async def memory_websocket(
         try:
             yield socket
         finally:
+            # synchronous: an await here would be cancelled and hide the error on its way out
+            ours.send_stream.close()
+            ours.receive_stream.close()
             client.cancel_scope.cancel()
-            await trio.aclose_forcefully(ours)
 
 
 def json_reply(value: Any, status: int = 200) -> Reply:
