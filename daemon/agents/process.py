@@ -322,10 +322,11 @@ async def _start(launch: Launch) -> AgentProcess:
             start_new_session=True,
             pass_fds=(theirs.fileno(),),
         )
-    except BaseException as error:
+    except OSError as error:
         ours.close()
-        if isinstance(error, OSError):
-            raise _could_not_start(launch.label, path, error.errno or 0) from error
+        raise _could_not_start(launch.label, path, error.errno or 0) from error
+    except BaseException:
+        ours.close()
         raise
     finally:
         theirs.close()
