@@ -304,18 +304,19 @@ class _TaskRun:
             try:
                 await client.start(task_id)
                 return
-            except ApiError as error:
-                if error.task_gone:
-                    await _leave(server_stop, "gone")
-                if not isinstance(error, Transient) and error.status not in SIGN_IN:
-                    status = await self._status()
-                    if status in TERMINAL or status == "gone":
-                        await _leave(server_stop, status)
-                    if failures and status == RUNNING:
-                        return
-                    if status:
-                        raise TaskError(f"start task failed: {error}") from error
-                self._log.warning("not started yet", error=str(error))
+            except ApiError as refusal:
+                error = refusal
+            if error.task_gone:
+                await _leave(server_stop, "gone")
+            if not isinstance(error, Transient) and error.status not in SIGN_IN:
+                status = await self._status()
+                if status in TERMINAL or status == "gone":
+                    await _leave(server_stop, status)
+                if failures and status == RUNNING:
+                    return
+                if status:
+                    raise TaskError(f"start task failed: {error}") from error
+            self._log.warning("not started yet", error=str(error))
             failures += 1
             await trio.sleep(_START_BACKOFF.wait(failures))
 

@@ -271,7 +271,8 @@ async def test_it_stops_when_its_parent_is_gone(home: Home) -> None:
     finally:
         with suppress(ProcessLookupError):
             parent.kill()
-        await parent.wait()
+        with trio.move_on_after(5, shield=True):
+            await parent.wait()
 
 
 async def test_what_cannot_start_says_why_in_one_line(home: Home) -> None:

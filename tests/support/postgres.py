@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import trio
+
 from server.database import Database, open_database
 from server.store.migrate import migrate
 
@@ -102,7 +104,8 @@ async def _copy(admin: Database, template: str) -> AsyncIterator[str]:
     try:
         yield url_of(name)
     finally:
-        await _run(admin, f"drop database {name} with (force)")
+        with trio.move_on_after(60, shield=True):
+            await _run(admin, f"drop database {name} with (force)")
 
 
 async def _run(admin: Database, statement: str) -> None:

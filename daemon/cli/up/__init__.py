@@ -8,8 +8,7 @@ stop and with 1 when something cannot be kept running.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import shutil
 
 import click
 
@@ -59,6 +58,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _on_path() -> bool:
-    return any(
-        (Path(part) / "bullpen").is_file() for part in os.environ.get("PATH", "").split(os.pathsep)
-    )
+    return shutil.which("bullpen") is not None

@@ -140,7 +140,7 @@ async def open_child(
         if process.poll() is None:
             with suppress(ProcessLookupError):
                 process.terminate()
-            await stopping.wait(process, spec.reserve)
+            await stopping.wait(process, spec.reserve)  # noqa: ASYNC102 - bounded and shielded there
         if process.poll() is None:
             stopping.killed.add(spec.name)
             with suppress(ProcessLookupError):
