@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PACE: Final = 0.5
-"""Seconds between two batches, and the longest that text waits for more of its kind."""
+PACE: Final = 0.2
+"""Seconds between two batches, and the longest that text waits for more of its kind. The reference
+takes 0.5; a reader sees lines in half the time for a few more requests, and only while an agent
+talks faster than this."""
 
 OUTPUT_LIMIT: Final = 8192
 """Bytes of one tool output that are sent (spec 03 §15.2); the journal has all of it."""

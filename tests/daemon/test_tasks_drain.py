@@ -195,7 +195,7 @@ async def test_the_first_item_after_quiet_goes_at_once_the_next_wait_together(
             start = trio.current_time()
             for content in ("a", "b", "c"):
                 journal.note_message(item(content))
-                await trio.sleep(0.1)
+                await trio.sleep(PACE / 5)
             await trio.sleep(5)
             sent = [t - start for t in bench.server.times(".*/messages")][-2:]
             assert sent == pytest.approx([0, PACE], abs=0.01)
