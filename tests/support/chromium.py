@@ -6,6 +6,7 @@ installs it, elsewhere it says what to do and exits 1. `BULLPEN_CHROMIUM` names 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -41,12 +42,23 @@ def open_browser() -> Iterator[Browser]:
     path = find()
     if path is None:
         raise RuntimeError("no Chromium; run: python -m tests.support.chromium")
-    with sync_playwright() as playwright:
+    with _plain_asyncio(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         try:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def _plain_asyncio() -> Iterator[None]:
+    """Give Playwright asyncio as it comes: trio-asyncio puts its own loops into the process."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
 
 
 def ensure() -> int:
