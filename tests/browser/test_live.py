@@ -205,8 +205,9 @@ def test_the_reader_who_scrolls_up_is_left_in_peace(
     machine.count(task, 1, 60)
     wait_for_seqs(page, 60)
     log = page.locator(".run-card .transcript")
-    at_end = "log => log.scrollHeight - log.scrollTop - log.clientHeight < 30"
-    assert log.evaluate(at_end)
+    at_end = "log => log.clientHeight && log.scrollHeight - log.scrollTop - log.clientHeight < 30"
+    expect(log).to_be_visible()
+    page.wait_for_function(f"({at_end})(document.querySelector('.run-card .transcript'))")
 
     log.evaluate("log => { log.scrollTop = 40; }")
     jump = page.get_by_role("button", name="Jump to latest")

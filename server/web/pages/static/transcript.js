@@ -24,6 +24,8 @@ export class Transcript {
     this.lastAt = 0; // when the newest row was written, by the server's clock
     this.onChange = () => {};
     log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    // Rows may come while the log is not shown yet and has no end to be at.
+    new ResizeObserver(() => this.follow && this.toEnd()).observe(log);
   }
 
   // One message of the live stream.
