@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-TIERS = {"fast", "postgres", "together", "browser", "real_agents"}
+TIERS = {"fast", "simulation", "postgres", "together", "browser", "real_agents"}
 
 _LOUD = frozenset({"error", "exception", "critical"})
 

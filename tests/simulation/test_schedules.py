@@ -1,0 +1,260 @@
+"""Whatever happens between the daemon and its server, and in whichever order: nothing is lost.
+
+Hypothesis chooses what happens when; Trio's scheduling and the daemon's jitter are seeded with the
+example. A failing example is printed with a blob for `@reproduce_failure`; the whole run repeats
+with `--hypothesis-seed=N` (and PYTHONHASHSEED=0, as the nox session sets it).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from daemon.agents.contract import AgentResult
+from tests.daemon.tasks_support import DONE, Script, text, thinking, tool_result, tool_use
+from tests.simulation.world import World, watch_journals, watch_log
+from tests.support.fake_server import WORKSPACE
+from tests.support.network import LOSE_REQUEST, LOSE_RESPONSE, REFUSE, Fault, answer, delay
+
+pytestmark = pytest.mark.simulation
+
+SCHEDULES = int(os.environ.get("BULLPEN_TEST_SCHEDULES", "500"))
+
+SPAN = 300.0
+"""Seconds in which things go wrong."""
+
+ANYTHING = ".*"
+ROUTES = (
+    ANYTHING,
+    ".*/tasks/claim",
+    ".*/start",
+    ".*/messages",
+    ".*/(complete|fail)",
+    ".*/usage",
+    ".*/status",
+    ".*/(session|progress|prepare-lease)",
+    ".*/recover-orphans",
+    ".*/(register|heartbeat|runtime-profiles|workspaces)",
+)
+
+FAULTS = (
+    LOSE_REQUEST,
+    LOSE_RESPONSE,
+    REFUSE,
+    answer(500, '{"error":"internal error"}'),
+    answer(503, "busy"),
+    answer(429, "slow down"),
+    answer(401, '{"error":"unauthorized"}'),
+    answer(200, "<html>"),
+    delay(2.0),
+    delay(20.0),
+)
+
+
+@attrs.frozen
+class Event:
+    """Something that happens `at` a second; what `amount` and the others mean depends on `what`."""
+
+    at: float
+    what: str
+    amount: float = 0.0
+    which: int = 0
+    route: str = ""
+    fault: Fault | None = None
+
+
+seconds = st.integers(0, int(SPAN * 4)).map(lambda quarter: quarter / 4)
+short = st.integers(1, 200).map(float)
+
+
+def event(what: str) -> st.SearchStrategy[Event]:
+    return st.builds(Event, at=seconds, what=st.just(what), amount=short, which=st.integers(0, 5))
+
+
+disturbance = st.builds(
+    Event,
+    at=seconds,
+    what=st.just("disturb"),
+    amount=short,
+    route=st.sampled_from(ROUTES),
+    fault=st.sampled_from(FAULTS),
+)
+
+events = st.lists(
+    st.one_of(
+        disturbance,
+        disturbance,
+        disturbance,
+        event("partition"),
+        event("crash"),
+        event("restart"),
+        event("cut"),
+        event("jump"),
+        event("deliver again"),
+        event("cancel"),
+        event("forget task"),
+        event("forget runtime"),
+        event("forget workspace"),
+    ),
+    max_size=8,
+)
+
+steps = st.one_of(
+    st.sampled_from([0.0, 0.1, 0.6, 3.0, 20.0]),
+    st.just("text"),
+    st.just("thinking"),
+    st.just("tool"),
+    st.just("many"),
+)
+
+RESULTS = (
+    DONE,
+    AgentResult(status="failed", error="it went wrong", session_id="s1"),
+    AgentResult(status="aborted", error="gone"),
+)
+
+
+@attrs.frozen
+class Arrival:
+    at: float
+    provider: str
+    words: tuple[Any, ...]
+    result: AgentResult
+    hangs: bool
+
+
+arrivals = st.lists(
+    st.builds(
+        Arrival,
+        at=seconds,
+        provider=st.sampled_from(["claude", "claude", "codex"]),
+        words=st.lists(steps, max_size=12).map(tuple),
+        result=st.sampled_from(RESULTS),
+        hangs=st.sampled_from([False, False, False, True]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def script_of(arrival: Arrival) -> Script:
+    """Numbered words, so that a lost, doubled or moved one is seen."""
+    made: list[Any] = []
+    for number, word in enumerate(arrival.words):
+        match word:
+            case "text":
+                made.append(text(f"w{number} "))
+            case "thinking":
+                made.append(thinking(f"t{number} "))
+            case "tool":
+                made += [tool_use(f"c{number}"), 0.1, tool_result(f"c{number}", f"o{number}")]
+            case "many":
+                for again in range(130):
+                    made += [tool_use(f"c{number}-{again}"), tool_result(f"c{number}-{again}", "x")]
+            case _:
+                made.append(word)
+    if arrival.hangs:
+        made.append(1e6)
+    return Script(steps=tuple(made), result=arrival.result)
+
+
+async def perform(world: World, happening: Event) -> None:
+    server = world.server
+    tasks = world.tasks()
+    chosen = tasks[happening.which % len(tasks)] if tasks else None
+    match happening.what:
+        case "disturb":
+            assert happening.fault is not None
+            server.disturb(happening.route, happening.fault, happening.amount)
+        case "partition":
+            server.disturb(ANYTHING, LOSE_REQUEST, happening.amount)
+            server.drop_sockets()
+        case "crash":
+            await world.crash()
+            await trio.sleep(happening.which * 20)
+            world.start()
+        case "restart":
+            await world.leave()
+            world.start()
+        case "cut":
+            server.drop_sockets()
+        case "jump":
+            server.clock_ahead += (happening.amount - 100) * 60
+        case "deliver again" if chosen is not None:
+            server.start_over(chosen.id)
+        case "cancel" if chosen is not None:
+            server.cancel_task(chosen.id)
+        case "forget task" if chosen is not None:
+            server.forget_task(chosen.id)
+        case "forget runtime":
+            server.forget_runtime("claude")
+        case "forget workspace":
+            server.workspaces.pop(WORKSPACE, None)
+            await trio.sleep(60)
+            server.workspaces[WORKSPACE] = "Bullpen"
+
+
+async def live(
+    home: Path, slots: int, coming: list[Arrival], happenings: list[Event]
+) -> tuple[list[str], list[str]]:
+    """Play one schedule; return what is wrong afterwards and every request in order."""
+    async with trio.open_nursery() as nursery:
+        world = World(home, nursery, max_concurrent_tasks=slots, idle_watchdog=60.0)
+        with watch_journals(world):
+            world.start()
+            await trio.sleep(35)
+            whole = sorted([*coming, *happenings], key=lambda each: each.at)
+            began = trio.current_time()
+            for number, each in enumerate(whole):
+                await trio.sleep_until(max(began + each.at, trio.current_time()))
+                if isinstance(each, Arrival):
+                    world.add_task(f"task {number}", each.provider, script_of(each))
+                else:
+                    await perform(world, each)
+            await world.settle()
+        nursery.cancel_scope.cancel()
+    calls = [f"{call.at:.6f} {call}" for call in world.server.calls]
+    return world.check(), calls
+
+
+def play(slots: int, coming: list[Arrival], happenings: list[Event]) -> tuple[list[str], list[str]]:
+    memory = Path("/dev/shm")
+    home = Path(tempfile.mkdtemp(prefix="bullpen-", dir=memory if memory.is_dir() else None))
+    clock = MockClock(autojump_threshold=0)
+    try:
+        with watch_log() as errors:
+            wrong, calls = trio.run(
+                live, home, slots, coming, happenings, clock=clock, strict_exception_groups=True
+            )
+        return wrong + errors, calls
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+PLAIN = settings(
+    max_examples=SCHEDULES,
+    deadline=None,
+    print_blob=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+)
+
+
+@given(slots=st.integers(1, 3), coming=arrivals, happenings=events)
+@PLAIN
+def test_nothing_is_lost_doubled_or_left(
+    slots: int, coming: list[Arrival], happenings: list[Event]
+) -> None:
+    wrong, _ = play(slots, coming, happenings)
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,343 @@
+"""A whole daemon's history on virtual time: its lives, its disk, its server, its agents.
+
+The daemon's tree is the real one; the network, the server and the agents are models. A crash is
+what kill -9 leaves: from that instant the life reaches no server, and what it still writes while
+Trio unwinds it is taken back from the disk. Everything the journal took from a life that was alive
+is noted here, and has to be on the server in the end, once and in order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import attrs
+import httpx
+import structlog
+import trio
+
+from daemon.agents.contract import Agent, AgentRun
+from daemon.app import Health, Parts, Stop, be_present
+from daemon.client import Client, open_client
+from daemon.tasks.journal import Journal
+from daemon.tasks.outcome import Outcome
+from daemon.tasks.pool import open_pool
+from daemon.tasks.report import replay
+from shared.wire.task import DISPATCHED, QUEUED, TERMINAL, TaskMessage
+from tests.daemon.tasks_support import Agents, Script
+from tests.support.daemon_rig import CLAUDE, CODEX
+from tests.support.fake_server import WORKSPACE, FakeServer, FakeTask, make_config, uid
+from tests.support.network import Fault, Reply
+
+LEASE = 90.0
+"""Seconds after which the server delivers a task again that was claimed and not started."""
+
+SETTLE = 1800.0
+"""Seconds of peace in which everything must come to its end."""
+
+FORGIVEN = frozenset({"journal not taken by the server; kept"})
+"""Errors a daemon may log because of the faults alone."""
+
+
+class ModelServer(FakeServer):
+    """The fake server with leases, a clock that may jump, and faults that last for a while."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        super().__init__(nursery)
+        self.clock_ahead = 0.0
+        self.windows: list[tuple[float, re.Pattern[str], Fault]] = []
+        self.endings: Counter[str] = Counter()
+        self.ended_by_server: set[str] = set()
+        self.disorder: list[str] = []
+        self._leased: dict[str, float] = {}
+
+    def disturb(self, route: str, fault: Fault, lasting: float) -> None:
+        self.windows.append((trio.current_time() + lasting, re.compile(route), fault))
+
+    def _next_fault(self, request: httpx.Request) -> Fault | None:
+        found = super()._next_fault(request)
+        now, call = trio.current_time(), f"{request.method} {request.url.path}"
+        for until, route, fault in self.windows:
+            if now < until and route.fullmatch(call):
+                return fault
+        return found
+
+    def _now(self) -> float:
+        return trio.current_time() + self.clock_ahead
+
+    def _claim(self, body: Any, runtime_id: str) -> Reply:
+        for task in self.tasks.values():
+            if task.status == DISPATCHED and self._leased.get(task.id, 0.0) < self._now():
+                task.status = QUEUED
+        before = {task.id for task in self.tasks.values() if task.status == QUEUED}
+        reply = super()._claim(body, runtime_id)
+        for task_id in before:
+            if self.tasks[task_id].status == DISPATCHED:
+                self._leased[task_id] = self._now() + LEASE
+        return reply
+
+    def _lease(self, body: Any, task_id: str) -> Reply:
+        reply = super()._lease(body, task_id)
+        if reply.status == 200:
+            self._leased[task_id] = self._now() + 45
+        return reply
+
+    def _recover(self, body: Any, runtime_id: str) -> Reply:
+        with self._watching(by_server=True):
+            return super()._recover(body, runtime_id)
+
+    def _task_call(self, body: Any, task_id: str, what: str) -> Reply:
+        task = self.tasks.get(task_id)
+        if task is not None and what == "messages":
+            for row in body["messages"]:
+                stored = task.rows.get(row["seq"])
+                if stored is not None and stored != row:
+                    self.disorder.append(f"{task_id}: seq {row['seq']} has two contents")
+                if stored is None and row["seq"] != len(task.rows) + 1:
+                    self.disorder.append(f"{task_id}: seq {row['seq']} after {len(task.rows)}")
+                task.rows.setdefault(row["seq"], row)
+        with self._watching(by_server=False):
+            return super()._task_call(body, task_id, what)
+
+    def cancel_task(self, task_id: str) -> None:
+        if self.tasks[task_id].status not in TERMINAL:
+            with self._watching(by_server=True):
+                super().cancel_task(task_id)
+
+    def forget_task(self, task_id: str) -> None:
+        """Delete a task: every call about it answers 404 from now on."""
+        self.tasks.pop(task_id, None)
+
+    def forget_runtime(self, provider: str) -> None:
+        """Delete a runtime with what waits for it; the daemon gets a new one for it."""
+        for runtime_id in [k for k, row in self.runtimes.items() if row["provider"] == provider]:
+            self.delete_runtime(runtime_id)
+            for task in [t for t in self.tasks.values() if t.runtime_id == runtime_id]:
+                self.forget_task(task.id)
+
+    def start_over(self, task_id: str) -> None:
+        """Deliver a task a second time although somebody has it."""
+        if task_id in self.tasks and self.tasks[task_id].status == DISPATCHED:
+            self.redeliver(task_id)
+
+    @contextmanager
+    def _watching(self, *, by_server: bool) -> Iterator[None]:
+        before = {task.id: task.status for task in self.tasks.values()}
+        yield
+        for task_id, status in before.items():
+            after = self.tasks[task_id].status
+            if status != after and (after in TERMINAL or status in TERMINAL):
+                self.endings[task_id] += 1
+                if by_server:
+                    self.ended_by_server.add(task_id)
+
+
+@attrs.define(eq=False)
+class Life(httpx.AsyncBaseTransport):
+    """One process of the daemon, and its way to the server. `alive` ends with its crash."""
+
+    world: World
+    stop: Stop = attrs.field(factory=Stop)
+    health: Health | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    alive: bool = True
+    claiming: Counter[str] = attrs.field(factory=Counter)
+    working: set[str] = attrs.field(factory=set)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if not self.alive:
+            await trio.lowlevel.checkpoint()
+            raise httpx.ConnectError("this process is dead", request=request)
+        if not path.endswith("/tasks/claim"):
+            return await self.world.server.transport.handle_async_request(request)
+        self.claiming[path] += 1
+        if self.claiming[path] > 1:
+            self.world.wrong.append(f"two claims at once: {path}")
+        try:
+            return await self.world.server.transport.handle_async_request(request)
+        finally:
+            self.claiming[path] -= 1
+
+    @asynccontextmanager
+    async def open_agent(self, run: AgentRun) -> AsyncIterator[Agent]:
+        task_id = run.env["MULTICA_TASK_ID"]
+        if task_id in self.working:
+            self.world.wrong.append(f"two agents at once: {task_id}")
+        self.working.add(task_id)
+        try:
+            async with Agents(self.world.scripts[task_id]).open(run) as agent:
+                yield agent
+        finally:
+            self.working.remove(task_id)
+
+    async def run(self) -> None:
+        world = self.world
+        config = make_config(world.home, **world.settings)
+        self.health = Health(config)
+
+        async def discover() -> Any:
+            await trio.lowlevel.checkpoint()
+            return [CLAUDE, CODEX]
+
+        async def replay_journals(client: Client) -> None:
+            await replay(client, config.home.journals)
+
+        parts = Parts(
+            discover=discover,
+            families=frozenset({"claude", "codex"}),
+            replay=replay_journals,
+            open_pool=partial(open_pool, open_agent=self.open_agent),
+            connect=world.server.connect,
+        )
+        try:
+            with self.scope:
+                async with open_client(config, transport=self) as client:
+                    await be_present(config, client, parts, stop=self.stop, health=self.health)
+        finally:
+            pool = self.health.pool
+            if pool is not None and pool.slots_out:
+                world.wrong.append(f"{pool.slots_out} slots leaked")
+            if self.working:
+                world.wrong.append(f"agents left: {self.working}")
+            self.ended.set()
+
+
+class World:
+    """What outlives a life of the daemon, and what has to be true in the end."""
+
+    def __init__(self, home: Path, nursery: trio.Nursery, **settings: Any) -> None:
+        self.home = home
+        self.settings = settings
+        self.server = ModelServer(nursery)
+        self.nursery = nursery
+        self.scripts: dict[str, Script] = {}
+        self.said: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.decided: dict[str, list[Outcome]] = defaultdict(list)
+        self.wrong: list[str] = []
+        self.life = Life(self)
+
+    def start(self) -> None:
+        self.life = Life(self)
+        self.nursery.start_soon(self.life.run)
+
+    async def leave(self) -> None:
+        """Stop in order."""
+        self.life.stop.ask("the schedule says so")
+        await self.life.ended.wait()
+
+    async def crash(self) -> None:
+        """Kill the daemon; the disk stays as it is in this instant."""
+        life, folder = self.life, make_config(self.home).home.journals
+        disk = {path.name: path.read_bytes() for path in folder.glob("*")}
+        life.alive = False
+        life.scope.cancel()
+        self.server.drop_sockets()
+        await life.ended.wait()
+        for path in folder.glob("*"):
+            if path.name not in disk:
+                path.unlink()
+        for name, data in disk.items():
+            (folder / name).write_bytes(data)
+
+    def add_task(self, name: str, provider: str, script: Script) -> FakeTask | None:
+        """Queue a task for a provider's runtime, if it has one; wake whoever listens."""
+        server = self.server
+        ids = [key for key, row in server.runtimes.items() if row["provider"] == provider]
+        if not ids:
+            return None
+        task = server.add_task(ids[0], uid(name))
+        self.scripts[task.id] = script
+        server.wake(ids[0])
+        return task
+
+    def tasks(self) -> list[FakeTask]:
+        return list(self.server.tasks.values())
+
+    async def settle(self) -> None:
+        """After the last fault: peace, until all is told or far too much time has passed."""
+        server = self.server
+        server.windows.clear()
+        server.refuse_sockets, server.stalled, server.answer_beats = None, False, True
+        server.workspaces.setdefault(WORKSPACE, "Bullpen")
+        with trio.move_on_after(SETTLE):
+            while not (self._all_ended() and not self._journals()):  # noqa: ASYNC110 - virtual time
+                await trio.sleep(5)
+        await self.leave()
+
+    def check(self) -> list[str]:
+        """Say everything that is not as it must be."""
+        server, wrong = self.server, [*self.wrong, *self.server.disorder]
+        wrong += [f"journal left: {path.name}" for path in self._journals()]
+        wrong += [f"ended {n} times: {key}" for key, n in server.endings.items() if n > 1]
+        for task in self.tasks():
+            if task.status not in TERMINAL:
+                wrong.append(f"{task.id} is {task.status} for ever")
+            rows = [task.rows[seq] for seq in task.seqs]
+            told = [(row["seq"], row.get("content") or row.get("output", "")) for row in rows]
+            if told != [(row["seq"], row["text"]) for row in self.said[task.id]]:
+                wrong.append(f"{task.id}: journalled {self.said[task.id]}, stored {told}")
+            if task.id not in server.ended_by_server:
+                wrong += self._check_outcome(task)
+        return wrong
+
+    def _check_outcome(self, task: FakeTask) -> list[str]:
+        decided = self.decided[task.id]
+        if not decided:
+            return [f"{task.id} has an outcome nobody decided: {task.result}"]
+        want = decided[-1]
+        body = task.result or {}
+        told = (task.status == "completed", body.get("output") or body.get("error", ""))
+        if told != (want.completed, want.text):
+            return [f"{task.id}: decided {want}, told {told}"]
+        return []
+
+    def _all_ended(self) -> bool:
+        return all(task.status in TERMINAL for task in self.tasks())
+
+    def _journals(self) -> list[Path]:
+        return list(make_config(self.home).home.journals.glob("*"))
+
+
+@contextmanager
+def watch_journals(world: World) -> Iterator[None]:
+    """Note what the journal has taken while its process was alive."""
+    take_message, take_outcome = Journal.note_message, Journal.note_outcome
+
+    def note_message(self: Journal, message: TaskMessage) -> None:
+        take_message(self, message)
+        if world.life.alive:
+            row = {"seq": self.last_seq, "text": message.content or message.output}
+            world.said[self.path.stem].append(row)
+
+    def note_outcome(self: Journal, outcome: Outcome) -> None:
+        take_outcome(self, outcome)
+        if world.life.alive:
+            world.decided[self.path.stem].append(outcome)
+
+    with (
+        mock.patch.object(Journal, "note_message", note_message),
+        mock.patch.object(Journal, "note_outcome", note_outcome),
+    ):
+        yield
+
+
+@contextmanager
+def watch_log() -> Iterator[list[str]]:
+    """Collect the errors nobody may log."""
+    errors: list[str] = []
+
+    def collect(_: Any, method: str, record: Any) -> Any:
+        if method in {"error", "exception", "critical"} and record["event"] not in FORGIVEN:
+            errors.append(f"logged: {dict(record)}")
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[collect], cache_logger_on_first_use=False)
+    yield errors
