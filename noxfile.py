@@ -13,7 +13,17 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-TIERS = ("fast", "simulation", "postgres", "together", "browser", "real_agents")
+TIERS = (
+    "fast",
+    "simulation",
+    "postgres",
+    "postgres15",
+    "together",
+    "browser",
+    "real_agents",
+)
+EMBEDDED = "tests/server/test_embedded.py"
+NO_SUCH_SERVER = 77
 
 
 def _pytest(session: nox.Session, tier: str, *args: str) -> None:
@@ -52,6 +62,14 @@ def simulation(session: nox.Session) -> None:
 def postgres(session: nox.Session) -> None:
     """Does the server work on a real Postgres?"""
     _pytest(session, "postgres")
+
+
+@nox.session
+def postgres15(session: nox.Session) -> None:
+    """Does it work on Debian's PostgreSQL too, the oldest we support?"""
+    runner = ("python", "-m", "tests.support.debian_postgres")
+    tests_ = ("python", "-m", "pytest", "-q", "-m", "postgres", "--ignore", EMBEDDED)
+    session.run(*runner, *tests_, *session.posargs, success_codes=[0, NO_SUCH_SERVER])
 
 
 @nox.session
