@@ -26,7 +26,7 @@ from daemon.config import Config
 from daemon.control import open_control
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
-from daemon.runtimes.heartbeat import Freshness
+from daemon.runtimes.freshness import Freshness
 from daemon.services import Services
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.renewal import run_renewal

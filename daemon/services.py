@@ -9,7 +9,7 @@ from daemon.client import Client
 from daemon.config import Config
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
-from daemon.runtimes.heartbeat import Freshness
+from daemon.runtimes.freshness import Freshness
 from daemon.tasks.pool import TaskPool
 
 

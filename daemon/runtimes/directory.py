@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from daemon.runtimes.runtime import RuntimeInfo
+from daemon.runtimes.info import RuntimeInfo
 from shared.mailbox import Nudge
 
 

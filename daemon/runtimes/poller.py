@@ -16,7 +16,7 @@ import trio
 from daemon.client import CALL, ApiError
 
 if TYPE_CHECKING:
-    from daemon.runtimes.runtime import RuntimeInfo
+    from daemon.runtimes.info import RuntimeInfo
     from daemon.services import Services
 
 log = structlog.get_logger(__name__)

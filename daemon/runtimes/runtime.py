@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import structlog
 import trio
 
-from daemon.agents.contract import Program
 from daemon.client import ApiError, Transient
 from daemon.runtimes.heartbeat import run_heartbeat
 from daemon.runtimes.poller import run_poller
 from shared.supervise import Backoff
 
 if TYPE_CHECKING:
+    from daemon.runtimes.info import RuntimeInfo
     from daemon.services import Services
 
 log = structlog.get_logger(__name__)
@@ -30,17 +29,6 @@ RECOVER_WITHIN: Final = 5.0
 """Seconds recover-orphans may take, and may therefore hold up a stop."""
 
 _RECOVERY_BACKOFF: Final = Backoff(first=1.0, limit=30.0)
-
-
-@attrs.frozen(kw_only=True)
-class RuntimeInfo:
-    """A row of the server that binds this daemon, a workspace and an agent program."""
-
-    id: str
-    workspace_id: str
-    provider: str
-    program: Program
-    profile_id: str = ""
 
 
 async def run_runtime(services: Services, runtime: RuntimeInfo) -> None:

@@ -25,7 +25,7 @@ from shared.wire.task import ClaimedTask
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
-    from daemon.runtimes.runtime import RuntimeInfo
+    from daemon.runtimes.info import RuntimeInfo
 
 log = structlog.get_logger(__name__)
 

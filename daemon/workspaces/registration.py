@@ -13,7 +13,7 @@ import attrs
 
 from daemon.agents.contract import Program
 from daemon.config import Config
-from daemon.runtimes.runtime import RuntimeInfo
+from daemon.runtimes.info import RuntimeInfo
 from shared import __version__
 from shared.wire.runtime import (
     FailedProfile,

@@ -19,7 +19,8 @@ import trio
 
 from daemon.agents.contract import Program
 from daemon.client import ApiError
-from daemon.runtimes.runtime import RuntimeInfo, run_runtime
+from daemon.runtimes.info import RuntimeInfo
+from daemon.runtimes.runtime import run_runtime
 from daemon.workspaces.registration import (
     Find,
     Plan,

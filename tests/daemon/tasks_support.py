@@ -13,7 +13,7 @@ import trio
 from daemon.agents.contract import Agent, AgentMessage, AgentResult, AgentRun, Program, Tokens
 from daemon.client import Client
 from daemon.config import Config
-from daemon.runtimes.runtime import RuntimeInfo
+from daemon.runtimes.info import RuntimeInfo
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import TaskRunner
 from shared import codec

@@ -435,9 +435,9 @@ async def _poller_scenario(server: FakeServer, rig: Rig, step: int) -> bool:
     """Run a poller by itself, cancelled at its n-th step; tell whether it came that far."""
     from daemon.runtimes.actions import Actions
     from daemon.runtimes.directory import Directory
-    from daemon.runtimes.heartbeat import Freshness
+    from daemon.runtimes.freshness import Freshness
+    from daemon.runtimes.info import RuntimeInfo
     from daemon.runtimes.poller import run_poller
-    from daemon.runtimes.runtime import RuntimeInfo
     from daemon.services import Services
     from tests.support.fake_server import client_of
 
