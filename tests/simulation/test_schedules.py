@@ -47,6 +47,9 @@ ROUTES = (
     ".*/(register|heartbeat|runtime-profiles|workspaces)",
 )
 
+OUTAGES = (".*/messages", ".*/(complete|fail)", ".*/(messages|usage|complete|fail)")
+"""What is away while the rest of the server works: these find what is lost between two calls."""
+
 FAULTS = (
     LOSE_REQUEST,
     LOSE_RESPONSE,
@@ -95,6 +98,8 @@ events = st.lists(
         disturbance,
         disturbance,
         disturbance,
+        event("outage"),
+        event("fatal outage"),
         event("partition"),
         event("crash"),
         event("restart"),
@@ -186,12 +191,19 @@ async def perform(world: World, happening: Event) -> None:
         case "restart":
             await world.leave()
             world.start()
+        case "outage" | "fatal outage":
+            server.disturb(OUTAGES[happening.which % 3], answer(503), happening.amount)
+            if happening.what == "fatal outage":
+                await trio.sleep(happening.amount / 2)
+                await world.crash()
+                world.start()
         case "cut":
             server.drop_sockets()
         case "jump":
             server.clock_ahead += (happening.amount - 100) * 60
         case "deliver again" if chosen is not None:
-            server.start_over(chosen.id)
+            if world.holds(chosen.id):
+                server.deliver_again(chosen.id)
         case "cancel" if chosen is not None:
             server.cancel_task(chosen.id)
         case "forget task" if chosen is not None:

@@ -29,11 +29,11 @@ from daemon.tasks.journal import Journal
 from daemon.tasks.outcome import Outcome
 from daemon.tasks.pool import open_pool
 from daemon.tasks.report import replay
-from shared.wire.task import DISPATCHED, QUEUED, TERMINAL, TaskMessage
+from shared.wire.task import DISPATCHED, QUEUED, RUNNING, TERMINAL, TaskMessage
 from tests.daemon.tasks_support import Agents, Script
 from tests.support.daemon_rig import CLAUDE, CODEX
 from tests.support.fake_server import WORKSPACE, FakeServer, FakeTask, make_config, uid
-from tests.support.network import Fault, Reply
+from tests.support.network import Fault, Reply, json_reply
 
 LEASE = 90.0
 """Seconds after which the server delivers a task again that was claimed and not started."""
@@ -55,6 +55,7 @@ class ModelServer(FakeServer):
         self.endings: Counter[str] = Counter()
         self.ended_by_server: set[str] = set()
         self.disorder: list[str] = []
+        self.again: list[str] = []
         self._leased: dict[str, float] = {}
 
     def disturb(self, route: str, fault: Fault, lasting: float) -> None:
@@ -72,6 +73,10 @@ class ModelServer(FakeServer):
         return trio.current_time() + self.clock_ahead
 
     def _claim(self, body: Any, runtime_id: str) -> Reply:
+        while self.again:
+            task = self.tasks.get(self.again.pop())
+            if task and task.runtime_id == runtime_id and task.status in (DISPATCHED, RUNNING):
+                return json_reply({"task": {**task.claimed, "status": DISPATCHED}})
         for task in self.tasks.values():
             if task.status == DISPATCHED and self._leased.get(task.id, 0.0) < self._now():
                 task.status = QUEUED
@@ -121,10 +126,11 @@ class ModelServer(FakeServer):
             for task in [t for t in self.tasks.values() if t.runtime_id == runtime_id]:
                 self.forget_task(task.id)
 
-    def start_over(self, task_id: str) -> None:
-        """Deliver a task a second time although somebody has it."""
-        if task_id in self.tasks and self.tasks[task_id].status == DISPATCHED:
-            self.redeliver(task_id)
+    def deliver_again(self, task_id: str) -> None:
+        """Let the next claim answer with a task that somebody has, and tell it to look."""
+        if task_id in self.tasks:
+            self.again.append(task_id)
+            self.wake(self.tasks[task_id].runtime_id)
 
     @contextmanager
     def _watching(self, *, by_server: bool) -> Iterator[None]:
@@ -230,6 +236,7 @@ class World:
 
     async def leave(self) -> None:
         """Stop in order."""
+        self.server.again.clear()
         self.life.stop.ask("the schedule says so")
         await self.life.ended.wait()
 
@@ -238,6 +245,7 @@ class World:
         life, folder = self.life, make_config(self.home).home.journals
         disk = {path.name: path.read_bytes() for path in folder.glob("*")}
         life.alive = False
+        self.server.again.clear()  # whoever had them is dead
         life.scope.cancel()
         self.server.drop_sockets()
         await life.ended.wait()
@@ -258,6 +266,11 @@ class World:
         server.wake(ids[0])
         return task
 
+    def holds(self, task_id: str) -> bool:
+        """Whether the daemon that lives has the task in hand."""
+        health = self.life.health
+        return bool(health and health.pool and task_id in health.pool.active)
+
     def tasks(self) -> list[FakeTask]:
         return list(self.server.tasks.values())
 
@@ -267,10 +280,17 @@ class World:
         server.windows.clear()
         server.refuse_sockets, server.stalled, server.answer_beats = None, False, True
         server.workspaces.setdefault(WORKSPACE, "Bullpen")
+        await self._until_told()
+        await self.leave()
+        if self._journals():  # a journal not taken in 120 s is kept for the next start
+            self.start()
+            await self._until_told()
+            await self.leave()
+
+    async def _until_told(self) -> None:
         with trio.move_on_after(SETTLE):
             while not (self._all_ended() and not self._journals()):  # noqa: ASYNC110 - virtual time
                 await trio.sleep(5)
-        await self.leave()
 
     def check(self) -> list[str]:
         """Say everything that is not as it must be."""
