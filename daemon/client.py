@@ -223,11 +223,17 @@ class Client:
         deadline: float = CALL,
         bulk: bool = False,
     ) -> T:
-        """Post and read the answer as `kind`; with None the answer's body is not looked at."""
+        """Post and read the answer as `kind`; None takes any JSON, or nothing.
+
+        A page that something between us and the server put in the way is no answer: believing it
+        would lose what was sent.
+        """
         body = await self._call("POST", path, request, deadline=deadline, bulk=bulk)
-        if kind is None:
-            return None  # type: ignore[return-value]
-        return _decode(f"POST {path}", body, kind)
+        if kind is not None:
+            return _decode(f"POST {path}", body, kind)
+        if body.strip():
+            _decode(f"POST {path}", body, Any)
+        return None  # type: ignore[return-value]
 
     async def _call(
         self, method: str, path: str, request: Any, *, deadline: float, bulk: bool
@@ -299,11 +305,12 @@ def _task(task_id: str, what: str) -> str:
     return f"/api/daemon/tasks/{task_id}/{what}"
 
 
-def _decode(call: str, body: bytes, kind: type[T]) -> T:
+def _decode(call: str, body: bytes, kind: type[T] | Any) -> T:
     try:
-        return codec.decode(body, kind)
+        decoded: T = codec.decode(body, kind)
     except codec.DecodeError as error:
         raise Transient(call, 0, f"unreadable answer: {error}") from error
+    return decoded
 
 
 def _is_local(url: str) -> bool:

@@ -129,6 +129,16 @@ async def test_a_bad_network_is_transient(
             await client.workspaces()
 
 
+@pytest.mark.parametrize("route", CALLS)
+async def test_a_page_in_the_way_is_no_answer(
+    autojump_clock: MockClock, tmp_path: Path, route: str
+) -> None:
+    async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
+        server.fail_next(route, answer(200, "<html>sign in to this network</html>"))
+        with pytest.raises(Transient):
+            await CALLS[route][1](client)
+
+
 @pytest.mark.parametrize(
     ("status", "text", "gone"),
     [
