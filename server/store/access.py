@@ -51,9 +51,7 @@ async def workspace_exists(conn: Connection, slug: str) -> bool:
     return await conn.fetchrow(SQL.workspace_by_slug, slug) is not None
 
 
-async def task_of_agent(
-    conn: Connection, task_id: str, agent_id: str, workspace_id: str
-) -> bool:
+async def task_of_agent(conn: Connection, task_id: str, agent_id: str, workspace_id: str) -> bool:
     """Whether the task is that agent's and the agent lives in that workspace."""
     return await conn.fetchrow(SQL.task_of_agent, task_id, agent_id, workspace_id) is not None
 
@@ -68,9 +66,7 @@ async def task_workspace(conn: Connection, task_id: str) -> Record | None:
     return await conn.fetchrow(SQL.task_workspace, task_id)
 
 
-async def add_link(
-    conn: Connection, code_hash: str, user_id: str, expires_at: datetime
-) -> None:
+async def add_link(conn: Connection, code_hash: str, user_id: str, expires_at: datetime) -> None:
     """Keep a sign-in link, and forget old ones."""
     await conn.execute(SQL.drop_old_links)
     await conn.execute(SQL.add_link, code_hash, user_id, expires_at)
