@@ -122,7 +122,9 @@ class TaskPool:
             held.shutdown.deadline = self._deadline
 
     def hand_over(self, task: ClaimedTask, slot: int, runtime: RuntimeInfo) -> bool:
-        """Run a claimed task in its slot. False: it is in hand already and the slot went back.
+        """Run a claimed task in its slot. False: the slot went back.
+
+        That is when the task is in hand already, or when the pool has ended.
 
         The server delivers at least once (spec 01 §3.5); a second run would wipe the first one's
         directory.
@@ -133,7 +135,13 @@ class TaskPool:
             return False
         held = self._held[task.id] = _Held(Job(task=task, slot=slot, runtime=runtime))
         held.shutdown.deadline = self._deadline
-        self._nursery.start_soon(self._run, held, name=f"task {task.id}")
+        try:
+            self._nursery.start_soon(self._run, held, name=f"task {task.id}")
+        except RuntimeError:  # the nursery has ended: everything was cancelled during the claim
+            log.warning("claimed too late; the server will deliver it again", task_id=task.id)
+            del self._held[task.id]
+            self.give_back(slot)
+            return False
         return True
 
     async def wait_empty(self) -> None:

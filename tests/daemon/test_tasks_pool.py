@@ -202,3 +202,13 @@ async def test_cancelling_the_nursery_gives_all_slots_back(autojump_clock: Clock
         nursery.cancel_scope.cancel()
     assert pool.slots_out == 0
     assert pool.active == frozenset()
+
+
+async def test_a_claim_that_comes_after_the_end_keeps_no_slot(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep)
+        slot = pool.try_take_slot()
+        assert slot is not None
+    assert not pool.hand_over(_task("a"), slot, RUNTIME)
+    assert pool.slots_out == 0
+    assert pool.active == frozenset()
