@@ -27,6 +27,7 @@ from tests.support.rows import (
     World,
     insert,
     make_agent,
+    make_autopilot_run,
     make_comment,
     make_issue,
     make_runtime,
@@ -77,6 +78,7 @@ async def test_two_hundred_claimers_take_each_of_a_thousand_tasks_once() -> None
         runtimes: list[str] = []
 
         async def fill(conn: Connection) -> None:
+            run_id = await make_autopilot_run(conn, world)
             for _ in range(agents // 2):
                 runtime_id = await make_runtime(conn, world.workspace_id, world.user_id)
                 runtimes.append(runtime_id)
@@ -89,11 +91,11 @@ async def test_two_hundred_claimers_take_each_of_a_thousand_tasks_once() -> None
                     await conn.execute(
                         "insert into agent_task_queue"
                         " (workspace_id, agent_id, runtime_id, autopilot_run_id, priority)"
-                        " select $1, $2, $3, gen_random_uuid(), n % 5"
-                        " from generate_series(1, $4) n",
+                        " select $1, $2, $3, $4, n % 5 from generate_series(1, $5) n",
                         world.workspace_id,
                         agent_id,
                         runtime_id,
+                        run_id,
                         tasks // agents - 1,
                     )
                     await make_task(

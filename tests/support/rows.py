@@ -170,10 +170,36 @@ async def make_comment(
 
 
 async def make_task(conn: Connection, world: World, **columns: Any) -> str:
-    """Make a queued task of the world's agent."""
+    """Make a queued task of the world's agent; a run or chat it names is made when it is missing."""
+    if run_id := columns.get("autopilot_run_id"):
+        await make_autopilot_run(conn, world, run_id)
+    if session_id := columns.get("chat_session_id"):
+        await conn.execute(
+            "insert into chat_session (id, workspace_id, agent_id, creator_id)"
+            " values ($1, $2, $3, $4) on conflict do nothing",
+            session_id,
+            world.workspace_id,
+            columns.get("agent_id", world.agent_id),
+            world.user_id,
+        )
     row: dict[str, Any] = {
         "agent_id": world.agent_id,
         "runtime_id": world.runtime_id,
         "workspace_id": world.workspace_id,
     } | columns
     return await insert(conn, "agent_task_queue", **row)
+
+
+async def make_autopilot_run(conn: Connection, world: World, run_id: str | None = None) -> str:
+    """Make an autopilot of the world's agent that runs now; its run's id."""
+    made: str = await conn.fetchval(
+        "with pilot as (insert into autopilot (workspace_id, title, assignee_id, execution_mode,"
+        " created_by_type, created_by_id) values ($1, 'Nightly', $2, 'run_only', 'member', $3)"
+        " returning id) insert into autopilot_run (id, autopilot_id, source, status)"
+        " select coalesce($4, gen_random_uuid()), id, 'manual', 'running' from pilot returning id",
+        world.workspace_id,
+        world.agent_id,
+        world.user_id,
+        run_id,
+    )
+    return made
