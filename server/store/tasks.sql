@@ -14,7 +14,8 @@ with runtime as (
            exists (select from agent_task_queue t
                    where t.runtime_id = r.id and t.status = 'dispatched' and t.started_at is null
                      and t.dispatched_at < now() - $4::interval
-                     and coalesce(t.prepare_lease_expires_at, '-infinity') < now()) as lost
+                     and coalesce(t.prepare_lease_expires_at, '-infinity') < now()
+                     and t.deliveries < 5) as lost
     from agent_runtime r
     where r.id = any($1::uuid[])
 ), locked as (
@@ -51,6 +52,8 @@ with wanted as (
           and t.status = 'dispatched' and t.started_at is null
           and t.dispatched_at < statement_timestamp() - $4::interval
           and coalesce(t.prepare_lease_expires_at, '-infinity') < statement_timestamp()
+          -- a claim whose answer never arrives is given up after a few times
+          and t.deliveries < 5
         order by t.priority desc, t.dispatched_at
         limit 1
         for no key update skip locked
@@ -73,6 +76,7 @@ with wanted as (
             select t.id, t.priority, t.created_at
             from agent_task_queue t
             where t.agent_id = a.id and t.status = 'queued' and t.workspace_id = w.workspace_id
+              and (t.not_before is null or t.not_before <= statement_timestamp())
               and not exists (
                   select from agent_task_queue f
                   where f.agent_id = a.id
@@ -92,6 +96,7 @@ with wanted as (
 ), taken as (
     update agent_task_queue t
     set status = 'dispatched', dispatched_at = statement_timestamp(), runtime_id = c.runtime_id,
+        deliveries = t.deliveries + 1,
         prepare_lease_expires_at = statement_timestamp() + $5::interval
     from (select l.*, true as again from lost l union all select f.*, false from first f) c
     where t.id = c.id
