@@ -77,7 +77,30 @@ def task_message(workspace_id: str, message: TaskMessagePayload) -> Event:
 
 
 def comment_created(comment: Row, *, issue_title: str, issue_status: str) -> Event:
-    """`comment:created` for a comment that dispatch wrote in an agent's name."""
+    """`comment:created` for a comment that dispatch wrote, in an agent's name or the server's."""
+    return Event(
+        type="comment:created",
+        payload={
+            "comment": _comment(comment),
+            "issue_title": issue_title,
+            "issue_status": issue_status,
+        },
+        workspace_id=comment["workspace_id"],
+        actor_type=comment["author_type"],
+        actor_id=comment["author_id"],
+    )
+
+
+def comment_unresolved(comment: Row) -> Event:
+    """`comment:unresolved`: a new reply has brought the thread of this root back."""
+    return Event(
+        type="comment:unresolved",
+        payload={"comment": _comment(comment)},
+        workspace_id=comment["workspace_id"],
+    )
+
+
+def _comment(comment: Row) -> dict[str, Any]:
     shown = {
         "id": comment["id"],
         "issue_id": comment["issue_id"],
@@ -96,13 +119,7 @@ def comment_created(comment: Row, *, issue_title: str, issue_status: str) -> Eve
     }
     if comment["source_task_id"]:
         shown["source_task_id"] = comment["source_task_id"]
-    return Event(
-        type="comment:created",
-        payload={"comment": shown, "issue_title": issue_title, "issue_status": issue_status},
-        workspace_id=comment["workspace_id"],
-        actor_type="agent",
-        actor_id=comment["author_id"],
-    )
+    return shown
 
 
 def runtimes_changed(workspace_id: str, **payload: Any) -> Event:

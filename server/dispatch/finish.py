@@ -1,28 +1,32 @@
 """How tasks end: completed, failed, cancelled, and everything that follows in the same transaction.
 
-Always two statements: lock and read, then one change with all its consequences. A task that has
-ended already is answered with its row as it is, so reports may be repeated (spec 02 §2.3 to §2.6).
-Failing is the same whoever finds the failure, the daemon, its restart or the sweeper: the
-reference is quieter in bulk, and then nobody learns why.
+Lock and read, then one change with all its consequences, then what the task's kind asks for
+(`settle`). A task that has ended already is answered with its row as it is, so reports may be
+repeated (spec 02 §2.3 to §2.6). Failing is the same whoever finds the failure, the daemon, its
+restart or the sweeper: the reference is quieter in bulk, and then nobody learns why. What a daemon
+says of a task that the server had given up is taken over or kept beside it, never dropped.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final
-
-import attrs
 
 from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.dispatch import events
+from server.dispatch.outcome import Ended
+from server.dispatch.settle import settle
+from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
 from server.store.queries import Connection, Record, load
-from server.store.tasks import Caller, caller_args, get_task, seen, task_of
+from server.store.tasks import Caller, caller_args, seen, task_of
 from server.store.work import get_issue
-from shared import codec, failure
+from shared import codec, failure, times
 from shared.redact import redact
 from shared.wire.event import Event
 from shared.wire.task import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
     IN_FLIGHT,
     RUNNING,
     TERMINAL,
@@ -34,28 +38,8 @@ from shared.wire.task import (
 
 SQL: Final = load("finish")
 
-_ESCAPE: Final = re.compile(r"\\([nrt\\])")
-_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
-
-_TRIVIAL: Final = frozenset({"done", "готово", "готова", "сделано", "完成", "完了"})
-_DECORATION: Final = ".!！。… "  # noqa: RUF001
-
-_CLOSED_ISSUE: Final = frozenset({"done", "cancelled"})
-
-
-@attrs.frozen(kw_only=True)
-class Failure:
-    """Why a task is failed, and what the daemon knew of its agent."""
-
-    error: str
-    reason: str
-    session_id: str = ""
-    work_dir: str = ""
-
-
-RECOVERED: Final = Failure(
-    error="daemon restarted while task was in flight", reason=failure.RUNTIME_RECOVERY
-)
+Recheck = Callable[[Connection, Sequence[str]], Awaitable[Collection[str]]]
+"""Names those of the tasks that still are what a rule looks for, now that they are locked."""
 
 
 async def complete(
@@ -63,23 +47,34 @@ async def complete(
 ) -> tuple[Task, list[Consequence]]:
     """Complete a running task. In any other status nothing happens and the row is returned.
 
-    A task that is not started yet keeps its token: its agent may be about to use it. Raises
-    NotFound("task not found"), Foreign.
+    A task that is not started yet keeps its token: its agent may be about to use it. One that the
+    server had failed meanwhile becomes completed, unless its new attempt has started: then the
+    result is kept beside. Raises NotFound("task not found"), Foreign.
     """
     row = await _lock_one(conn, task_id, caller)
-    if row["status"] != RUNNING:
-        return task_of(row), []
     result = {
         "pr_url": redact(request.pr_url),
         "output": redact(request.output),
         "session_id": request.session_id,
         "work_dir": request.work_dir,
     }
+    told: list[Consequence] = []
+    adopting = row["status"] != RUNNING
+    if adopting:
+        if not _open_to_news(row):
+            return task_of(row), []
+        called_off = await _call_off(conn, row) if row["presumed"] else None
+        if called_off is None:
+            return await _keep(conn, row, {"status": COMPLETED, "result": result})
+        told = called_off
     comment = plan_comment(request.output, in_thread=row["trigger_comment_id"] is not None)
     changed = await conn.fetchrow(
-        SQL.complete, task_id, result, request.session_id, request.work_dir, comment
+        SQL.complete, task_id, result, request.session_id, request.work_dir, comment, adopting
     )
-    return await _ended(conn, "task:completed", [row], changed)
+    text = shown_output(request.output)
+    ended = _ended([row], changed, text=text, adopted=adopting)
+    told += await _told(conn, "task:completed", [row], changed, ended)
+    return task_of(ended[0].task), told
 
 
 async def fail(
@@ -87,39 +82,64 @@ async def fail(
 ) -> tuple[Task, list[Consequence]]:
     """Fail a task that a daemon has. In any other status nothing happens and the row is returned.
 
-    Queues a new attempt when the reason is the infrastructure's. Raises NotFound, Foreign.
+    Queues a new attempt when the reason is the infrastructure's, or a quota that comes back. What
+    the daemon says of a task that the server had failed meanwhile takes the place of the
+    presumption, unless its new attempt has started. Raises NotFound, Foreign.
     """
     row = await _lock_one(conn, task_id, caller)
-    if row["status"] not in IN_FLIGHT:
-        return task_of(row), []
-    error = redact(request.error)
-    reason = request.failure_reason.strip() or failure.classify(request.error)
     why = Failure(
-        error=error, reason=reason, session_id=request.session_id, work_dir=request.work_dir
+        error=redact(request.error),
+        reason=request.failure_reason.strip() or failure.classify(request.error),
+        session_id=request.session_id,
+        work_dir=request.work_dir,
     )
-    changed = await conn.fetchrow(SQL.fail, [_decide(row, why)])
-    return await _ended(conn, "task:failed", [row], changed)
+    told: list[Consequence] = []
+    adopting = row["status"] not in IN_FLIGHT
+    if adopting:
+        if not _open_to_news(row):
+            return task_of(row), []
+        called_off = None
+        if row["presumed"] and why.reason not in failure.RETRYABLE:
+            called_off = await _call_off(conn, row)
+        if called_off is None:
+            said = {"status": FAILED, "error": why.error, "failure_reason": why.reason}
+            return await _keep(conn, row, said)
+        told = called_off
+    changed = await conn.fetchrow(SQL.fail, [decide(row, why, _clock(), adopt=adopting)])
+    ended = _ended([row], changed, adopted=adopting)
+    told += await _told(conn, "task:failed", [row], changed, ended)
+    return task_of(ended[0].task), told
 
 
 async def fail_many(
-    conn: Connection, task_ids: Iterable[str], why: Failure, statuses: frozenset[str] = IN_FLIGHT
+    conn: Connection,
+    task_ids: Iterable[str],
+    why: Failure,
+    statuses: frozenset[str] = IN_FLIGHT,
+    *,
+    recheck: Recheck | None = None,
 ) -> tuple[RecoverReply, list[Consequence]]:
     """Fail those of the tasks that are still in one of the statuses, as `fail` does.
 
-    An issue that was in progress and that nobody works on any more goes back to `todo`.
+    They were found without a lock; `recheck` tells which of them are still meant. An issue that was
+    in progress and that nobody works on any more goes back to `todo`.
     """
-    rows = await conn.fetch(SQL.lock_tasks, list(task_ids), None, None)
+    rows = await _lock(conn, task_ids)
     rows = [row for row in rows if row["status"] in statuses]
+    if rows and recheck is not None:
+        meant = await recheck(conn, [row["id"] for row in rows])
+        rows = [row for row in rows if row["id"] in meant]
     if not rows:
         return RecoverReply(), []
-    changed = await conn.fetchrow(SQL.fail, [_decide(row, why) for row in rows])
-    assert changed is not None
-    _, consequences = await _ended(conn, "task:failed", rows, changed)
+    now = _clock()
+    changed = await conn.fetchrow(SQL.fail, [decide(row, why, now) for row in rows])
+    ended = _ended(rows, changed)
+    consequences = await _told(conn, "task:failed", rows, changed, ended)
     stuck = {row["issue_id"] for row in rows if row["issue_status"] == "in_progress"}
     if stuck:
         consequences += await _reset_issues(conn, sorted(stuck))
-    reply = RecoverReply(orphaned=len(changed["tasks"]), retried=len(changed["retries"]))
-    return reply, consequences
+    retried = sum(one.retry is not None for one in ended)
+    return RecoverReply(orphaned=len(ended), retried=retried), consequences
 
 
 async def recover_orphans(
@@ -138,18 +158,42 @@ async def cancel(
     conn: Connection, task_id: str, *, caller: Caller | None = None
 ) -> tuple[Task, list[Consequence]]:
     """Cancel a task; one that has ended is returned as it is. Raises NotFound, Foreign."""
+    task, _, consequences = await cancel_answering(conn, task_id, caller=caller)
+    return task, consequences
+
+
+async def cancel_answering(
+    conn: Connection, task_id: str, *, caller: Caller | None = None
+) -> tuple[Task, dict[str, Any], list[Consequence]]:
+    """As `cancel`, with what the task's kind adds to the answer (spec 02 §2.6)."""
     row = await _lock_one(conn, task_id, caller)
     if row["status"] in TERMINAL:
-        return task_of(row), []
+        return task_of(row), {}, []
     changed = await conn.fetchrow(SQL.cancel, [task_id])
-    return await _ended(conn, "task:cancelled", [row], changed)
+    ended = _ended([row], changed)
+    consequences = await _told(conn, "task:cancelled", [row], changed, ended)
+    return task_of(ended[0].task), ended[0].answer, consequences
+
+
+async def cancel_many(conn: Connection, task_ids: Collection[str]) -> list[Consequence]:
+    """Cancel those of the tasks that have not ended."""
+    if not task_ids:
+        return []
+    rows = await _lock(conn, task_ids)
+    changed = await conn.fetchrow(SQL.cancel, [row["id"] for row in rows])
+    return await _told(conn, "task:cancelled", rows, changed, _ended(rows, changed))
 
 
 async def cancel_issue(
     conn: Connection, issue_id: str, *, agent_id: str | None = None
 ) -> list[Consequence]:
     """Cancel all active tasks of an issue, or only those of one agent."""
-    return await _cancel(conn, await conn.fetch(SQL.active_of_issue, issue_id, agent_id))
+    return await _cancel(conn, await conn.fetch(SQL.active_of_issue, [issue_id], agent_id))
+
+
+async def cancel_issues(conn: Connection, issue_ids: Sequence[str]) -> list[Consequence]:
+    """Cancel all active tasks of issues, which are locked."""
+    return await _cancel(conn, await conn.fetch(SQL.active_of_issue, issue_ids, None))
 
 
 async def cancel_agent(conn: Connection, agent_id: str) -> list[Consequence]:
@@ -157,52 +201,23 @@ async def cancel_agent(conn: Connection, agent_id: str) -> list[Consequence]:
     return await _cancel(conn, await conn.fetch(SQL.active_of_agent, agent_id))
 
 
+async def cancel_chat(conn: Connection, session_id: str) -> list[Consequence]:
+    """Cancel all active tasks of a chat session; to be called before it is deleted."""
+    return await _cancel(conn, await conn.fetch(SQL.active_of_chat, session_id))
+
+
 async def cancel_trigger(conn: Connection, comment_id: str) -> list[Consequence]:
     """Cancel all active tasks that a comment has triggered; to be called before it is deleted."""
     return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id))
 
 
-def plan_comment(output: str, *, in_thread: bool) -> str:
-    """Return what to post for an agent that wrote no comment itself; "" for nothing.
-
-    The two-character escapes some agents print are decoded. An answer that only says "done" is
-    left out in a thread, where the agent's silence says as much (spec 02 §2.3). Pure.
-    """
-    text = _ESCAPE.sub(lambda match: _ESCAPES[match[1]], output)
-    if not text.strip():
-        return ""
-    if in_thread and text.strip().strip(_DECORATION).lower() in _TRIVIAL:
-        return ""
-    return redact(text)
+def _clock() -> Any:
+    """The time, in the zone of this machine: providers name times of day without a zone."""
+    return times.now().astimezone()
 
 
-def decide_retry(row: Mapping[str, Any], reason: str) -> bool:
-    """Tell whether a failed task gets a new attempt (spec 02 §6).
-
-    Unlike the reference's, it brings no archived agent and no closed issue back to life. Pure.
-    """
-    return (
-        reason in failure.RETRYABLE
-        and row["attempt"] < row["max_attempts"]
-        and row["autopilot_run_id"] is None
-        and (row["issue_id"] is not None or row["chat_session_id"] is not None)
-        and row["issue_status"] not in _CLOSED_ISSUE
-        and not row["agent_archived"]
-    )
-
-
-def _decide(row: Record, why: Failure) -> dict[str, Any]:
-    retry = decide_retry(row, why.reason)
-    return {
-        "id": row["id"],
-        "error": why.error,
-        "reason": why.reason,
-        "session_id": why.session_id,
-        "work_dir": why.work_dir,
-        "comment": "" if retry else why.error,
-        "retry": retry,
-        "fresh": why.reason in failure.RESUME_UNSAFE,
-    }
+async def _lock(conn: Connection, task_ids: Iterable[str]) -> list[Record]:
+    return await conn.fetch(SQL.lock_tasks, list(task_ids), None, None)
 
 
 async def _lock_one(conn: Connection, task_id: str, caller: Caller | None) -> Record:
@@ -211,21 +226,63 @@ async def _lock_one(conn: Connection, task_id: str, caller: Caller | None) -> Re
 
 
 async def _cancel(conn: Connection, found: Sequence[Record]) -> list[Consequence]:
-    if not found:
-        return []
-    ids = [row["id"] for row in found]
-    rows = await conn.fetch(SQL.lock_tasks, ids, None, None)
-    changed = await conn.fetchrow(SQL.cancel, ids)
-    assert changed is not None
-    if not changed["tasks"]:
-        return []
-    return (await _ended(conn, "task:cancelled", rows, changed))[1]
+    return await cancel_many(conn, [row["id"] for row in found])
 
 
-async def _ended(
-    conn: Connection, kind: str, locked: Sequence[Record], changed: Record | None
+def _open_to_news(row: Record) -> bool:
+    """Whether a task has ended without its daemon's word, and nothing was heard since."""
+    given_up = row["status"] == CANCELLED or (row["status"] == FAILED and row["presumed"])
+    return given_up and row["late"] is None
+
+
+async def _call_off(conn: Connection, row: Record) -> list[Consequence] | None:
+    """Cancel the new attempt of a task that turns out not to need one; None when it has begun."""
+    found = await conn.fetch(SQL.retries_of, row["id"])
+    retries = await _lock(conn, [retry["id"] for retry in found]) if found else []
+    if any(retry["started_at"] or retry["status"] in TERMINAL for retry in retries):
+        return None
+    return await cancel_many(conn, [retry["id"] for retry in retries])
+
+
+async def _keep(
+    conn: Connection, row: Record, said: dict[str, Any]
 ) -> tuple[Task, list[Consequence]]:
-    """Collect what the change returned. `locked` are the rows as they were before it."""
+    """Keep what a daemon said of a task beside the result that stands."""
+    said["at"] = times.stamp(times.now())
+    kept = await conn.fetchrow(SQL.keep_late, row["id"], said)
+    if kept is None:
+        return task_of(row), []
+    return task_of(kept), [events.task_event("task:late_result", kept)]
+
+
+def _ended(
+    locked: Sequence[Record], changed: Record | None, *, text: str = "", adopted: bool = False
+) -> list[Ended]:
+    """Put together what the change returned. `locked` are the rows as they were before it."""
+    assert changed is not None
+    before = {row["id"]: row for row in locked}
+    retries = {row["parent_task_id"]: row for row in changed["retries"]}
+    return [
+        Ended(
+            task=task,
+            before=before[task["id"]],
+            retry=retries.get(task["id"]),
+            text=text if task["status"] == COMPLETED else task["error"] or "",
+            resume_unsafe=task["failure_reason"] in failure.RESUME_UNSAFE,
+            adopted=adopted,
+        )
+        for task in changed["tasks"]
+    ]
+
+
+async def _told(
+    conn: Connection,
+    kind: str,
+    locked: Sequence[Record],
+    changed: Record | None,
+    ended: Sequence[Ended],
+) -> list[Consequence]:
+    """Do what the tasks' kinds ask for, and collect all there is to tell."""
     assert changed is not None
     issues = {row["issue_id"]: row for row in locked if row["issue_id"] is not None}
     consequences: list[Consequence] = []
@@ -236,19 +293,21 @@ async def _ended(
                 comment, issue_title=issue["issue_title"], issue_status=issue["issue_status"]
             )
         )
+    replied_to = [comment["parent_id"] for comment in changed["comments"] if comment["parent_id"]]
+    if replied_to:
+        reopened = await conn.fetch(SQL.reopen_threads, replied_to)
+        consequences += [events.comment_unresolved(comment) for comment in reopened]
+    consequences += await settle(conn, ended)
     consequences += [events.agent_status(agent) for agent in changed["agents"]]
     consequences += [events.task_event(kind, row) for row in changed["tasks"]]
     for row in changed["retries"]:
         consequences.append(events.task_event("task:queued", row))
-        consequences.append(TaskAvailable(row["runtime_id"], row["id"]))
+        if row["not_before"] is None:
+            consequences.append(TaskAvailable(row["runtime_id"], row["id"]))
+    consequences += [TaskAvailable(row["runtime_id"], row["id"]) for row in changed["next"]]
     if changed["tokens"]:
         consequences.append(TokensRevoked(tuple(changed["tokens"])))
-    if changed["tasks"]:
-        return task_of(changed["tasks"][0]), consequences
-    # The row was locked and in the right status: nobody can have changed it.
-    row = await get_task(conn, locked[0]["id"])
-    assert row is not None
-    return task_of(row), consequences
+    return consequences
 
 
 async def _reset_issues(conn: Connection, issue_ids: list[str]) -> list[Consequence]:

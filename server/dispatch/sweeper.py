@@ -18,7 +18,7 @@ import trio
 from server.consequences import Consequence
 from server.database import Database
 from server.dispatch import events
-from server.dispatch.finish import Failure, fail_many
+from server.dispatch.finish import fail_many
 from server.dispatch.heartbeat import SQL
 from server.dispatch.lifecycle import (
     DISPATCH_TIMEOUT,
@@ -27,6 +27,7 @@ from server.dispatch.lifecycle import (
     RUNNING_TIMEOUT,
     TOKEN_LIFE,
 )
+from server.dispatch.verdict import Failure
 from server.push.hub import Hub
 from server.store.queries import Connection
 from shared import failure
@@ -43,8 +44,10 @@ _FORGET: Final = timedelta(days=7)
 
 _DEADLINE: Final = 60.0
 
-OFFLINE: Final = Failure(error="runtime went offline", reason=failure.RUNTIME_OFFLINE)
-TIMED_OUT: Final = Failure(error="task timed out", reason=failure.TIMEOUT)
+OFFLINE: Final = Failure(
+    error="runtime went offline", reason=failure.RUNTIME_OFFLINE, presumed=True
+)
+TIMED_OUT: Final = Failure(error="task timed out", reason=failure.TIMEOUT, presumed=True)
 EXPIRED: Final = Failure(error="task expired in queue", reason=failure.QUEUED_EXPIRED)
 
 

@@ -1,9 +1,17 @@
 -- How tasks end. First the tasks are locked and read, then, in a statement of its own, one thing
--- happens to all of them: what ends a task also revokes its tokens and frees its agent. The agents
--- are locked too, since their status is derived from rows that others change.
+-- happens to all of them: what ends a task also revokes its tokens, frees its agent and finds what
+-- that agent may do next. The agents are locked too, since their status is derived from rows that
+-- others change. Everyone who locks several rows does it in this order: issues, agents, tasks.
 
 -- name: lock_tasks
 -- $1 tasks, $2 user, $3 bound
+with held as (
+    select i.id, i.title, i.status
+    from issue i
+    where i.id in (select t.issue_id from agent_task_queue t where t.id = any($1::uuid[]))
+    order by i.id
+    for no key update
+)
 select t.*, i.title as issue_title, i.status as issue_status,
        a.archived_at is not null as agent_archived,
        coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
@@ -11,20 +19,31 @@ select t.*, i.title as issue_title, i.status as issue_status,
                   where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
 from agent_task_queue t
 join agent a on a.id = t.agent_id
-left join issue i on i.id = t.issue_id
+left join held i on i.id = t.issue_id
 where t.id = any($1::uuid[])
 order by a.id, t.id
 for no key update of a, t;
 
+-- name: retries_of
+-- The new attempts of a task.
+select id from agent_task_queue where parent_task_id = $1;
+
+-- name: keep_late
+-- What a daemon said of a task that had ended without it. The first word stands. $1 task, $2 it
+update agent_task_queue set late = $2::jsonb where id = $1 and late is null
+returning *;
+
 -- name: complete
--- $1 task, $2 result, $3 session, $4 directory, $5 the comment to post if the agent wrote none
+-- $1 task, $2 result, $3 session, $4 directory, $5 the comment to post if the agent wrote none, $6
+-- also if it was failed on the server's own judgement
 with done as (
     update agent_task_queue
     set status = 'completed', completed_at = statement_timestamp(), result = $2::jsonb,
         session_id = coalesce(nullif($3::text, ''), session_id),
         work_dir = coalesce(nullif($4::text, ''), work_dir),
-        prepare_lease_expires_at = null, wait_reason = null
-    where id = $1 and status = 'running'
+        prepare_lease_expires_at = null, wait_reason = null, unreachable_since = null,
+        error = null, failure_reason = null, presumed = false
+    where id = $1 and (status = 'running' or ($6 and status = 'failed' and presumed))
     returning *
 ), revoked as (
     delete from task_token k using done where k.task_id = done.id returning k.token_hash
@@ -35,7 +54,14 @@ with done as (
     where d.issue_id is not null and $5::text <> ''
       and not exists (select from comment c
                       where c.issue_id = d.issue_id and c.author_type = 'agent'
-                        and c.author_id = d.agent_id and c.created_at >= d.started_at)
+                        and c.author_id = d.agent_id and c.type = 'comment'
+                        and c.created_at >= d.started_at)
+      -- a squad's leader that decided to do nothing has nothing to say
+      and not exists (select from activity_log l
+                      where l.issue_id = d.issue_id and l.actor_type = 'agent'
+                        and l.actor_id = d.agent_id and l.action = 'squad_leader_evaluated'
+                        and l.details ->> 'outcome' = 'no_action'
+                        and l.details ->> 'task_id' = d.id::text)
     returning *
 ), executed as (
     update issue i set first_executed_at = statement_timestamp()
@@ -49,8 +75,22 @@ with done as (
                       where q.agent_id = a.id and q.id <> d.id
                         and q.status in ('dispatched', 'waiting_local_directory', 'running'))
     returning a.*
+), next as (
+    -- what the place that has become free is for; the retries are told of themselves
+    select a.runtime_id, q.id
+    from agent a
+    cross join lateral (
+        select q.id from agent_task_queue q
+        where q.agent_id = a.id and q.status = 'queued'
+          and (q.not_before is null or q.not_before <= statement_timestamp())
+          and q.id not in (select id from done)
+        order by q.priority desc, q.created_at
+        limit 1
+    ) q
+    where a.id in (select agent_id from done) and a.archived_at is null
 )
 select array(select to_jsonb(x) from done x) as tasks,
+       array(select to_jsonb(x) from next x) as next,
        array(select to_jsonb(x) from posted x) as comments,
        array(select to_jsonb(x) from freed x) as agents,
        array(select token_hash from revoked) as tokens,
@@ -58,30 +98,37 @@ select array(select to_jsonb(x) from done x) as tasks,
 
 -- name: fail
 -- $1 an array of what was decided for each task: id, error, reason, session_id, work_dir, comment
--- (posted unless empty), retry, fresh (the retry must not resume)
+-- (posted unless empty), retry, fresh (the retry must not resume), resume_at (the retry is not to
+-- start before), presumed (nobody has seen it fail), adopt (a presumption it replaces)
 with decided as (
     select * from jsonb_to_recordset($1::jsonb)
         as d (id uuid, error text, reason text, session_id text, work_dir text, comment text,
-              retry boolean, fresh boolean)
+              retry boolean, fresh boolean, resume_at timestamptz, presumed boolean, adopt boolean)
 ), failed as (
     update agent_task_queue t
     set status = 'failed', completed_at = statement_timestamp(), error = d.error,
         failure_reason = d.reason, session_id = coalesce(nullif(d.session_id, ''), t.session_id),
         work_dir = coalesce(nullif(d.work_dir, ''), t.work_dir),
-        prepare_lease_expires_at = null, wait_reason = null
+        prepare_lease_expires_at = null, wait_reason = null, unreachable_since = null,
+        resume_at = d.resume_at, presumed = d.presumed
     from decided d
-    where t.id = d.id and t.status not in ('completed', 'failed', 'cancelled')
+    where t.id = d.id
+      and (t.status not in ('completed', 'failed', 'cancelled')
+           or (d.adopt and t.status = 'failed' and t.presumed))
     returning t.*, d.comment, d.retry, d.fresh
 ), retried as (
     insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id, chat_session_id,
         trigger_comment_id, parent_task_id, priority, context, session_id, work_dir, attempt,
         max_attempts, trigger_summary, force_fresh_session, is_leader_task, initiator_type,
-        initiator_id, handoff_note)
+        initiator_id, handoff_note, depth, not_before)
     select f.workspace_id, f.agent_id, a.runtime_id, f.issue_id, f.chat_session_id,
         f.trigger_comment_id, f.id, f.priority, f.context,
         case when not f.fresh then f.session_id end, case when not f.fresh then f.work_dir end,
-        f.attempt + 1, f.max_attempts, f.trigger_summary, f.force_fresh_session or f.fresh,
-        f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note
+        f.attempt + 1,
+        -- waiting for the quota to come back uses no attempt up
+        f.max_attempts + (f.resume_at is not null)::int,
+        f.trigger_summary, f.force_fresh_session or f.fresh,
+        f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note, f.depth, f.resume_at
     from failed f
     join agent a on a.id = f.agent_id
     where f.retry
@@ -105,8 +152,22 @@ with decided as (
                       where q.agent_id = a.id and q.id not in (select id from failed)
                         and q.status in ('dispatched', 'waiting_local_directory', 'running'))
     returning a.*
+), next as (
+    -- what the place that has become free is for; the retries are told of themselves
+    select a.runtime_id, q.id
+    from agent a
+    cross join lateral (
+        select q.id from agent_task_queue q
+        where q.agent_id = a.id and q.status = 'queued'
+          and (q.not_before is null or q.not_before <= statement_timestamp())
+          and q.id not in (select id from failed)
+        order by q.priority desc, q.created_at
+        limit 1
+    ) q
+    where a.id in (select agent_id from failed) and a.archived_at is null
 )
 select array(select to_jsonb(x) from failed x) as tasks,
+       array(select to_jsonb(x) from next x) as next,
        array(select to_jsonb(x) from posted x) as comments,
        array(select to_jsonb(x) from freed x) as agents,
        array(select token_hash from revoked) as tokens,
@@ -117,7 +178,7 @@ select array(select to_jsonb(x) from failed x) as tasks,
 with cancelled as (
     update agent_task_queue
     set status = 'cancelled', completed_at = statement_timestamp(),
-        prepare_lease_expires_at = null, wait_reason = null
+        prepare_lease_expires_at = null, wait_reason = null, unreachable_since = null
     where id = any($1::uuid[]) and status not in ('completed', 'failed', 'cancelled')
     returning *
 ), revoked as (
@@ -129,22 +190,53 @@ with cancelled as (
                       where q.agent_id = a.id and q.id not in (select id from cancelled)
                         and q.status in ('dispatched', 'waiting_local_directory', 'running'))
     returning a.*
+), next as (
+    -- what the place that has become free is for; the retries are told of themselves
+    select a.runtime_id, q.id
+    from agent a
+    cross join lateral (
+        select q.id from agent_task_queue q
+        where q.agent_id = a.id and q.status = 'queued'
+          and (q.not_before is null or q.not_before <= statement_timestamp())
+          and q.id not in (select id from cancelled)
+        order by q.priority desc, q.created_at
+        limit 1
+    ) q
+    where a.id in (select agent_id from cancelled) and a.archived_at is null
 )
 select array(select to_jsonb(x) from cancelled x) as tasks,
+       array(select to_jsonb(x) from next x) as next,
        '{}'::jsonb[] as comments,
        array(select to_jsonb(x) from freed x) as agents,
        array(select token_hash from revoked) as tokens,
        '{}'::jsonb[] as retries;
 
+-- name: reopen_threads
+-- A new reply brings resolved threads back. $1 the comments replied to
+with recursive up as (
+    select id, parent_id from comment where id = any($1::uuid[])
+    union
+    select c.id, c.parent_id from comment c join up on c.id = up.parent_id
+)
+update comment c
+set resolved_at = null, resolved_by_type = null, resolved_by_id = null
+where c.id in (select id from up where parent_id is null) and c.resolved_at is not null
+returning c.*, c.content as shown;
+
 -- name: active_of_issue
--- $1 issue, $2 only this agent's, or null
+-- $1 issues, $2 only this agent's, or null
 select id from agent_task_queue
-where issue_id = $1 and ($2::uuid is null or agent_id = $2::uuid)
+where issue_id = any($1::uuid[]) and ($2::uuid is null or agent_id = $2::uuid)
   and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
 
 -- name: active_of_agent
 select id from agent_task_queue
 where agent_id = $1
+  and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+
+-- name: active_of_chat
+select id from agent_task_queue
+where chat_session_id = $1
   and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
 
 -- name: active_of_trigger

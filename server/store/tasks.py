@@ -99,6 +99,10 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         "chat_session_id": row["chat_session_id"] or "",
         "autopilot_run_id": row["autopilot_run_id"] or "",
         "handoff_note": row["handoff_note"] or "",
+        "unreachable_since": try_moment(row["unreachable_since"]) or "",
+        "resume_at": try_moment(row["resume_at"]) or "",
+        "not_before": try_moment(row["not_before"]) or "",
+        "late_result": row["late"],
         "kind": kind_of(
             chat_session_id=row["chat_session_id"] or "",
             autopilot_run_id=row["autopilot_run_id"] or "",

@@ -271,7 +271,8 @@ with task as (
         work_dir = coalesce(nullif($5::text, ''), t.work_dir)
     from task
     where t.id = task.id and task.allowed
-      and t.status in ('dispatched', 'waiting_local_directory', 'running')
+      and (t.status in ('dispatched', 'waiting_local_directory', 'running')
+           or (t.status = 'failed' and t.presumed))
 )
 select * from task;
 

@@ -133,6 +133,15 @@ class Task:
     chat_session_id: str = omitted("")
     autopilot_run_id: str = omitted("")
     handoff_note: str = omitted("")
+    unreachable_since: str = omitted("")
+    """Ours: its machine has been silent since then; it is not failed while it may come back."""
+    resume_at: str = omitted("")
+    """Ours: failed because a quota is used up; the new attempt waits until then."""
+    not_before: str = omitted("")
+    """Ours: queued, and not claimed before."""
+    late_result: Any = omitted(None)
+    """Ours: what the daemon reported after the server had given the task up and gone on:
+    `status`, `at`, and `result` or `error` with `failure_reason`."""
     kind: str = ""
 
 

@@ -14,9 +14,9 @@ from server.dispatch.enqueue import (
     mentions_in,
     summarise,
 )
-from server.dispatch.finish import decide_retry, plan_comment
 from server.dispatch.lifecycle import CHANGES
 from server.dispatch.register import repos_of, repos_version
+from server.dispatch.verdict import decide_retry, plan_comment
 from server.store.queries import FOLDER, load, parse
 from server.store.tasks import Caller, relative_work_dir
 from shared.failure import RETRYABLE

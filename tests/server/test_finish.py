@@ -13,8 +13,9 @@ from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.database import Database
 from server.dispatch import enqueue, finish
 from server.dispatch.claim import claim
-from server.dispatch.finish import RECOVERED, fail_many, recover_orphans
+from server.dispatch.finish import fail_many, recover_orphans
 from server.dispatch.lifecycle import CHANGES, CLAIM, PARK, REDELIVER, START
+from server.dispatch.verdict import RECOVERED
 from server.errors import Foreign, Invalid, NotFound
 from server.store.queries import Connection
 from server.store.tasks import SQL, Caller
@@ -323,7 +324,9 @@ async def test_a_retry_gives_way_to_a_follow_up() -> None:
         request = FailRequest(error="x", failure_reason="timeout")
         ended, told = await database.write(partial(finish.fail, task_id=task.id, request=request))
         assert ended.status == "failed"
-        assert not [c for c in told if isinstance(c, TaskAvailable)]
+        assert "task:queued" not in kinds(told)
+        # Its turn has come.
+        assert [c for c in told if isinstance(c, TaskAvailable)]
         # Work goes on, so there is nothing to complain about.
         assert await comments(database, task.issue_id) == []
 

@@ -1,0 +1,108 @@
+"""What the end of a task means: what to show of it, whether to try again and when. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import attrs
+
+from shared import failure
+from shared.quota import reset_time
+from shared.redact import redact
+from shared.times import fine_stamp
+
+_ESCAPE: Final = re.compile(r"\\([nrt\\])")
+_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+_TRIVIAL: Final = frozenset({"done", "готово", "готова", "сделано", "完成", "完了"})
+_DECORATION: Final = ".!！。… "  # noqa: RUF001
+
+_CLOSED_ISSUE: Final = frozenset({"done", "cancelled"})
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """Why a task is failed, and what the daemon knew of its agent.
+
+    `presumed`: the server concluded it from silence. The agent may have done its work all the same.
+    """
+
+    error: str
+    reason: str
+    session_id: str = ""
+    work_dir: str = ""
+    presumed: bool = False
+
+
+RECOVERED: Final = Failure(
+    error="daemon restarted while task was in flight",
+    reason=failure.RUNTIME_RECOVERY,
+    presumed=True,
+)
+
+
+def shown_output(output: str) -> str:
+    """What people see of an agent's output.
+
+    The two-character escapes some agents print are decoded, secrets are removed.
+    """
+    return redact(_ESCAPE.sub(lambda match: _ESCAPES[match[1]], output))
+
+
+def plan_comment(output: str, *, in_thread: bool) -> str:
+    """Return what to post for an agent that wrote no comment itself; "" for nothing.
+
+    An answer that only says "done" is left out in a thread, where the agent's silence says as much
+    (spec 02 §2.3).
+    """
+    text = shown_output(output)
+    if not text.strip():
+        return ""
+    if in_thread and text.strip().strip(_DECORATION).lower() in _TRIVIAL:
+        return ""
+    return text
+
+
+def resume_at(why: Failure, now: datetime) -> datetime | None:
+    """Return when a new attempt has a chance, for a failure of the provider's quota only."""
+    return reset_time(why.error, now) if why.reason == failure.QUOTA else None
+
+
+def decide_retry(row: Mapping[str, Any], reason: str, *, quota_returns: bool = False) -> bool:
+    """Tell whether a failed task gets a new attempt (spec 02 §6).
+
+    Unlike the reference's, it brings no archived agent and no closed issue back to life, and a
+    quota that comes back at a known time is worth waiting for.
+    """
+    return (
+        (reason in failure.RETRYABLE or quota_returns)
+        and row["attempt"] < row["max_attempts"]
+        and row["autopilot_run_id"] is None
+        and (row["issue_id"] is not None or row["chat_session_id"] is not None)
+        and row["issue_status"] not in _CLOSED_ISSUE
+        and not row["agent_archived"]
+    )
+
+
+def decide(
+    row: Mapping[str, Any], why: Failure, now: datetime, *, adopt: bool = False
+) -> dict[str, Any]:
+    """What is to happen to one task that fails, as the statement `fail` reads it."""
+    returns = resume_at(why, now)
+    retry = decide_retry(row, why.reason, quota_returns=returns is not None)
+    return {
+        "id": row["id"],
+        "error": why.error,
+        "reason": why.reason,
+        "session_id": why.session_id,
+        "work_dir": why.work_dir,
+        "comment": "" if retry else why.error,
+        "retry": retry,
+        "fresh": why.reason in failure.RESUME_UNSAFE,
+        "resume_at": None if returns is None or not retry else fine_stamp(returns),
+        "presumed": why.presumed,
+        "adopt": adopt,
+    }
