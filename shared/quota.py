@@ -39,7 +39,7 @@ _MOMENT: Final = re.compile(
     r"(?:resets?|try again|available|until)\s*(?:at|on)?\s*"
     rf"(?:(?P<month>{'|'.join(_MONTHS)})[a-z]*\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?"
     r"(?:,?\s+(?P<year>\d{4}))?,?\s+(?:at\s+)?)?"
-    r"(?P<hour>\d{1,2})(?::(?P<minute>\d{2}))?\s*(?P<half>am|pm)?(?![\d.])"
+    r"(?P<hour>\d{1,2})(?::(?P<minute>\d{2}))?(?!\d|\.\d)\s*(?P<half>am|pm)?"
     r"(?:\s*\((?P<zone>[A-Za-z_]+(?:/[A-Za-z_+\-0-9]+)*)\))?",
     re.IGNORECASE,
 )

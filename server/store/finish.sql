@@ -125,8 +125,9 @@ with decided as (
         f.trigger_comment_id, f.id, f.priority, f.context,
         case when not f.fresh then f.session_id end, case when not f.fresh then f.work_dir end,
         f.attempt + 1,
-        -- waiting for the quota to come back uses no attempt up
-        f.max_attempts + (f.resume_at is not null)::int,
+        -- waiting for the quota to come back uses no attempt up, within reason
+        case when f.resume_at is null then f.max_attempts
+             else greatest(f.max_attempts, least(f.max_attempts + 1, 10)) end,
         f.trigger_summary, f.force_fresh_session or f.fresh,
         f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note, f.depth, f.resume_at
     from failed f
