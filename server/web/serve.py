@@ -47,6 +47,9 @@ _SOCKET_MESSAGE: Final = 64 * 1024
 """Bytes of one websocket message, unless the application sets another limit: nothing that browsers
 or daemons say to us is long."""
 
+_REST: Final = 256 * 1024
+"""Bytes of an unread body that are taken to keep a connection; of more, the connection is closed."""
+
 _INBOX: Final = 10
 """Messages (pieces of at most `_RECEIVE`) an application may leave unread before its peer waits."""
 
@@ -73,6 +76,8 @@ class Limits:
     """For a whole body: ten megabytes over a slow line."""
     idle: float = 75.0
     """Between requests. Clients of ours let go of a connection sooner, so no request meets a close."""
+    rest: float = 1.0
+    """For the rest of a body that nobody reads, before the answer to its request."""
     linger: float = 2.0
     """After our last byte, for the peer to read it and close."""
 
@@ -154,7 +159,7 @@ class Server:
     """The connections of one server. Tests feed it streams that are no sockets."""
 
     def __init__(self, app: ASGIApp, limits: Limits = Limits()) -> None:
-        self._app = app
+        self._app = _ReadOut(app, limits)
         self._limits = limits
         self._context = WorkerContext(None)
         self._open: set[_Connection] = set()
@@ -203,6 +208,43 @@ class Server:
         finally:
             for connection in tuple(self._open):
                 connection.abort()
+
+
+class _ReadOut:
+    """Answers a request when all of it has come, also when the application did not ask for it.
+
+    An answer that overtakes the body costs the connection, which the peer would learn only by a lost
+    next request. Where the rest is too much, the answer says that the connection closes.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope["headers"]} if scope["type"] == "http" else set()
+        if names.isdisjoint({b"content-length", b"transfer-encoding"}):
+            await self._app(scope, receive, send)
+            return
+        whole = trio.Event()
+
+        async def take() -> Message:
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                whole.set()
+            return message
+
+        async def send_behind(message: Message) -> None:
+            if message["type"] == "http.response.start" and not whole.is_set():
+                left = _REST
+                with trio.move_on_after(self._limits.rest):
+                    while left > 0 and not whole.is_set():
+                        left -= len((await take()).get("body", b""))
+                if not whole.is_set():
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, take, send_behind)
 
 
 class _Connection(TCPServer):

@@ -387,11 +387,35 @@ async def test_an_application_that_does_not_read_the_body_can_answer(
     body = b"x" * (40 * 65536)
     head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
     async with open_memory_server(refuse) as memory:
-        assert b"413" in await exchange(memory.connect(), head + body)
+        told = await exchange(memory.connect(), head + body)
+        assert b"413" in told
+        assert b"connection: close" in told
         with trio.fail_after(5):
             await memory.streams[0].closed.wait()
         await trio.testing.wait_all_tasks_blocked()
         assert not memory.connections.child_tasks
+
+
+async def test_an_answer_that_does_not_wait_for_the_body_keeps_the_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+        )
+        await send({"type": "http.response.body", "body": b"hi"})
+
+    async with open_memory_server(hasty) as memory:
+        stream = memory.connect()
+        for _ in range(3):
+            await stream.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+            await trio.sleep(0.1)
+            assert (await exchange(stream, b"{}", wait=0.5)).endswith(b"hi")
+        # A body that does not come: the answer does, and says that this was the last.
+        await stream.send_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+        told = await read_all(stream, wait=5)
+        assert told.endswith(b"hi")
+        assert b"connection: close" in told
 
 
 async def test_a_message_over_the_limit_closes_the_socket_with_1009(
