@@ -23,6 +23,7 @@ import trio
 
 from server.config import Config
 from server.database import Database, open_database
+from server.dispatch import loops
 from server.dispatch.sweeper import run_sweeper
 from server.embedded import Embedded, open_embedded
 from server.push.hub import RESTART, Hub
@@ -102,6 +103,13 @@ async def _run_until(config: Config, options: Options, stop: trio.Event) -> None
 async def open_services(config: Config, database: Database) -> AsyncIterator[Services]:
     """The hub and the services that run beside the web: relay and sweeper."""
     parts = Services(config=config, database=database, hub=Hub())
+    loops.use(
+        loops.Limits(
+            per_issue=config.agent_runs_per_issue,
+            per_agent=config.agent_runs_per_agent,
+            depth=config.agent_depth,
+        )
+    )
     async with trio.open_nursery() as services:
         await services.start(run_relay, database, parts.hub)
         await services.start(run_sweeper, database, parts.hub, config)

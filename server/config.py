@@ -49,6 +49,11 @@ class Config:
     max_body: int = 10 * 1024 * 1024
     offline_after: float = 150.0
     sweep_interval: float = 30.0
+    agent_runs_per_issue: int = 20
+    """How many runs agents may cause on one issue in an hour before a person is asked."""
+    agent_runs_per_agent: int = 60
+    agent_depth: int = 24
+    """How long a chain of runs may get in which each caused the next."""
     drain: float = 5.0
     """How long open connections may go on after the order to stop."""
     metrics_token: str = attrs.field(default="", repr=False)
@@ -85,6 +90,9 @@ def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
         "max_body": read.number("BULLPEN_MAX_BODY", 10 * 1024 * 1024, 1024, 1 << 30),
         "offline_after": read.seconds("BULLPEN_OFFLINE_AFTER", 150.0, 1, 86400),
         "sweep_interval": read.seconds("BULLPEN_SWEEP_INTERVAL", 30.0, 0.1, 3600),
+        "agent_runs_per_issue": read.number("BULLPEN_AGENT_RUNS_PER_ISSUE", 20, 1, 10_000),
+        "agent_runs_per_agent": read.number("BULLPEN_AGENT_RUNS_PER_AGENT", 60, 1, 10_000),
+        "agent_depth": read.number("BULLPEN_AGENT_DEPTH", 24, 1, 10_000),
         "drain": read.seconds("BULLPEN_DRAIN", 5.0, 0, 600),
         "metrics_token": read.text("BULLPEN_METRICS_TOKEN", ""),
         "log_level": _level(read.text("BULLPEN_LOG_LEVEL", "info")),

@@ -122,6 +122,24 @@ def _comment(comment: Row) -> dict[str, Any]:
     return shown
 
 
+def inbox_new(item: Row, *, issue_status: str | None = None) -> Event:
+    """`inbox:new`, to its recipient only."""
+    keys = (
+        *("id", "workspace_id", "recipient_type", "recipient_id", "type", "severity", "issue_id"),
+        *("title", "body", "read", "archived", "actor_type", "actor_id", "details"),
+    )
+    shown: dict[str, Any] = {key: item[key] for key in keys}
+    shown["created_at"] = stamp(moment(item["created_at"]))
+    if issue_status is not None:
+        shown["issue_status"] = issue_status
+    return Event(
+        type="inbox:new",
+        payload={"item": shown},
+        workspace_id=item["workspace_id"],
+        users=(item["recipient_id"],),
+    )
+
+
 def runtimes_changed(workspace_id: str, **payload: Any) -> Event:
     """`daemon:register`: whatever its payload, it means "fetch the runtimes again"."""
     return Event(type="daemon:register", payload=payload, workspace_id=workspace_id)

@@ -1,27 +1,57 @@
 -- How tasks come into the queue.
 
+-- name: candidates
+-- The agents that targets stand for, and what decides whether they get a task. A target without an
+-- agent (unknown, foreign, an archived squad) has no row. $1 workspace, $2 an array of
+-- {issue_id, kind, id}, $3 the user whose right to private agents is checked or null, $4 a comment
+-- whose tasks do not count as pending or null
+with asked as (
+    select distinct * from jsonb_to_recordset($2::jsonb) as x (issue_id uuid, kind text, id uuid)
+), target as (
+    select issue_id, kind, id, id as agent_id from asked where kind = 'agent'
+    union all
+    select x.issue_id, x.kind, x.id, s.leader_id
+    from asked x
+    join squad s on s.id = x.id
+    where x.kind = 'squad' and s.workspace_id = $1 and s.archived_at is null
+)
+select t.issue_id, t.kind, t.id as target_id, a.id as agent_id, a.name, a.avatar_url,
+       a.archived_at is not null as archived, r.status = 'online' as online,
+       coalesce(r.metadata ->> 'cli_version', '') as cli_version,
+       a.visibility <> 'private' or $3::uuid is null or coalesce(a.owner_id = $3::uuid, false)
+       or exists (select from member m
+                  where m.workspace_id = $1 and m.user_id = $3::uuid
+                    and m.role in ('owner', 'admin')) as open,
+       exists (select from agent_task_queue q
+               where q.issue_id = t.issue_id and q.agent_id = a.id
+                 and q.status in ('queued', 'dispatched')
+                 and ($4::uuid is null or q.trigger_comment_id is distinct from $4::uuid))
+           as pending,
+       coalesce((select q.is_leader_task from agent_task_queue q
+                 where q.issue_id = t.issue_id and q.agent_id = a.id
+                 order by q.created_at desc
+                 limit 1), false) as led_last
+from target t
+join agent a on a.id = t.agent_id and a.workspace_id = $1
+join agent_runtime r on r.id = a.runtime_id;
+
 -- name: enqueue
--- A task on an issue for each agent that can take one: not archived, open to the user who asks,
--- and with none pending there already, which the unique index decides. Agents that set each other
--- to work are stopped after $13 tasks an hour. $1 workspace, $2 issue, $3 agents, $4 priority,
--- $5 trigger comment, $6 its summary, $7 type and $8 id of who asks, $9 the user whose right to
--- private agents is checked or null, $10 handoff note, $11 a fresh session, $12 in leader role
-insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id, priority,
-    trigger_comment_id, trigger_summary, initiator_type, initiator_id, handoff_note,
-    force_fresh_session, is_leader_task)
-select a.workspace_id, a.id, a.runtime_id, $2, $4, $5, nullif($6::text, ''), $7, $8,
+-- A task on an issue for each of the agents that has none pending there, which the unique index
+-- decides. What a person starts also ends a pause. $1 workspace, $2 issue, $3 agents, $4 whether
+-- each leads a squad, $5 priority, $6 trigger comment, $7 its summary, $8 type and $9 id of who
+-- asks, $10 handoff note, $11 a fresh session, $12 how many runs of agents led to this
+with resumed as (
+    update issue i set runs_paused_at = null, runs_resumed_at = statement_timestamp()
+    where i.id = $2 and i.runs_paused_at is not null and $8::text <> 'agent'
+)
+insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id, is_leader_task,
+    priority, trigger_comment_id, trigger_summary, initiator_type, initiator_id, handoff_note,
+    force_fresh_session, depth)
+select a.workspace_id, a.id, a.runtime_id, $2, w.leads, $5, $6, nullif($7::text, ''), $8, $9,
        nullif($10::text, ''), $11, $12
-from unnest($3::uuid[]) with ordinality as w (agent_id, place)
+from unnest($3::uuid[], $4::boolean[]) with ordinality as w (agent_id, leads, place)
 join agent a on a.id = w.agent_id
 where a.workspace_id = $1 and a.archived_at is null
-  and (a.visibility <> 'private' or $9::uuid is null or a.owner_id = $9::uuid
-       or exists (select from member m
-                  where m.workspace_id = $1 and m.user_id = $9::uuid
-                    and m.role in ('owner', 'admin')))
-  and ($7::text <> 'agent'
-       or (select count(*) from agent_task_queue q
-           where q.issue_id = $2 and q.initiator_type = 'agent'
-             and q.created_at > statement_timestamp() - interval '1 hour') < $13)
 order by w.place
 on conflict (issue_id, agent_id) where status in ('queued', 'dispatched') do nothing
 returning *;
@@ -34,3 +64,71 @@ select p.author_type, p.content,
            as answered
 from comment p
 where p.id = $1;
+
+-- name: task_on
+-- The task an agent is at work on, if it is on this issue. $1 task, $2 issue
+select id from agent_task_queue where id = $1 and issue_id = $2;
+
+-- name: issues_facts
+-- Issues as the rules see them, for previews; in the order asked. $1 workspace, $2 issues
+select i.id, i.workspace_id, i.status, i.priority, i.assignee_type, i.assignee_id
+from unnest($2::uuid[]) with ordinality as w (id, place)
+join issue i on i.id = w.id
+where i.workspace_id = $1
+order by w.place;
+
+-- name: caused
+-- How much agents have set agents to work of late. $1 issue, $2 the agents next in line, $3 the task
+-- of the agent that asks or null, $4 since when
+select i.runs_paused_at is not null as paused,
+       coalesce((select q.depth from agent_task_queue q where q.id = $3::uuid), 0) + 1 as depth,
+       (select count(*) from agent_task_queue q
+        where q.issue_id = i.id and q.initiator_type = 'agent'
+          and q.created_at > greatest(statement_timestamp() - $4::interval, i.runs_resumed_at))
+           as on_issue,
+       coalesce((select max(n) from (
+           select count(*) as n from agent_task_queue q
+           where q.agent_id = any($2::uuid[]) and q.initiator_type = 'agent'
+             and q.created_at > greatest(statement_timestamp() - $4::interval, i.runs_resumed_at)
+           group by q.agent_id) x), 0) as by_agent
+from issue i
+where i.id = $1;
+
+-- name: pause_runs
+-- Agents start nothing more on an issue until a person has looked; its people are told, once. They
+-- are who made it and who it is assigned to, or else the workspace's owners. $1 issue, $2 what the
+-- comment says, $3 the reason
+with paused as (
+    update issue set runs_paused_at = statement_timestamp()
+    where id = $1 and runs_paused_at is null
+    returning *
+), posted as (
+    insert into comment (issue_id, workspace_id, author_type, author_id, content, type)
+    select p.id, p.workspace_id, 'system', '00000000-0000-0000-0000-000000000000', $2, 'system'
+    from paused p
+    returning *
+), near as (
+    select m.user_id
+    from paused p
+    join member m on m.workspace_id = p.workspace_id
+    where (p.creator_type = 'member' and m.user_id = p.creator_id)
+       or (p.assignee_type = 'member' and m.user_id = p.assignee_id)
+), told as (
+    insert into inbox_item (workspace_id, recipient_type, recipient_id, type, severity, issue_id,
+                            title, body, actor_type, details)
+    select p.workspace_id, 'member', m.user_id, 'runs_paused', 'attention', p.id, p.title, $2,
+           'system', jsonb_build_object('reason', $3::text)
+    from paused p
+    join member m on m.workspace_id = p.workspace_id
+    where m.user_id in (select user_id from near)
+       or (m.role = 'owner' and not exists (select from near))
+    returning *
+)
+select p.title, p.status, (select to_jsonb(x) from posted x) as comment,
+       array(select to_jsonb(x) from told x) as items
+from paused p;
+
+-- name: resume_runs
+-- A person had their say. $1 issue
+update issue set runs_paused_at = null, runs_resumed_at = statement_timestamp()
+where id = $1 and runs_paused_at is not null;

@@ -6,16 +6,25 @@ from typing import Any
 
 import pytest
 
-from server.dispatch.enqueue import (
+from server.dispatch.lifecycle import CHANGES
+from server.dispatch.loops import Limits, judge
+from server.dispatch.register import repos_of, repos_version
+from server.dispatch.rules import (
     SUMMARY_LENGTH,
+    Candidate,
+    IssueFacts,
     Mention,
-    addressed,
+    Remark,
+    Target,
+    assigned,
+    child_closed,
+    commented,
     is_note,
     mentions_in,
+    released,
     summarise,
+    targets,
 )
-from server.dispatch.lifecycle import CHANGES
-from server.dispatch.register import repos_of, repos_version
 from server.dispatch.verdict import decide_retry, plan_comment
 from server.store.queries import FOLDER, load, parse
 from server.store.tasks import Caller, relative_work_dir
@@ -83,8 +92,130 @@ def test_mentions(content: str, found: list[Mention]) -> None:
         ("yes", {"parent_by_member": False, "parent_content": agent(OTHER)}, [ME]),
     ],
 )
-def test_addressed(content: str, facts: dict[str, Any], expected: list[str]) -> None:
-    assert addressed(content, **({"by_member": True, "assignee": ME} | facts)) == expected
+def test_whom_a_comment_addresses(content: str, facts: dict[str, Any], expected: list[str]) -> None:
+    assignee = facts.pop("assignee", ME)
+    issue = issue_of("agent", assignee)
+    remark = Remark(content=content, **({"by_member": True} | facts))
+    found = [Candidate(target=t, agent_id=t.id) for t in targets(issue, remark)]
+    assert [choice.agent_id for choice in commented(issue, remark, found)] == expected
+    assert not commented(issue, remark, found, suppressed=[ME, OTHER])
+
+
+def issue_of(kind: str, assignee: str | None, status: str = "todo") -> IssueFacts:
+    return IssueFacts(
+        id="i",
+        workspace_id="w",
+        status=status,
+        assignee_type=None if assignee is None else kind,
+        assignee_id=assignee,
+    )
+
+
+SQUAD = "2198f3c2-6a77-4e0a-b1a4-5d1f0f2f9c33"
+TEAM = f"[@Team](mention://squad/{SQUAD})"
+
+
+def leader(**facts: Any) -> Candidate:
+    return Candidate(target=Target("squad", SQUAD), **({"agent_id": ME} | facts))
+
+
+@pytest.mark.parametrize(
+    ("content", "facts", "candidate", "starts"),
+    [
+        ("hello", {}, {}, True),
+        (f"see {ISSUE}", {}, {}, True),
+        (f"{MEMBER} hello", {}, {}, False),
+        (ALL, {}, {}, False),
+        # agents report to the leader, and the leader does not report to itself
+        ("done", {"by_member": False, "author_id": OTHER}, {}, True),
+        ("done", {"by_member": False, "author_id": ME}, {"led_last": True}, False),
+        ("done", {"by_member": False, "author_id": ME}, {}, True),
+        (f"{MEMBER} look", {"by_member": False, "author_id": OTHER}, {}, True),
+        (TEAM, {"by_member": False, "author_id": ME}, {"led_last": True}, False),
+        (TEAM, {"by_member": True}, {}, True),
+        ("hello", {}, {"pending": True}, False),
+        ("hello", {}, {"archived": True}, False),
+        ("hello", {}, {"open": False}, False),
+        ("hello", {}, {"online": False}, True),
+    ],
+)
+def test_when_a_squads_leader_starts(
+    content: str, facts: dict[str, Any], candidate: dict[str, Any], starts: bool
+) -> None:
+    remark = Remark(content=content, **({"by_member": True} | facts))
+    chosen = commented(issue_of("squad", SQUAD), remark, [leader(**candidate)])
+    assert [(choice.agent_id, choice.leads) for choice in chosen] == [(ME, True)] * starts
+
+
+def test_an_agent_is_set_to_work_once() -> None:
+    remark = Remark(content=f"{agent(ME)} {TEAM}", by_member=True)
+    found = [Candidate(target=Target("agent", ME), agent_id=ME), leader()]
+    chosen = commented(issue_of("agent", ME), remark, found)
+    assert [(c.agent_id, c.source, c.leads) for c in chosen] == [(ME, "issue_assignee", False)]
+    chosen = commented(issue_of("member", OTHER), remark, found)
+    assert [(c.agent_id, c.source, c.leads) for c in chosen] == [(ME, "mention_agent", False)]
+
+
+def test_who_starts_with_an_assignment() -> None:
+    mine = Candidate(target=Target("agent", ME), agent_id=ME, online=False, pending=True)
+    assert assigned(issue_of("agent", ME), mine)
+    assert not assigned(issue_of("agent", ME, "backlog"), mine)
+    assert not assigned(issue_of("agent", ME), None)
+    assert assigned(issue_of("squad", SQUAD), leader())
+    # A leader must be there now.
+    assert not assigned(issue_of("squad", SQUAD), leader(online=False))
+    assert not assigned(issue_of("squad", SQUAD), leader(pending=True))
+    assert not assigned(issue_of("squad", SQUAD), leader(open=False))
+
+
+def test_who_starts_when_the_backlog_is_left() -> None:
+    mine = Candidate(target=Target("agent", ME), agent_id=ME, online=False)
+    assert released(issue_of("agent", ME, "in_review"), "backlog", mine)
+    for status in ("backlog", "done", "cancelled"):
+        assert not released(issue_of("agent", ME, status), "backlog", mine)
+    assert not released(issue_of("agent", ME), "todo", mine)
+    assert not released(
+        issue_of("agent", ME),
+        "backlog",
+        Candidate(target=Target("agent", ME), agent_id=ME, pending=True),
+    )
+
+
+def test_who_goes_on_when_a_child_is_finished() -> None:
+    child = issue_of("agent", OTHER, "done")
+    mine = Candidate(target=Target("agent", ME), agent_id=ME)
+    assert child_closed(issue_of("agent", ME), child, mine, OTHER)
+    assert child_closed(issue_of("agent", ME), issue_of("agent", ME, "done"), mine, ME)
+    assert child_closed(issue_of("squad", SQUAD), child, leader(), OTHER)
+    # A squad is not told of what it did itself.
+    assert not child_closed(issue_of("squad", SQUAD), child, leader(), ME)
+    assert not child_closed(
+        issue_of("squad", SQUAD), issue_of("squad", SQUAD, "done"), leader(), OTHER
+    )
+    assert not child_closed(issue_of("squad", SQUAD), child, leader(open=False), OTHER)
+
+
+@pytest.mark.parametrize(
+    ("caused", "more", "refused", "pausing"),
+    [
+        ({}, 1, False, False),
+        ({"on_issue": 19}, 1, False, False),
+        ({"on_issue": 19}, 2, True, True),
+        ({"on_issue": 20}, 1, True, True),
+        ({"by_agent": 59}, 1, False, False),
+        ({"by_agent": 60}, 1, True, True),
+        ({"depth": 24}, 1, False, False),
+        ({"depth": 25}, 1, True, True),
+        ({"paused": True}, 1, True, False),
+    ],
+)
+def test_how_far_agents_may_go(
+    caused: dict[str, Any], more: int, refused: bool, pausing: bool
+) -> None:
+    facts = {"paused": False, "depth": 1, "on_issue": 0, "by_agent": 0} | caused
+    leave = judge(facts, more, Limits())
+    assert (bool(leave.refused), leave.pausing) == (refused, pausing)
+    assert leave.depth == (0 if refused else facts["depth"])
 
 
 @pytest.mark.parametrize("content", ["/note", "  /NOTE for us", "/note\nx"])
