@@ -7,15 +7,12 @@ The same look-up and the same rules as `enqueue`, without the last step. Preview
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from server.dispatch import enqueue, rules
 from server.dispatch.enqueue import SQL, Actor
-from server.dispatch.rules import Choice, IssueFacts, Target
+from server.dispatch.rules import NOWHERE, Choice, IssueFacts, Target
 from server.store.queries import Connection
 from server.store.tasks import get_task
-
-_NO_ISSUE: Final = "00000000-0000-0000-0000-000000000000"
 
 
 async def preview_issues(
@@ -73,7 +70,7 @@ async def preview_new_issue(
 ) -> Choice | None:
     """The run that a new issue would start."""
     issue = IssueFacts(
-        id=_NO_ISSUE,
+        id=NOWHERE,
         workspace_id=workspace_id,
         status=status,
         assignee_type=assignee.kind,

@@ -16,6 +16,9 @@ from shared.ids import canonical_id, is_id
 
 SUMMARY_LENGTH: Final = 200
 
+NOWHERE: Final = "00000000-0000-0000-0000-000000000000"
+"""An issue that does not exist yet."""
+
 _MENTION: Final = re.compile(
     r"\[@?(.+?)\]\(mention://(member|agent|squad|issue|all)/([0-9a-fA-F-]+|all)\)"
 )

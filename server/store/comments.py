@@ -188,6 +188,16 @@ async def trigger_of(conn: Connection, task_id: str, issue_id: str) -> str | Non
     return None if found is None else str(found)
 
 
+async def is_on(conn: Connection, comment_id: str, issue_id: str) -> bool:
+    """Tell whether a comment is on an issue."""
+    return await conn.fetchval(SQL.is_on, comment_id, issue_id) is not None
+
+
+async def kept_silence(conn: Connection, task_id: str, issue_id: str) -> bool:
+    """Tell whether a squad's leader has decided, in this task, that there is nothing to do."""
+    return await conn.fetchval(SQL.kept_silence, issue_id, task_id) is not None
+
+
 def fold(comments: Sequence[Comment]) -> list[Comment]:
     """Collapse resolved threads to their root and conclusion (06 §7.1). Pure.
 

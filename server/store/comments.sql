@@ -140,3 +140,14 @@ returning *, content as shown;
 -- The comment the caller's own task answers, if that task is on this issue.
 select trigger_comment_id from agent_task_queue
 where id = $1 and issue_id = $2 and trigger_comment_id is not null;
+
+-- name: is_on
+-- Whether a comment is on an issue.
+select true from comment where id = $1 and issue_id = $2;
+
+-- name: kept_silence
+-- $1 issue, $2 task
+select true from activity_log
+where issue_id = $1 and actor_type = 'agent' and action = 'squad_leader_evaluated'
+  and details ->> 'outcome' = 'no_action' and details ->> 'task_id' = $2::uuid::text
+limit 1;

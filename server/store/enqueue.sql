@@ -132,3 +132,33 @@ from paused p;
 -- A person had their say. $1 issue
 update issue set runs_paused_at = null, runs_resumed_at = statement_timestamp()
 where id = $1 and runs_paused_at is not null;
+
+-- name: lock_parent
+-- A parent that may be told of its children: open, out of the backlog, and not a person's. Locked:
+-- of two children that finish together, the second sees the first. $1 parent
+select i.id, i.workspace_id, i.number, i.title, i.status, i.priority, i.assignee_type, i.assignee_id,
+       coalesce(a.name, s.name) as assignee_name
+from issue i
+left join agent a on i.assignee_type = 'agent' and a.id = i.assignee_id
+left join squad s on i.assignee_type = 'squad' and s.id = i.assignee_id
+where i.id = $1 and i.status not in ('done', 'cancelled', 'backlog')
+  and i.assignee_type is distinct from 'member'
+for no key update of i;
+
+-- name: stages
+-- A parent's children by stage: how many, and how many are closed. $1 parent
+select stage, count(*) as total, count(*) filter (where status in ('done', 'cancelled')) as closed
+from issue
+where parent_issue_id = $1
+group by stage
+order by stage nulls last;
+
+-- name: post_system
+-- A comment of the server's own. $1 issue, $2 workspace, $3 content
+insert into comment (issue_id, workspace_id, author_type, author_id, content, type)
+values ($1, $2, 'system', '00000000-0000-0000-0000-000000000000', $3, 'system')
+returning *;
+
+-- name: leader_of
+-- The agent that leads a squad.
+select leader_id from squad where id = $1;

@@ -147,6 +147,8 @@ async def _check_place(
     trigger = await comments.trigger_of(conn, actor.task_id, issue.id)
     if trigger is not None and parent_id != trigger:
         raise Conflict(f"this task answers comment {trigger}; reply to it with parent_id")
+    if await comments.kept_silence(conn, actor.task_id, issue.id):
+        raise Conflict("this task was evaluated as no_action; it ends without a comment")
 
 
 async def _reopen(

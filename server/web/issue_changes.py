@@ -13,13 +13,14 @@ import attrs
 
 from server.consequences import Consequence
 from server.dispatch import enqueue
-from server.dispatch.enqueue import IssueFacts
+from server.dispatch.children import child_closed
+from server.dispatch.rules import NOWHERE, IssueFacts, Target
 from server.errors import Forbidden, Invalid, NotFound
-from server.store import agents, people, work
+from server.store import people, work
 from server.store.queries import Connection
 from server.web.auth import Membership
 from server.web.fields import Fields
-from server.web.unit import event, viewer_of
+from server.web.unit import event
 from shared.wire.work import PRIORITIES, STATUSES, Issue
 
 ASSIGNEES: Final = ("member", "agent", "squad")
@@ -125,6 +126,8 @@ async def _start_and_stop(
         told += await enqueue.status_changed(
             conn, facts(after), before.status, caller.actor, suppress_run=patch.suppress_run
         )
+    if moved:
+        told += await child_closed(conn, before, after, caller.actor)
     return told
 
 
@@ -174,14 +177,16 @@ async def check_assignee(
         if not await people.is_member(conn, caller.workspace_id, who):
             raise Invalid("assignee is not a member of this workspace")
         return
-    agent = None
-    if kind == "agent":
-        agent = await agents.get_agent(conn, caller.workspace_id, who)
-    if agent is None:
-        raise Invalid(f"assignee is not {'an agent' if kind == 'agent' else 'a squad'} here")
-    if agent.archived_at is not None:
-        raise Invalid("assignee is an archived agent")
-    if not viewer_of(caller).may_use(visibility=agent.visibility, owner_id=agent.owner_id):
+    target = Target(kind, who)
+    found = await enqueue.candidates(conn, caller.workspace_id, [(NOWHERE, target)], caller.actor)
+    candidate = next(iter(found.get(NOWHERE, ())), None)
+    if candidate is None:
+        raise Invalid(
+            f"assignee is not {'an agent' if kind == 'agent' else 'an active squad'} here"
+        )
+    if candidate.archived:
+        raise Invalid(f"assignee is {'an' if kind == 'agent' else 'led by an'} archived agent")
+    if not candidate.open:
         raise Forbidden("you do not have access to this agent")
 
 

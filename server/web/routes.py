@@ -16,7 +16,17 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.push import daemon_socket, socket
-from server.web import answers, daemon_api, health, pages, session_api, task_api, team_api, work_api
+from server.web import (
+    answers,
+    daemon_api,
+    health,
+    pages,
+    previews_api,
+    session_api,
+    task_api,
+    team_api,
+    work_api,
+)
 from server.web.context import Services
 
 log = structlog.get_logger(__name__)
@@ -46,6 +56,7 @@ def _table() -> list[BaseRoute]:
         *daemon_socket.routes,
         *daemon_api.routes,
         *team_api.routes,
+        *previews_api.routes,
         *work_api.routes,
         *task_api.routes,
         *pages.routes,
