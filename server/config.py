@@ -47,8 +47,11 @@ class Config:
     trusted_proxies: tuple[Network, ...] = ()
     """Peers whose X-Forwarded-* headers are believed."""
     max_body: int = 10 * 1024 * 1024
-    offline_after: float = 150.0
-    sweep_interval: float = 30.0
+    offline_after: float = 45.0
+    """A runtime that is silent for so long is shown offline, and what it runs as unreachable."""
+    offline_grace: float = 900.0
+    """For so long after that it may come back before what it runs is failed."""
+    sweep_interval: float = 10.0
     agent_runs_per_issue: int = 20
     """How many runs agents may cause on one issue in an hour before a person is asked."""
     agent_runs_per_agent: int = 60
@@ -88,8 +91,9 @@ def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
         "allowed_origins": read.items("BULLPEN_ALLOWED_ORIGINS"),
         "trusted_proxies": _networks(read.items("BULLPEN_TRUSTED_PROXIES")),
         "max_body": read.number("BULLPEN_MAX_BODY", 10 * 1024 * 1024, 1024, 1 << 30),
-        "offline_after": read.seconds("BULLPEN_OFFLINE_AFTER", 150.0, 1, 86400),
-        "sweep_interval": read.seconds("BULLPEN_SWEEP_INTERVAL", 30.0, 0.1, 3600),
+        "offline_after": read.seconds("BULLPEN_OFFLINE_AFTER", 45.0, 1, 86400),
+        "offline_grace": read.seconds("BULLPEN_OFFLINE_GRACE", 900.0, 0, 7 * 86400),
+        "sweep_interval": read.seconds("BULLPEN_SWEEP_INTERVAL", 10.0, 0.1, 3600),
         "agent_runs_per_issue": read.number("BULLPEN_AGENT_RUNS_PER_ISSUE", 20, 1, 10_000),
         "agent_runs_per_agent": read.number("BULLPEN_AGENT_RUNS_PER_AGENT", 60, 1, 10_000),
         "agent_depth": read.number("BULLPEN_AGENT_DEPTH", 24, 1, 10_000),

@@ -45,6 +45,13 @@ def task_event(kind: str, row: Row) -> Event:
     return Event(type=kind, payload=payload, workspace_id=row["workspace_id"])
 
 
+def reachability(row: Row) -> Event:
+    """`task:unreachable`, ours: its machine fell silent at that time, or (null) is back."""
+    event = task_event("task:unreachable", row)
+    event.payload["unreachable_since"] = try_moment(row["unreachable_since"])
+    return event
+
+
 def dispatched(row: Row) -> Event:
     """`task:dispatch`. What the task's context holds is nobody's business but the daemon's."""
     payload = {

@@ -10,15 +10,16 @@ from typing import Final
 
 from server.consequences import Consequence
 from server.dispatch import events
+from server.dispatch.reachability import reachable_tasks
 from server.store.queries import Connection, load
 from server.store.tasks import Caller, seen
 from shared.wire.runtime import Beat, FeatureFlags
 
 SQL: Final = load("runtimes")
 
-_WRITE_AFTER: Final = timedelta(seconds=40)
-"""40 s and one beat of 15 s is far from the 150 s after which a runtime counts as gone, so two of
-three beats cost no write."""
+_WRITE_AFTER: Final = timedelta(seconds=10)
+"""Beats come every 15 s, and after 45 s without one a runtime is shown offline: each is written, and
+only repeats are not."""
 
 _FLAGS: Final = FeatureFlags(flags={"runtime_brief_slim": "off"})
 
@@ -62,4 +63,5 @@ async def take_beat(
     consequences: list[Consequence] = []
     if row["came_back"]:
         consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
+        consequences += await reachable_tasks(conn, runtime_ids=[runtime_id])
     return Beat(feature_flags=_FLAGS), consequences

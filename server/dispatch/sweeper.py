@@ -1,53 +1,72 @@
 """Finds what nobody will report: machines that went away, tasks that hang, work nobody fetched.
 
-A service of every server process, woken by time; several may sweep at once, since each rule changes
-rows only while they still are what it looks for. A rule is one unit; one that fails is logged and
-the next runs. Ends by cancellation.
+A service of every server process, woken by time; several may sweep at once, since a rule is applied
+by one process at a time and changes rows only while they still are what it looks for. A rule is one
+unit and takes a bounded number of rows; one that fails is logged and the next runs. Ends by
+cancellation.
+
+A machine that is silent is not a machine that is lost: what it runs is shown as unreachable, and
+failed only when it stays away for the grace period, or says itself that it has nothing left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+from zlib import crc32
 
+import attrs
 import structlog
 import trio
 
-from server.consequences import Consequence
+from server.consequences import Consequence, TaskAvailable
 from server.database import Database
 from server.dispatch import events
 from server.dispatch.finish import fail_many
-from server.dispatch.heartbeat import SQL
 from server.dispatch.lifecycle import (
     DISPATCH_TIMEOUT,
     EXPIRE,
     QUEUE_TIMEOUT,
+    REDELIVER_AFTER,
     RUNNING_TIMEOUT,
     TOKEN_LIFE,
 )
+from server.dispatch.reachability import SQL, reachable_tasks, unreachable_tasks
 from server.dispatch.verdict import Failure
 from server.push.hub import Hub
 from server.store.queries import Connection
 from shared import failure
+from shared.wire.task import IN_FLIGHT
 
 log = structlog.get_logger(__name__)
 
-Rule = Callable[[Connection], Awaitable[list[Consequence]]]
-
-_SILENCE: Final = 7200.0
-"""Seconds without a transcript row before a long run counts as stuck; a single tool call may take
-this long. The reference ends every run after 9000 s, working or not."""
+_SILENCE: Final = timedelta(seconds=7200)
+"""Without a transcript row for so long, a long run counts as stuck; a single tool call may take this
+long. The reference ends every run after 9000 s, working or not."""
 
 _FORGET: Final = timedelta(days=7)
+_REDELIVER_AFTER: Final = timedelta(seconds=REDELIVER_AFTER)
+_DUE: Final = timedelta(minutes=2)
+"""How long a parked task is announced: far more than a round, so that one round may be lost."""
 
 _DEADLINE: Final = 60.0
+_ROUNDS: Final = 50
+"""Batches of a rule in one sweep. What is left then waits for the next."""
+
+_LOCK: Final = 0x73776570 << 32
+"""The advisory locks' common part ("swep")."""
 
 OFFLINE: Final = Failure(
     error="runtime went offline", reason=failure.RUNTIME_OFFLINE, presumed=True
 )
 TIMED_OUT: Final = Failure(error="task timed out", reason=failure.TIMEOUT, presumed=True)
+UNDELIVERABLE: Final = Failure(
+    error="task was handed to its runtime five times and never started",
+    reason=failure.TIMEOUT,
+    presumed=True,
+)
 EXPIRED: Final = Failure(error="task expired in queue", reason=failure.QUEUED_EXPIRED)
 
 
@@ -57,7 +76,30 @@ class Settings(Protocol):
     @property
     def offline_after(self) -> float: ...
     @property
+    def offline_grace(self) -> float: ...
+    @property
     def sweep_interval(self) -> float: ...
+
+
+@attrs.frozen
+class Rule:
+    """One thing that is looked for. `drains`: what it found once it does not find again."""
+
+    find: Callable[[Connection], Awaitable[list[Consequence]]]
+    drains: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        found = self.find.func if isinstance(self.find, partial) else self.find
+        return str(getattr(found, "__name__", found))
+
+    async def __call__(self, conn: Connection) -> list[Consequence]:
+        """Apply it once, unless another process is at it."""
+        lock = _LOCK | crc32(self.name.encode())
+        if not await conn.fetchval("select pg_try_advisory_xact_lock($1)", lock):
+            return []
+        return await self.find(conn)
 
 
 async def run_sweeper(
@@ -77,24 +119,41 @@ async def run_sweeper(
     while True:
         await trio.sleep(config.sweep_interval)
         grown_up = trio.current_time() - start >= config.offline_after
-        for rule in rules(config.offline_after, judge_silence=grown_up):
+        for rule in rules(config.offline_after, config.offline_grace, judge_silence=grown_up):
             await _apply(database, hub, rule)
 
 
-def rules(offline_after: float, *, judge_silence: bool = True) -> list[Rule]:
-    """The rules in the order they run: a task of a dead machine is not merely late."""
-    gone = timedelta(seconds=offline_after)
-    silence: list[Rule] = [partial(stale_runtimes, after=gone), partial(left_behind, after=gone)]
-    return [*(silence if judge_silence else []), stuck_tasks, expired_tasks, forget]
+def rules(offline_after: float, grace: float = 900.0, *, judge_silence: bool = True) -> list[Rule]:
+    """The rules in the order they run: a task of a lost machine is not merely late."""
+    silence = [
+        Rule(partial(stale_runtimes, after=timedelta(seconds=offline_after))),
+        Rule(unreachable_tasks),
+        Rule(partial(left_behind, after=timedelta(seconds=grace))),
+    ]
+    return [
+        Rule(reachable_tasks),
+        *(silence if judge_silence else []),
+        Rule(undeliverable_tasks),
+        Rule(stuck_tasks),
+        Rule(expired_tasks),
+        Rule(due_tasks, drains=False),
+        Rule(forget),
+    ]
 
 
 async def _apply(database: Database, hub: Hub, rule: Rule) -> None:
-    try:
-        consequences = await database.write(rule, deadline=_DEADLINE)
-    except Exception:  # it is tried again at the next round
-        log.exception("sweeping failed", rule=str(getattr(rule, "func", rule)))
-    else:
+    for _ in range(_ROUNDS if rule.drains else 1):
+        try:
+            consequences = await database.write(rule, deadline=_DEADLINE)
+        except Exception:  # it is tried again at the next round
+            log.exception("sweeping failed", rule=rule.name)
+            return
         hub.announce(consequences)
+        if not consequences:
+            return
+
+
+# --- machines -------------------------------------------------------------------------------------
 
 
 async def stale_runtimes(conn: Connection, *, after: timedelta) -> list[Consequence]:
@@ -107,27 +166,41 @@ async def stale_runtimes(conn: Connection, *, after: timedelta) -> list[Conseque
 
 
 async def left_behind(conn: Connection, *, after: timedelta) -> list[Consequence]:
-    """What they had in flight has failed, also when they had signed off properly before."""
-    rows = await conn.fetch(SQL.tasks_left_behind, after)
-    return (await fail_many(conn, [row["id"] for row in rows], OFFLINE))[1]
+    """What lost machines ran has failed, as far as anybody can know."""
+    return await _fail(conn, OFFLINE, SQL.tasks_left_behind, after)
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+async def undeliverable_tasks(conn: Connection) -> list[Consequence]:
+    """Tasks whose claims are all lost: the runtime asks and never hears the answer."""
+    return await _fail(conn, UNDELIVERABLE, SQL.tasks_undeliverable, _REDELIVER_AFTER)
 
 
 async def stuck_tasks(conn: Connection) -> list[Consequence]:
     """Tasks that were fetched and not started, parked and forgotten, or run without a word."""
-    rows = await conn.fetch(
+    return await _fail(
+        conn,
+        TIMED_OUT,
         SQL.tasks_stuck,
         timedelta(seconds=DISPATCH_TIMEOUT),
         timedelta(seconds=RUNNING_TIMEOUT),
-        timedelta(seconds=_SILENCE),
+        _SILENCE,
         timedelta(seconds=TOKEN_LIFE),
     )
-    return (await fail_many(conn, [row["id"] for row in rows], TIMED_OUT))[1]
 
 
 async def expired_tasks(conn: Connection) -> list[Consequence]:
     """Tasks that waited too long for a machine; waiting behind the agent's other work is fine."""
-    rows = await conn.fetch(SQL.tasks_expired, timedelta(seconds=QUEUE_TIMEOUT))
-    return (await fail_many(conn, [row["id"] for row in rows], EXPIRED, EXPIRE.sources))[1]
+    after = timedelta(seconds=QUEUE_TIMEOUT)
+    return await _fail(conn, EXPIRED, SQL.tasks_expired, after, statuses=EXPIRE.sources)
+
+
+async def due_tasks(conn: Connection) -> list[Consequence]:
+    """Parked tasks whose time has come: their machine is told."""
+    rows = await conn.fetch(SQL.tasks_due, _DUE)
+    return [TaskAvailable(row["runtime_id"], row["id"]) for row in rows]
 
 
 async def forget(conn: Connection) -> list[Consequence]:
@@ -139,3 +212,21 @@ async def forget(conn: Connection) -> list[Consequence]:
         events.runtimes_changed(workspace_id, action="runtime_gc")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
+
+
+async def _fail(
+    conn: Connection,
+    why: Failure,
+    statement: str,
+    *args: Any,
+    statuses: frozenset[str] = IN_FLIGHT,
+) -> list[Consequence]:
+    """Fail what the statement finds, and still finds once it is locked."""
+
+    async def find(again: Connection, among: Sequence[str] | None) -> Collection[str]:
+        return {row["id"] for row in await again.fetch(statement, *args, among)}
+
+    found = await find(conn, None)
+    if not found:
+        return []
+    return (await fail_many(conn, found, why, statuses, recheck=find))[1]

@@ -10,16 +10,20 @@ import attrs
 import pytest
 import trio
 
-from server.consequences import Consequence
+from server.consequences import Consequence, TaskAvailable
 from server.database import Database
-from server.dispatch import sweeper
+from server.dispatch import heartbeat, sweeper
+from server.dispatch.claim import claim
 from server.push.hub import Hub
 from server.store.queries import Connection
+from server.store.tasks import get_task, task_of
+from shared import codec
 from shared.ids import new_id
 from shared.wire.event import Event
 from tests.conftest import ExpectedErrors
 from tests.support.postgres import open_test_database
 from tests.support.rows import World, insert, make_issue, make_runtime, make_task, make_world
+from tests.support.statements import counted
 
 pytestmark = pytest.mark.postgres
 
@@ -29,6 +33,7 @@ AFTER = timedelta(seconds=150)
 @attrs.frozen
 class Settings:
     offline_after: float = 150.0
+    offline_grace: float = 900.0
     sweep_interval: float = 0.01
 
 
@@ -66,14 +71,20 @@ async def failed(database: Database) -> dict[str, str]:
     return {row["id"]: row["failure_reason"] for row in rows}
 
 
-async def test_silent_runtimes_go_offline_and_lose_their_tasks() -> None:
+async def unreachable_for(database: Database, task_id: str, seconds: float) -> None:
+    await database.write(
+        lambda conn: ago(conn, "agent_task_queue", task_id, unreachable_since=seconds)
+    )
+
+
+async def test_silent_runtimes_are_offline_and_what_they_run_is_unreachable() -> None:
     async with open_test_database(pool_size=1) as (database, _):
         world = await make_world(database)
 
         async def fill(conn: Connection) -> tuple[str, str, str]:
             silent = await make_runtime(conn, world.workspace_id, world.user_id)
-            await ago(conn, "agent_runtime", silent, last_seen_at=151)
-            await ago(conn, "agent_runtime", world.runtime_id, last_seen_at=140)
+            await ago(conn, "agent_runtime", silent, last_seen_at=46)
+            await ago(conn, "agent_runtime", world.runtime_id, last_seen_at=44)
             issue = await make_issue(conn, world)
             lost = await make_task(
                 conn, world, runtime_id=silent, status="running", issue_id=issue.id
@@ -82,7 +93,8 @@ async def test_silent_runtimes_go_offline_and_lose_their_tasks() -> None:
             return silent, lost, kept
 
         silent, lost, _ = await database.write(fill)
-        told = await database.write(partial(sweeper.stale_runtimes, after=AFTER))
+        after, grace = timedelta(seconds=45), timedelta(seconds=900)
+        told = await database.write(partial(sweeper.stale_runtimes, after=after))
         assert [(c.type, c.payload) for c in told if isinstance(c, Event)] == [
             ("daemon:register", {"action": "stale_sweep"})
         ]
@@ -91,7 +103,20 @@ async def test_silent_runtimes_go_offline_and_lose_their_tasks() -> None:
             silent: "offline",
             world.runtime_id: "online",
         }
-        told = await database.write(partial(sweeper.left_behind, after=AFTER))
+        (event,) = await database.write(sweeper.unreachable_tasks)
+        assert isinstance(event, Event)
+        assert (event.type, event.payload["task_id"]) == ("task:unreachable", lost)
+        assert (event.payload["status"], bool(event.payload["unreachable_since"])) == (
+            "running",
+            True,
+        )
+        assert await database.write(sweeper.unreachable_tasks) == []
+        # It may come back.
+        await unreachable_for(database, lost, 890)
+        assert await database.write(partial(sweeper.left_behind, after=grace)) == []
+        assert await failed(database) == {}
+        await unreachable_for(database, lost, 910)
+        told = await database.write(partial(sweeper.left_behind, after=grace))
         assert await failed(database) == {lost: "runtime_offline"}
         # The new attempt waits for the machine that the agent is on now.
         retry = await database.read(
@@ -101,24 +126,110 @@ async def test_silent_runtimes_go_offline_and_lose_their_tasks() -> None:
         )
         assert retry == world.runtime_id
         assert "TaskAvailable" in kinds(told)
-        assert await database.write(partial(sweeper.stale_runtimes, after=AFTER)) == []
-        assert await database.write(partial(sweeper.left_behind, after=AFTER)) == []
+        assert await database.write(partial(sweeper.stale_runtimes, after=after)) == []
+        assert await database.write(partial(sweeper.left_behind, after=grace)) == []
 
 
-async def test_a_runtime_that_signed_off_loses_its_tasks_after_a_while() -> None:
+async def test_a_machine_that_comes_back_has_lost_nothing() -> None:
     async with open_test_database(pool_size=1) as (database, _):
         world = await make_world(database)
-        task_id = await aged_task(database, world, status="running")
+        task_id = await aged_task(
+            database, world, status="dispatched", since={"dispatched_at": 2000}
+        )
         await database.write(
             lambda conn: conn.execute("update agent_runtime set status = 'offline'")
         )
-        await database.write(partial(sweeper.left_behind, after=AFTER))
+        await database.write(sweeper.unreachable_tasks)
+        await unreachable_for(database, task_id, 800)
+        # While it is away it is not merely late.
+        assert await database.write(sweeper.stuck_tasks) == []
+        (online, event), _ = await counted(database, partial(beat_of, world=world))
+        assert [c.type for c in (online, event) if isinstance(c, Event)] == [
+            "daemon:register",
+            "task:unreachable",
+        ]
+        assert isinstance(event, Event)
+        assert event.payload["unreachable_since"] is None
+        # It has the length of a lease to say that it is still preparing.
+        assert await database.write(sweeper.stuck_tasks) == []
+        assert await database.write(sweeper.reachable_tasks) == []
         assert await failed(database) == {}
-        await database.write(
-            lambda conn: ago(conn, "agent_runtime", world.runtime_id, last_seen_at=151)
+
+
+async def beat_of(conn: Connection, world: World) -> list[Consequence]:
+    _, told = await heartbeat.take_beat(
+        conn, runtime_id=world.runtime_id, user_id=world.user_id, workspace_id=None
+    )
+    return told
+
+
+async def test_a_machine_that_registers_anew_is_noticed_by_the_sweeper() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task_id = await aged_task(database, world, status="running")
+        await unreachable_for(database, task_id, 10_000)
+        assert await database.write(partial(sweeper.left_behind, after=AFTER)) == []
+        assert kinds(await database.write(sweeper.reachable_tasks)) == ["task:unreachable"]
+
+
+async def test_the_task_shows_since_when_it_is_unreachable() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task_id = await aged_task(database, world, status="running")
+        await unreachable_for(database, task_id, 60)
+        row = await database.read(lambda conn: get_task(conn, task_id))
+        assert row is not None
+        shown = codec.unstructure(task_of(row))
+        assert shown["status"] == "running"
+        assert shown["unreachable_since"].endswith("Z")
+
+
+async def test_a_claim_that_is_never_heard_is_given_up() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        issue = await database.write(lambda conn: make_issue(conn, world))
+        task_id = await aged_task(database, world, issue_id=issue.id)
+        handed = 0
+        for _ in range(10):
+            task, _ = await database.write(partial(claim, runtime_id=world.runtime_id))
+            if task is None:
+                break
+            assert task.id == task_id
+            handed += 1
+            await database.write(
+                lambda conn: ago(
+                    conn,
+                    "agent_task_queue",
+                    task_id,
+                    dispatched_at=91,
+                    prepare_lease_expires_at=46,
+                )
+            )
+            if handed < 5:
+                assert await database.write(sweeper.undeliverable_tasks) == []
+        assert handed == 5
+        told = await database.write(sweeper.undeliverable_tasks)
+        assert "task:failed" in kinds(told)
+        row = await database.read(lambda conn: get_task(conn, task_id))
+        assert row is not None
+        assert (row["failure_reason"], row["error"]) == (
+            "timeout",
+            "task was handed to its runtime five times and never started",
         )
-        await database.write(partial(sweeper.left_behind, after=AFTER))
-        assert await failed(database) == {task_id: "runtime_offline"}
+
+
+async def test_parked_tasks_are_announced_and_do_not_expire() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        old = {"created_at": 90_000.0}
+        later = await aged_task(database, world, since=old | {"not_before": -3600})
+        due = await aged_task(database, world, since=old | {"not_before": 5})
+        assert await database.write(sweeper.due_tasks) == [TaskAvailable(world.runtime_id, due)]
+        assert await database.write(sweeper.expired_tasks) == []
+        await database.write(lambda conn: ago(conn, "agent_task_queue", due, not_before=7300))
+        await database.write(sweeper.expired_tasks)
+        assert await failed(database) == {due: "queued_expired"}
+        assert later
 
 
 @pytest.mark.parametrize(

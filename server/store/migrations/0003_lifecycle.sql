@@ -20,6 +20,8 @@ alter table agent_task_queue
 
 create index task_parked on agent_task_queue (not_before)
     where status = 'queued' and not_before is not null;
+create index task_unreachable on agent_task_queue (unreachable_since)
+    where unreachable_since is not null;
 
 alter table issue
     -- since then no run starts there by itself, because agents kept setting each other to work

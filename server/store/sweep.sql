@@ -1,0 +1,131 @@
+-- What the sweeper looks for. Rules that end tasks find them without a lock and ask again, with $n
+-- the tasks that are locked by then in the order everybody locks in (see finish.sql).
+
+-- name: stale
+-- Runtimes not heard of for $1 are offline, at most 500 at a time.
+update agent_runtime set status = 'offline', updated_at = statement_timestamp()
+where status = 'online' and id in (
+    select id from agent_runtime
+    where status = 'online'
+      and coalesce(last_seen_at, created_at) < statement_timestamp() - $1::interval
+    order by id
+    limit 500
+    for no key update skip locked
+)
+returning id, workspace_id;
+
+-- name: mark_unreachable
+-- What machines that are offline have in flight cannot be reached; at most 500 at a time.
+update agent_task_queue set unreachable_since = statement_timestamp()
+where id in (
+    select t.id
+    from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
+    where t.status in ('dispatched', 'waiting_local_directory', 'running')
+      and t.unreachable_since is null and r.status = 'offline'
+    order by t.id
+    limit 500
+    for no key update of t skip locked
+)
+returning *;
+
+-- name: mark_reachable
+-- Their machine is back. What was being prepared gets time to say so. $1 lease, $2 only these
+-- runtimes, or null
+update agent_task_queue
+set unreachable_since = null,
+    prepare_lease_expires_at = case when status = 'running' then prepare_lease_expires_at
+                                    else statement_timestamp() + $1::interval end
+where id in (
+    select t.id
+    from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
+    where t.unreachable_since is not null and r.status = 'online'
+      and t.status in ('dispatched', 'waiting_local_directory', 'running')
+      and ($2::uuid[] is null or r.id = any($2::uuid[]))
+    order by t.id
+    limit 500
+    for no key update of t skip locked
+)
+returning *;
+
+-- name: tasks_left_behind
+-- What could not be reached for $1. $2 only these tasks, or null
+select t.id
+from agent_task_queue t
+join agent_runtime r on r.id = t.runtime_id
+where t.unreachable_since < statement_timestamp() - $1::interval and r.status = 'offline'
+  and t.status in ('dispatched', 'waiting_local_directory', 'running')
+  and ($2::uuid[] is null or t.id = any($2::uuid[]))
+limit 200;
+
+-- name: tasks_stuck
+-- In flight for too long, on a machine that can be reached. $1 after dispatch without a lease, $2
+-- running without a word for $3, $4 running at all: its token is dead by then; or preparing, with a
+-- lease or without. $5 only these tasks, or null
+select t.id
+from agent_task_queue t
+where t.status in ('dispatched', 'waiting_local_directory', 'running')
+  and t.unreachable_since is null
+  and ((t.status <> 'running'
+        and (t.dispatched_at < statement_timestamp() - $4::interval
+             or (t.dispatched_at < statement_timestamp() - $1::interval
+                 and coalesce(t.prepare_lease_expires_at, '-infinity') < statement_timestamp()
+                     - case when t.status = 'dispatched' then interval '0' else $1::interval end)))
+       or (t.status = 'running'
+           and (t.started_at < statement_timestamp() - $4::interval
+                or (t.started_at < statement_timestamp() - $2::interval
+                    and not exists (select from task_message m
+                                    where m.task_id = t.id
+                                      and m.created_at > statement_timestamp() - $3::interval)))))
+  and ($5::uuid[] is null or t.id = any($5::uuid[]))
+limit 200;
+
+-- name: tasks_undeliverable
+-- Handed out as often as a claim is repeated, and $1 after the last time still not started. $2 only
+-- these tasks, or null
+select t.id
+from agent_task_queue t
+where t.status = 'dispatched' and t.deliveries >= 5 and t.unreachable_since is null
+  and t.dispatched_at < statement_timestamp() - $1::interval
+  and coalesce(t.prepare_lease_expires_at, '-infinity') < statement_timestamp()
+  and ($2::uuid[] is null or t.id = any($2::uuid[]))
+limit 200;
+
+-- name: tasks_expired
+-- Queued for longer than $1 though the agent had nothing else to do: its machine is not coming. What
+-- was parked has waited since it was to start. $2 only these tasks, or null
+select t.id
+from agent_task_queue t
+where t.status = 'queued' and t.created_at < statement_timestamp() - $1::interval
+  and (t.not_before is null or t.not_before < statement_timestamp() - $1::interval)
+  and not exists (select from agent_task_queue f
+                  where f.agent_id = t.agent_id
+                    and f.status in ('dispatched', 'waiting_local_directory', 'running'))
+  and ($2::uuid[] is null or t.id = any($2::uuid[]))
+order by t.created_at
+limit 200;
+
+-- name: tasks_due
+-- Parked tasks whose time has come within $1, and where they are to run.
+select t.id, a.runtime_id
+from agent_task_queue t
+join agent a on a.id = t.agent_id
+where t.status = 'queued'
+  and t.not_before between statement_timestamp() - $1::interval and statement_timestamp()
+limit 1000;
+
+-- name: forget_runtimes
+-- Machines gone for $1 that no agent is bound to and no task remembers.
+delete from agent_runtime r
+where r.status = 'offline'
+  and coalesce(r.last_seen_at, r.created_at) < statement_timestamp() - $1::interval
+  and not exists (select from agent a where a.runtime_id = r.id)
+  and not exists (select from agent_task_queue t where t.runtime_id = r.id)
+returning r.id, r.workspace_id;
+
+-- name: forget_tokens
+delete from task_token where expires_at < statement_timestamp();
+
+-- name: forget_daemon_tokens
+delete from daemon_token where expires_at < statement_timestamp();
