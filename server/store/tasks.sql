@@ -278,20 +278,40 @@ select * from task;
 
 -- name: add_messages
 -- Store a batch of the transcript. What is there already stays as it is and is not returned, so a
--- batch that is sent twice is shown once. No new row: one row without a seq. $4 the batch
+-- batch that is sent twice is shown once. But a daemon of the reference that starts its agent anew
+-- within a task counts from 1 again: rows that are there with other contents are another run's, and
+-- the batch goes behind all there is. No new row: one row without a seq. $4 the batch
 with task as (
-    select t.id, t.issue_id, t.workspace_id,
+    select t.id, t.issue_id, t.workspace_id, t.seq_base,
            coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
            or exists (select from member m
                       where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
     from agent_task_queue t
     where t.id = $1
+), sent as materialized (
+    select *
+    from jsonb_to_recordset($4::jsonb)
+        as m (seq int, type text, tool text, content text, input jsonb, output text)
+), base as materialized (
+    select case
+        when exists (
+            select from sent m
+            join task_message old on old.task_id = task.id and old.seq = task.seq_base + m.seq
+            where (old.type, old.tool, old.content, old.input, old.output)
+                is distinct from (m.type, m.tool, m.content, m.input, m.output))
+        then (select max(seq) from task_message where task_id = task.id)
+             - (select min(seq) from sent) + 1
+        else task.seq_base end as seq
+    from task
+), moved as (
+    update agent_task_queue t set seq_base = base.seq
+    from task, base
+    where t.id = task.id and task.allowed and base.seq <> task.seq_base
 ), added as (
     insert into task_message (task_id, seq, type, tool, content, input, output)
-    select task.id, m.seq, m.type, m.tool, m.content, m.input, m.output
-    from task, jsonb_to_recordset($4::jsonb)
-        as m (seq int, type text, tool text, content text, input jsonb, output text)
-    where task.allowed
+    select task.id, base.seq + m.seq, m.type, m.tool, m.content, m.input, m.output
+    from task, base, sent m
+    where task.allowed and base.seq::bigint + m.seq < 2147483648
     on conflict (task_id, seq) do nothing
     returning *
 )
