@@ -147,6 +147,20 @@ def inbox_new(item: Row, *, issue_status: str | None = None) -> Event:
     )
 
 
+def activity_created(row: Row) -> Event:
+    """`activity:created` for a row of activity_log."""
+    keys = ("id", "actor_type", "actor_id", "action", "details")
+    entry = {"type": "activity"} | {key: row[key] for key in keys}
+    entry["created_at"] = stamp(moment(row["created_at"]))
+    return Event(
+        type="activity:created",
+        payload={"issue_id": row["issue_id"], "entry": entry},
+        workspace_id=row["workspace_id"],
+        actor_type=row["actor_type"] or "system",
+        actor_id=row["actor_id"] or "",
+    )
+
+
 def runtimes_changed(workspace_id: str, **payload: Any) -> Event:
     """`daemon:register`: whatever its payload, it means "fetch the runtimes again"."""
     return Event(type="daemon:register", payload=payload, workspace_id=workspace_id)

@@ -162,3 +162,9 @@ returning *;
 -- name: leader_of
 -- The agent that leads a squad.
 select leader_id from squad where id = $1;
+
+-- name: evaluate
+-- What a squad's leader made of its turn. $1 workspace, $2 issue, $3 agent, $4 details
+insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
+values ($1, $2, 'agent', $3, 'squad_leader_evaluated', $4)
+returning *;

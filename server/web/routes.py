@@ -19,6 +19,7 @@ from server.push import daemon_socket, socket
 from server.web import (
     answers,
     daemon_api,
+    evaluations_api,
     health,
     pages,
     previews_api,
@@ -57,6 +58,7 @@ def _table() -> list[BaseRoute]:
         *daemon_api.routes,
         *team_api.routes,
         *previews_api.routes,
+        *evaluations_api.routes,
         *work_api.routes,
         *task_api.routes,
         *pages.routes,

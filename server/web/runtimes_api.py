@@ -121,10 +121,7 @@ async def _deletable(conn: Connection, caller: Membership, runtime_id: str) -> N
 
 async def _delete(conn: Connection, caller: Membership, runtime_id: str) -> list[Consequence]:
     """Delete a locked runtime. Its tasks go with it: those under way are cancelled first."""
-    told: list[Consequence] = []
-    for task_id in await agents.active_on_runtime(conn, runtime_id):
-        _, consequences = await finish.cancel(conn, task_id)
-        told += consequences
+    told = await finish.cancel_many(conn, await agents.active_on_runtime(conn, runtime_id))
     await agents.delete_runtime(conn, runtime_id)
     told.append(event(caller, "daemon:register", action="delete"))
     return told

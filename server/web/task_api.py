@@ -7,6 +7,7 @@ may ask for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,10 +24,12 @@ from server.web.answers import answer
 from server.web.auth import Membership
 from server.web.issue_changes import existing, facts
 from server.web.unit import optional_fields, path_id, query, read, viewer_of, write
+from shared import codec
 from shared.wire.task import Task, TaskMessagePayload
 from shared.wire.work import Issue, IssueUsage
 
 _Told = tuple[Task, Sequence[Consequence]]
+_Cancelled = tuple[dict[str, Any], Sequence[Consequence]]
 
 
 async def list_runs(request: Request) -> Response:
@@ -77,12 +80,12 @@ async def cancel_run(request: Request) -> Response:
     caller = await auth.workspace(request)
     task_id = path_id(request, "task_id")
 
-    async def unit(conn: Connection) -> _Told:
+    async def unit(conn: Connection) -> _Cancelled:
         issue = await _issue(conn, caller, request)
         found = await _usable(conn, caller, task_id)
         if found.task.issue_id != issue.id:
             raise NotFound("task not found")
-        return await finish.cancel(conn, task_id)
+        return await _cancel(conn, task_id)
 
     return answer(await write(request, unit))
 
@@ -92,11 +95,17 @@ async def cancel_task(request: Request) -> Response:
     caller = await auth.workspace(request)
     task_id = path_id(request, "id", "task_id")
 
-    async def unit(conn: Connection) -> _Told:
+    async def unit(conn: Connection) -> _Cancelled:
         await _usable(conn, caller, task_id)
-        return await finish.cancel(conn, task_id)
+        return await _cancel(conn, task_id)
 
     return answer(await write(request, unit))
+
+
+async def _cancel(conn: Connection, task_id: str) -> _Cancelled:
+    """Cancel; the answer is the task and what its kind adds, as a chat's message to restore."""
+    task, extra, told = await finish.cancel_answering(conn, task_id)
+    return codec.unstructure(task) | extra, told
 
 
 async def list_messages(request: Request) -> Response:

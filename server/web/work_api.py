@@ -318,10 +318,8 @@ async def delete_issues(request: Request) -> Response:
 async def _delete(
     conn: Connection, caller: Membership, issues: Sequence[Issue]
 ) -> list[Consequence]:
-    told: list[Consequence] = []
-    for issue in issues:
-        told += await finish.cancel_issue(conn, issue.id)
-        told.append(event(caller, "issue:deleted", issue_id=issue.id))
+    told = await finish.cancel_issues(conn, [issue.id for issue in issues])
+    told += [event(caller, "issue:deleted", issue_id=issue.id) for issue in issues]
     await work.delete_issues(conn, [issue.id for issue in issues])
     return told
 

@@ -450,3 +450,60 @@ async def test_two_children_that_finish_together_are_told_once() -> None:
                     api.member.ok, 200, "PUT", f"/api/issues/{child}", {"status": "done"}
                 )
         assert len(await comments_of(api, parent)) == 1
+
+
+# --- evaluating -----------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("06 §11.2", "POST /api/issues/{id}/squad-evaluated")
+async def test_a_leader_says_what_its_turn_came_to() -> None:
+    async with open_api() as api:
+        crew = await squad(api, api.world.agent_id)
+        issue_id = await issue(api, assignee_type="squad", assignee_id=crew)
+        leader = await api.agent(issue_id=issue_id)
+        path = f"/api/issues/{issue_id}/squad-evaluated"
+        body = {"outcome": "no_action", "reason": "All is well."}
+        made = await leader.ok(201, "POST", path, body)
+        assert set(made) == {"id", "action", "created_at"}
+        assert made["action"] == "squad_leader_evaluated"
+        (event,) = api.events("activity:created")
+        (task,) = await api.fetch("select task_id as id from task_token")
+        assert event.payload == {
+            "issue_id": issue_id,
+            "entry": {
+                "type": "activity",
+                "id": made["id"],
+                "actor_type": "agent",
+                "actor_id": api.world.agent_id,
+                "action": "squad_leader_evaluated",
+                "details": {"squad_id": crew, "task_id": task["id"], **body},
+                "created_at": made["created_at"],
+            },
+        }
+        comments = f"/api/issues/{issue_id}/comments"
+        assert "no_action" in await leader.refused(409, "POST", comments, {"content": "but"})
+        # Nothing is posted in its name either.
+        done = f"/api/daemon/tasks/{task['id']}/complete"
+        assert (await api.owner.ok(200, "POST", done, {"output": "Nothing to do."}))["status"] == (
+            "completed"
+        )
+        assert await comments_of(api, issue_id) == []
+
+
+@pytest.mark.spec("06 §11.2", "POST /api/issues/{id}/squad-evaluated")
+async def test_who_may_evaluate() -> None:
+    async with open_api() as api:
+        body = {"outcome": "action"}
+        mine = await issue(api)
+        path = f"/api/issues/{mine}/squad-evaluated"
+        await (await api.agent(issue_id=mine)).refused(400, "POST", path, body)
+        crew = await squad(api, await agent(api))
+        theirs = await issue(api, assignee_type="squad", assignee_id=crew)
+        path = f"/api/issues/{theirs}/squad-evaluated"
+        await (await api.agent(issue_id=theirs)).refused(403, "POST", path, body)
+        await api.owner.refused(403, "POST", path, body)
+        await api.run(
+            lambda conn: conn.execute("update squad set leader_id = $1", api.world.agent_id)
+        )
+        await (await api.agent()).refused(400, "POST", path, body)
+        await (await api.agent(issue_id=theirs)).refused(400, "POST", path, {"outcome": "x"})
