@@ -21,7 +21,7 @@ from server.store.comments import list_comments
 from server.store.queries import Connection, Record, load
 from server.store.runs import active_tasks, list_tasks, task_messages
 from shared.ids import canonical_id, is_id
-from shared.times import stamp
+from shared.times import stamp, try_stamp
 from shared.wire.work import FoundIssue, Issue
 
 __all__ = [
@@ -329,6 +329,7 @@ def _fields(row: Record, *, identified: bool = True) -> dict[str, Any]:
         "created_at": stamp(row["created_at"]),
         "updated_at": stamp(row["updated_at"]),
         "metadata": row["metadata"],
+        "runs_paused_at": try_stamp(row["runs_paused_at"]),
     }
 
 

@@ -44,6 +44,8 @@ class Issue:
     reactions: list[dict[str, Any]] = omitted(factory=list)
     attachments: list[dict[str, Any]] = omitted(factory=list)
     labels: list[dict[str, Any]] | None = omitted(None)
+    runs_paused_at: str | None = omitted(None)
+    """Ours: since then agents start no run here, until a person has looked."""
 
 
 @attrs.frozen(kw_only=True)
