@@ -24,7 +24,9 @@ import trio_websocket
 from bench import ceiling, raw
 from bench.figures import Figure, spread
 from server.database import Database, open_database
+from tests.support import many_tasks
 from tests.support.bullpen import clean_environment, wait_for
+from tests.support.rows import World
 
 _CONNECTIONS = 16
 _BATCH = 20
@@ -126,12 +128,13 @@ from issues i join agent a on a.id = i.assignee_id
 
 
 async def queue_tasks(database: Database, target: Target, count: int) -> None:
-    """Empty the queue, then fill it with `count` tasks, spread over the agents."""
+    """Empty our agents' queues, then fill them with `count` tasks, spread evenly."""
 
     async def unit(conn: asyncpg.Connection) -> None:
-        await conn.execute("delete from agent_task_queue")
-        await conn.execute("delete from issue")
-        await conn.execute(_QUEUE, target.workspace_id, list(target.agent_ids), count, 0)
+        mine = list(target.agent_ids)
+        await conn.execute("delete from agent_task_queue where agent_id = any($1::uuid[])", mine)
+        await conn.execute("delete from issue where assignee_id = any($1::uuid[])", mine)
+        await conn.execute(_QUEUE, target.workspace_id, mine, count, 0)
         await conn.execute("analyze agent_task_queue")
 
     await database.write(unit)
@@ -182,6 +185,32 @@ async def claims(database: Database, target: Target, count: int) -> tuple[list[F
     note = f"{_CONNECTIONS} claimers, {count} queued"
     figures = [Figure("claims", done / elapsed, "1/s", note), *spread("claim", waits, "ms", note)]
     return figures, claimed
+
+
+async def claims_among_many(
+    database: Database, target: Target, count: int, bare: float, *, quick: bool
+) -> list[Figure]:
+    """Claims again, in tables as they are after years; `bare` is the rate without all that."""
+    finished, queued = (100_000, 10_000) if quick else (1_000_000, 100_000)
+    world = World(
+        user_id=target.user_id,
+        workspace_id=target.workspace_id,
+        slug="",
+        runtime_id=target.runtime_ids[0],
+        agent_id=target.agent_ids[0],
+        token=target.token,
+    )
+    await database.write(
+        lambda conn: many_tasks.fill(conn, world, finished=finished, queued=queued), deadline=900
+    )
+    await database.write(many_tasks.settle, one_statement=True, deadline=900)
+    figures, _ = await claims(database, target, count)
+    about = f"among {finished:,} finished and {queued:,} queued tasks"
+    named = [
+        Figure(f"{figure.name}, {about}", figure.value, figure.unit, figure.note)
+        for figure in figures
+    ]
+    return [*named, Figure("claims there, compared with empty tables", named[0].value / bare, "x")]
 
 
 async def heartbeats_http(target: Target, seconds: float) -> list[Figure]:
@@ -262,6 +291,10 @@ def measure(root: Path, *, quick: bool) -> list[Figure]:
             figures += await heartbeats_http(target, seconds)
             figures += await heartbeats_websocket(target, seconds)
             figures += await messages(target, claimed, seconds)
+            async with open_database(target.database_url) as database:
+                figures += await claims_among_many(
+                    database, target, count, figures[0].value, quick=quick
+                )
             return figures
 
         return trio.run(run)
