@@ -243,6 +243,7 @@ async def test_archiving_cancels_what_is_active_and_can_be_undone() -> None:
         await api.owner.refused(409, "POST", f"{path}/restore", None)
 
 
+@pytest.mark.spec("06 §10.2", "POST /api/agents/{id}/cancel-tasks")
 async def test_cancel_tasks_counts() -> None:
     async with open_api() as api:
         world = api.world

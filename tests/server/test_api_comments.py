@@ -46,6 +46,7 @@ def names(comments: list[Any]) -> list[str]:
     return [comment["content"] for comment in comments]
 
 
+@pytest.mark.spec("06 §7.2", "POST /api/issues/{id}/comments")
 async def test_a_comment_is_shown_whole() -> None:
     async with open_api() as api:
         issue = await api.owner.ok(201, "POST", "/api/issues", {"title": "T"})
@@ -122,6 +123,7 @@ async def test_plain_and_since() -> None:
         assert names(await api.owner.get(path, since=local)) == ["b2", "a3"]
 
 
+@pytest.mark.spec("06 §7.1", "GET /api/issues/{id}/comments")
 async def test_threads_and_tails_page_backwards() -> None:
     async with open_api() as api:
         issue, ids = await make_threads(api)
@@ -152,6 +154,7 @@ async def test_threads_and_tails_page_backwards() -> None:
         assert "x-multica-next-before" not in response.headers
 
 
+@pytest.mark.spec("06 §7.1", "GET /api/issues/{id}/comments")
 async def test_recent_threads_page_backwards() -> None:
     async with open_api() as api:
         issue, ids = await make_threads(api)
@@ -259,6 +262,7 @@ async def test_an_unknown_thread_is_not_found() -> None:
         assert len(huge) == 4
 
 
+@pytest.mark.spec("06 §7.2", "POST /api/issues/{id}/comments")
 async def test_an_agent_answers_where_it_was_asked() -> None:
     async with open_api() as api:
         issue, ids = await make_threads(api)
@@ -310,6 +314,8 @@ async def test_a_members_comment_starts_the_assigned_agent() -> None:
         assert len(await api.fetch("select id from agent_task_queue")) == 2
 
 
+@pytest.mark.spec("06 §7.3", "PUT /api/comments/{id}")
+@pytest.mark.spec("06 §7.3", "DELETE /api/comments/{id}")
 async def test_only_authors_and_administrators_change_comments() -> None:
     async with open_api() as api:
         issue, ids = await make_threads(api)
@@ -332,6 +338,8 @@ async def test_only_authors_and_administrators_change_comments() -> None:
         assert names(await api.owner.get(path)) == ["b", "c", "b1", "b2"]
 
 
+@pytest.mark.spec("06 §7.3", "POST /api/comments/{id}/resolve")
+@pytest.mark.spec("06 §7.3", "DELETE /api/comments/{id}/resolve")
 async def test_one_comment_of_a_thread_is_resolved_and_a_reply_reopens() -> None:
     async with open_api() as api:
         issue, ids = await make_threads(api)

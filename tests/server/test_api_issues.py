@@ -27,6 +27,7 @@ async def queue(api: Api) -> list[tuple[str, str]]:
     return [(row["issue_id"], row["status"]) for row in rows]
 
 
+@pytest.mark.spec("06 §6.1", "GET /api/issues/{id}")
 async def test_an_issue_is_shown_whole() -> None:
     async with open_api() as api:
         made = await make(
@@ -108,6 +109,7 @@ async def test_foreign_issues_do_not_exist() -> None:
             assert await api.owner.refused(404, method, path + tail, body) == "issue not found"
 
 
+@pytest.mark.spec("06 §5.3", "POST /api/issues")
 async def test_creating_assigned_starts_the_agent_unless_in_the_backlog() -> None:
     async with open_api() as api:
         made = await make(api.owner, **assigned_to_agent(api))
@@ -118,6 +120,7 @@ async def test_creating_assigned_starts_the_agent_unless_in_the_backlog() -> Non
         assert len(await queue(api)) == 1
 
 
+@pytest.mark.spec("06 §6.2", "PUT /api/issues/{id}")
 async def test_updates_report_exactly_what_changed() -> None:
     async with open_api() as api:
         made = await make(api.owner, description="old", due_date="2026-01-01")
@@ -154,6 +157,9 @@ async def test_updates_report_exactly_what_changed() -> None:
         assert told.actor_id == api.member.user_id
 
 
+@pytest.mark.spec(
+    "06 §6.2", "PUT /api/issues/{id}", differs="A column that was not sent is not written."
+)
 async def test_null_clears_what_is_nullable_and_is_ignored_elsewhere() -> None:
     async with open_api() as api:
         parent = await make(api.owner, "Parent")
@@ -194,6 +200,7 @@ async def test_null_clears_what_is_nullable_and_is_ignored_elsewhere() -> None:
         assert api.events("issue:updated")[-1].payload["description_changed"] is True
 
 
+@pytest.mark.spec("06 §5.3", "PUT /api/issues/{id}")
 async def test_reassigning_cancels_and_starts() -> None:
     async with open_api() as api:
         other = await api.run(
@@ -222,6 +229,7 @@ async def test_reassigning_cancels_and_starts() -> None:
         assert [status for _, status in await queue(api)][-1] == "queued"
 
 
+@pytest.mark.spec("06 §5.3", "PUT /api/issues/{id}")
 async def test_status_starts_and_stops_runs() -> None:
     async with open_api() as api:
         made = await make(api.owner, status="backlog", **assigned_to_agent(api))
@@ -237,6 +245,7 @@ async def test_status_starts_and_stops_runs() -> None:
         assert len(await queue(api)) == 1
 
 
+@pytest.mark.spec("02 §3.3", "POST /api/issues")
 async def test_who_may_be_assigned() -> None:
     async with open_api() as api:
         private = await api.run(
@@ -297,6 +306,7 @@ async def test_parents_are_checked() -> None:
         )
 
 
+@pytest.mark.spec("06 §6.2", "POST /api/issues")
 async def test_an_open_duplicate_is_refused_once() -> None:
     async with open_api() as api:
         made = await make(api.owner, "Fix  the Login")
@@ -314,6 +324,7 @@ async def test_an_open_duplicate_is_refused_once() -> None:
         await make(api.member, "fix the login")
 
 
+@pytest.mark.spec("06 §6.2", "DELETE /api/issues/{id}")
 async def test_deleting_cancels_runs_and_frees_children() -> None:
     async with open_api() as api:
         made = await make(api.owner, **assigned_to_agent(api))
@@ -326,6 +337,7 @@ async def test_deleting_cancels_runs_and_frees_children() -> None:
         await api.owner.refused(404, "GET", f"/api/issues/{made['id']}")
 
 
+@pytest.mark.spec("06 §6.1", "GET /api/issues")
 async def test_lists_filter_sort_and_page() -> None:
     async with open_api() as api:
         specs: list[dict[str, Any]] = [
@@ -419,6 +431,7 @@ async def test_odd_paging_falls_back(limit: str) -> None:
             assert (await api.owner.get("/api/issues", **{key: limit}))["total"] == 1
 
 
+@pytest.mark.spec("06 §6.1", "GET /api/issues/search")
 async def test_search_ranks_and_cuts_snippets() -> None:
     async with open_api() as api:
         first = await make(api.owner, "Improve the parser", description="It is slow. " * 20)
@@ -468,6 +481,9 @@ async def test_search_ranks_and_cuts_snippets() -> None:
             assert response.status_code == 400
 
 
+@pytest.mark.spec("06 §6.2", "GET /api/issues/{id}/metadata")
+@pytest.mark.spec("06 §6.2", "PUT /api/issues/{id}/metadata/{key}")
+@pytest.mark.spec("06 §6.2", "DELETE /api/issues/{id}/metadata/{key}")
 async def test_metadata_is_a_small_flat_map() -> None:
     async with open_api() as api:
         made = await make(api.owner)
@@ -494,6 +510,8 @@ async def test_metadata_is_a_small_flat_map() -> None:
         assert (await api.owner.get("/api/issues/BUL-1"))["metadata"]["k1"] == "still"
 
 
+@pytest.mark.spec("06 §6.2", "POST /api/issues/batch-update")
+@pytest.mark.spec("06 §6.2", "POST /api/issues/batch-delete")
 async def test_batches_skip_what_does_not_fit() -> None:
     async with open_api() as api:
         made = [await make(api.owner, f"Issue {n}") for n in range(3)]
@@ -534,6 +552,7 @@ async def test_an_agent_is_the_creator_and_does_not_restart_itself() -> None:
         assert [status for _, status in await queue(api)] == ["running"]
 
 
+@pytest.mark.spec("06 §6.1", "GET /api/issues/{id}/pull-requests")
 async def test_pull_requests_are_an_empty_list() -> None:
     async with open_api() as api:
         await make(api.owner)

@@ -27,6 +27,7 @@ async def make_run(api: Api, **task: Any) -> tuple[str, str]:
     return made
 
 
+@pytest.mark.spec("06 §6.1", "GET /api/issues/{id}/task-runs")
 async def test_a_run_is_shown_whole() -> None:
     async with open_api() as api:
         issue_id, task_id = await make_run(
@@ -63,6 +64,8 @@ async def test_a_run_is_shown_whole() -> None:
         assert await api.member.get(f"/api/issues/{issue_id}/active-task") == {"tasks": []}
 
 
+@pytest.mark.spec("06 §6.1", "GET /api/issues/{id}/active-task")
+@pytest.mark.spec("06 §6.1", "GET /api/issues/{id}/usage")
 async def test_active_runs_and_usage() -> None:
     async with open_api() as api:
         issue_id, task_id = await make_run(api, status="running")
@@ -92,6 +95,7 @@ async def test_active_runs_and_usage() -> None:
         assert set(usage.values()) == {0}
 
 
+@pytest.mark.spec("06 §6.2", "GET /api/tasks/{id}/messages")
 async def test_a_transcript_is_read_from_any_point() -> None:
     async with open_api() as api:
         issue_id, task_id = await make_run(api, status="running")
@@ -153,6 +157,11 @@ async def test_cancelling_is_idempotent_and_revokes_the_token() -> None:
             assert await caller.refused(404, "POST", path, {}) == "task not found"
 
 
+@pytest.mark.spec(
+    "06 §6.2",
+    "GET /api/tasks/{id}/messages",
+    differs="Transcripts of private agents are for those who may use them.",
+)
 async def test_runs_of_private_agents_are_for_those_who_may_use_them() -> None:
     async with open_api() as api:
 
@@ -177,6 +186,7 @@ async def test_runs_of_private_agents_are_for_those_who_may_use_them() -> None:
         await api.owner.ok(200, "POST", f"/api/tasks/{task_id}/cancel", {})
 
 
+@pytest.mark.spec("06 §6.2", "POST /api/issues/{id}/rerun")
 async def test_a_rerun_replaces_what_is_active() -> None:
     async with open_api() as api:
         issue_id, task_id = await make_run(api, status="running")

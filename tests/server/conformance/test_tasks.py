@@ -355,3 +355,49 @@ async def test_a_run_is_cancelled_on_its_own_issue_only() -> None:
         await api.member.refused(404, "POST", f"/api/issues/{other}/tasks/{task_id}/cancel")
         path = f"/api/issues/{row['issue_id']}/tasks/{task_id}/cancel"
         assert (await api.member.ok(200, "POST", path, {}))["status"] == "cancelled"
+
+
+@pytest.mark.spec("01 §3.8", "GET /api/daemon/runtimes/{id}/tasks/pending")
+async def test_what_is_pending() -> None:
+    async with open_api() as api:
+        low = await task_on_issue(api, "queued")
+        high = await task_on_issue(api, "queued", priority=4)
+        taken = await task_on_issue(api, "dispatched")
+        for status in ("waiting_local_directory", "running", "completed"):
+            await task_on_issue(api, status)
+        path = f"/api/daemon/runtimes/{api.world.runtime_id}/tasks/pending"
+        rows = await api.owner.get(path)
+        assert [row["id"] for row in rows] == [high, low, taken]
+        assert all(set(row) == BASE for row in rows)
+        missing = f"/api/daemon/runtimes/{new_id()}/tasks/pending"
+        assert await api.owner.refused(404, "GET", missing) == "runtime not found"
+
+
+@pytest.mark.spec("01 §3.12", "POST /api/daemon/tasks/{id}/usage")
+async def test_usage_replaces_what_was_reported_before() -> None:
+    async with open_api() as api:
+        task_id = await task_on_issue(api)
+        entry = {"provider": "Claude", "model": "m", "input_tokens": 1, "output_tokens": 2}
+        for tokens in (1, 5):
+            body = {"usage": [entry | {"input_tokens": tokens}]}
+            assert await post(api, task_id, "usage", body) == {"status": "ok"}
+        rows = await api.fetch("select provider, model, input_tokens from task_usage")
+        assert [tuple(row.values()) for row in rows] == [("claude", "m", 5)]
+        body = {"usage": [{"provider": " ", "model": "n"}]}
+        await post(api, task_id, "usage", body)
+        (row,) = await api.fetch("select provider from task_usage where model = 'n'")
+        assert row["provider"] == "claude"
+        # What was used is counted, also for a run that was cancelled.
+        ended = await task_on_issue(api, "cancelled")
+        await post(api, ended, "usage", {"usage": [entry]})
+
+
+@pytest.mark.spec("06 §10.2", "GET /api/agents/{id}/tasks")
+@pytest.mark.spec("06 §10.2", "GET /api/agent-task-snapshot")
+async def test_what_an_agent_does() -> None:
+    async with open_api() as api:
+        old, running = await task_on_issue(api, "completed"), await task_on_issue(api)
+        rows = await api.member.get(f"/api/agents/{api.world.agent_id}/tasks")
+        assert [row["id"] for row in rows] == [running, old]
+        rows = await api.member.get("/api/agent-task-snapshot")
+        assert {row["id"] for row in rows} == {old, running}
