@@ -42,6 +42,7 @@ __all__ = [
     "queue",
     "rerun",
     "status_changed",
+    "wake",
 ]
 
 SQL: Final = load("enqueue")
@@ -301,6 +302,12 @@ async def queue(
         told.append(events.task_event("task:queued", row))
         told.append(TaskAvailable(row["runtime_id"], row["id"]))
     return rows, told
+
+
+async def wake(conn: Connection, agent_id: str) -> list[Consequence]:
+    """Tell the agent's runtime of what waits for it: it may be another one, or have a place now."""
+    rows = await conn.fetch(SQL.waiting, agent_id)
+    return [TaskAvailable(row["runtime_id"], row["id"]) for row in rows]
 
 
 async def _candidate(conn: Connection, issue: IssueFacts, actor: Actor) -> Candidate | None:

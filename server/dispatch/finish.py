@@ -201,6 +201,16 @@ async def cancel_agent(conn: Connection, agent_id: str) -> list[Consequence]:
     return await _cancel(conn, await conn.fetch(SQL.active_of_agent, agent_id))
 
 
+async def hold_agent(conn: Connection, agent_id: str) -> None:
+    """Lock what cancelling an agent's tasks will lock, in the common order.
+
+    To be called before the agent itself is locked for anything else.
+    """
+    found = await conn.fetch(SQL.active_of_agent, agent_id)
+    if found:
+        await _lock(conn, [row["id"] for row in found])
+
+
 async def cancel_chat(conn: Connection, session_id: str) -> list[Consequence]:
     """Cancel all active tasks of a chat session; to be called before it is deleted."""
     return await _cancel(conn, await conn.fetch(SQL.active_of_chat, session_id))

@@ -168,3 +168,13 @@ select leader_id from squad where id = $1;
 insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
 values ($1, $2, 'agent', $3, 'squad_leader_evaluated', $4)
 returning *;
+
+-- name: waiting
+-- The next task that waits for an agent, and where it is to run.
+select t.id, a.runtime_id
+from agent a
+join agent_task_queue t on t.agent_id = a.id and t.status = 'queued'
+where a.id = $1 and a.archived_at is null
+  and (t.not_before is null or t.not_before <= statement_timestamp())
+order by t.priority desc, t.created_at
+limit 1;

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import finish
+from server.dispatch import enqueue, finish
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import agents, runs
 from server.store.agents import StoredAgent, Viewer
@@ -146,7 +146,10 @@ async def update_agent(request: Request) -> Response:
         changed = await agents.update_agent(conn, agent_id, written, viewer_of(caller))
         if changed is None:
             raise _name_taken(str(written.get("name", before.shown.name)))
-        return changed, (_told(caller, "agent:status", changed),)
+        told: list[Consequence] = [_told(caller, "agent:status", changed)]
+        if {"runtime_id", "max_concurrent_tasks"} & set(written):
+            told += await enqueue.wake(conn, agent_id)  # what waits may have a place now
+        return changed, told
 
     return answer(await write(request, unit))
 
@@ -157,6 +160,7 @@ async def archive_agent(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> _Told:
+        await finish.hold_agent(conn, agent_id)
         await _managed(conn, caller, agent_id)
         archived = await agents.archive_agent(
             conn, agent_id, caller.actor.user_id, viewer_of(caller)
@@ -190,6 +194,7 @@ async def cancel_tasks(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> tuple[int, Sequence[Consequence]]:
+        await finish.hold_agent(conn, agent_id)
         await _managed(conn, caller, agent_id)
         told = await finish.cancel_agent(conn, agent_id)
         cancelled = sum(isinstance(c, Event) and c.type == "task:cancelled" for c in told)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.consequences import TaskAvailable
 from shared import codec
 from tests.support.api import Api, open_api
 from tests.support.rows import insert, make_agent, make_issue, make_runtime, make_task
@@ -241,6 +242,23 @@ async def test_archiving_cancels_what_is_active_and_can_be_undone() -> None:
         restored = await api.owner.ok(200, "POST", f"{path}/restore", None)
         assert restored["archived_at"] is None
         await api.owner.refused(409, "POST", f"{path}/restore", None)
+
+
+async def test_an_agent_that_moves_or_grows_has_its_waiting_work_announced() -> None:
+    async with open_api() as api:
+        path = f"/api/agents/{api.world.agent_id}"
+        other = await api.run(
+            lambda conn: make_runtime(conn, api.world.workspace_id, api.world.user_id)
+        )
+        task_id = await api.run(lambda conn: make_task(conn, api.world))
+        await api.owner.ok(200, "PUT", path, {"description": "x"})
+        assert not [told for told in api.told if isinstance(told, TaskAvailable)]
+        await api.owner.ok(200, "PUT", path, {"max_concurrent_tasks": 9})
+        await api.owner.ok(200, "PUT", path, {"runtime_id": other})
+        assert [told for told in api.told if isinstance(told, TaskAvailable)] == [
+            TaskAvailable(api.world.runtime_id, task_id),
+            TaskAvailable(other, task_id),
+        ]
 
 
 @pytest.mark.spec("06 §10.2", "POST /api/agents/{id}/cancel-tasks")
