@@ -243,6 +243,29 @@ def test_a_live_run_says_where_it_stands(status: str, machine: str, word: str, d
     assert (shown.summary, shown.step, shown.total) == ("Launching", 1, 0)
 
 
+def test_a_live_run_whose_machine_is_silent_goes_on() -> None:
+    silent = task("running", unreachable_since=stamp(NOW - timedelta(minutes=3)))
+    shown = issue.live(silent, people("offline"), None, NOW)
+    assert shown.word == "Machine unreachable"
+    assert "3 min ago" in shown.detail
+
+
+def test_a_parked_run_says_when_it_starts() -> None:
+    parked = task("queued", not_before=stamp(NOW + timedelta(hours=2)))
+    shown = issue.live(parked, people("online"), None, NOW)
+    assert shown.word == "Waiting for quota"
+    assert "2 h 00 min" in shown.detail
+    due = task("queued", not_before=stamp(NOW - timedelta(seconds=1)))
+    assert issue.live(due, people("online"), None, NOW).word == "Queued"
+
+
+def test_a_late_result_is_shown_beside_the_failure() -> None:
+    late = {"status": "completed", "result": {"output": "Did it."}, "at": stamp(NOW)}
+    failed = Task(id="t", status="failed", created_at=stamp(NOW), late_result=late)
+    assert issue.past(failed, people(), NOW, newest=False).late == "Did it."
+    assert issue.past(task("completed"), people(), NOW, newest=False).late == ""
+
+
 def test_an_ended_run_says_how_and_offers_another_only_when_it_is_the_newest() -> None:
     failed = task(
         "failed", failure_reason=failure.QUOTA, started_at=stamp(NOW - timedelta(seconds=70)),

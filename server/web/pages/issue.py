@@ -64,6 +64,7 @@ class Past:
     word: str
     took: str
     words: failures.Words | None
+    late: str
     again: bool
 
 
@@ -100,7 +101,7 @@ def live(
     return Live(
         task=task,
         agent=agent,
-        word=_word(task, runtime),
+        word=_word(task, runtime, now),
         detail=_detail(task, runtime, note, now),
         begun=begun,
         elapsed=view.duration((now - since).total_seconds()),
@@ -110,7 +111,11 @@ def live(
     )
 
 
-def _word(task: wire.Task, runtime: Runtime | None) -> str:
+def _word(task: wire.Task, runtime: Runtime | None, now: datetime) -> str:
+    if task.unreachable_since:
+        return "Machine unreachable"
+    if _parked(task, now):
+        return "Waiting for quota"
     if task.status == wire.QUEUED and (runtime is None or runtime.status != "online"):
         return "Waiting for machine"
     return view.RUN_STATES.get(task.status, task.status)
@@ -120,6 +125,12 @@ def _detail(
     task: wire.Task, runtime: Runtime | None, note: store.RunNote | None, now: datetime
 ) -> str:
     where = view.machine(runtime)
+    if task.unreachable_since:
+        silent = view.ago(task.unreachable_since, now)
+        return f"{where} fell silent {silent}. The run counts as going on while it may come back."
+    if parked := _parked(task, now):
+        wait = view.duration((parked - now).total_seconds())
+        return f"The provider's quota is used up. This attempt starts by itself in {wait}."
     match task.status:
         case wire.QUEUED if runtime is None or runtime.status != "online":
             seen = view.ago(runtime.last_seen_at if runtime else None, now)
@@ -134,6 +145,19 @@ def _detail(
     return f"On {where}."
 
 
+def _parked(task: wire.Task, now: datetime) -> datetime | None:
+    """When a queued run may be claimed, if that is still to come."""
+    due = view.parse(task.not_before)
+    return due if task.status == wire.QUEUED and due is not None and due > now else None
+
+
+def _late(task: wire.Task) -> str:
+    """What the daemon reported after the server had gone on without it."""
+    late = task.late_result or {}
+    output = (late.get("result") or {}).get("output") or late.get("error") or ""
+    return str(output)
+
+
 def past(task: wire.Task, people: view.Directory, now: datetime, *, newest: bool) -> Past:
     """Say in words how a run ended."""
     seconds = view.run_seconds(task, now)
@@ -144,6 +168,7 @@ def past(task: wire.Task, people: view.Directory, now: datetime, *, newest: bool
         word=view.RUN_STATES.get(task.status, task.status),
         took="" if seconds is None else view.duration(seconds),
         words=failures.explain(task.failure_reason) if failed else None,
+        late=_late(task),
         again=newest and task.status in {wire.FAILED, wire.CANCELLED},
     )
 
