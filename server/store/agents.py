@@ -16,7 +16,7 @@ import attrs
 from server.store.queries import Connection, Record, load
 from shared.times import stamp, try_stamp
 from shared.wire.runtime import Runtime
-from shared.wire.team import Agent
+from shared.wire.team import Agent, SkillSummary
 
 SQL = load("agents")
 
@@ -273,6 +273,7 @@ def _agent(row: Record, viewer: Viewer | None) -> Agent:
         model=row["model"] or "",
         thinking_level=row["thinking_level"] or "",
         owner_id=owner_id,
+        skills=[SkillSummary(**skill) for skill in row["skills"]],
         created_at=stamp(row["created_at"]),
         updated_at=stamp(row["updated_at"]),
         archived_at=try_stamp(row["archived_at"]),

@@ -2,7 +2,8 @@
 
 -- name: list_agents
 -- Oldest first. $3: whose private agents may be seen (null = everybody's).
-select a.*, coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always
+select a.*, agent_skills(a.id) as skills,
+    coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always
 from agent a join workspace w on w.id = a.workspace_id
 where a.workspace_id = $1
     and ($2 or a.archived_at is null)
@@ -11,13 +12,15 @@ order by a.created_at, a.id
 limit 1000;
 
 -- name: get_agent
-select a.*, coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always
+select a.*, agent_skills(a.id) as skills,
+    coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always
 from agent a join workspace w on w.id = a.workspace_id
 where a.workspace_id = $1 and a.id = $2;
 
 -- name: lock_agent
 -- As get_agent, and nobody else changes or archives it until this transaction ends.
-select a.*, coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always,
+select a.*, agent_skills(a.id) as skills,
+    coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always,
     r.provider
 from agent a
     join workspace w on w.id = a.workspace_id
@@ -33,7 +36,7 @@ insert into agent (workspace_id, name, description, instructions, avatar_url, ru
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, nullif($12, ''), nullif($13, ''), $14,
     case when $15 then 'idle' else 'offline' end, $16, $17)
 on conflict on constraint agent_workspace_name_unique do nothing
-returning *, (
+returning *, agent_skills(id) as skills, (
     select coalesce(w.settings->'always_redact_env' = 'true', false)
     from workspace w where w.id = agent.workspace_id
 ) as redact_always;
@@ -64,7 +67,7 @@ update agent set
         then nullif($2->>'thinking_level', '') else thinking_level end,
     updated_at = now()
 where id = $1
-returning *, (
+returning *, agent_skills(id) as skills, (
     select coalesce(w.settings->'always_redact_env' = 'true', false)
     from workspace w where w.id = agent.workspace_id
 ) as redact_always;
@@ -73,7 +76,7 @@ returning *, (
 -- No row when it is archived already.
 update agent set archived_at = now(), archived_by = $2, updated_at = now()
 where id = $1 and archived_at is null
-returning *, (
+returning *, agent_skills(id) as skills, (
     select coalesce(w.settings->'always_redact_env' = 'true', false)
     from workspace w where w.id = agent.workspace_id
 ) as redact_always;
@@ -82,7 +85,7 @@ returning *, (
 -- No row when it is not archived.
 update agent set archived_at = null, archived_by = null, updated_at = now()
 where id = $1 and archived_at is not null
-returning *, (
+returning *, agent_skills(id) as skills, (
     select coalesce(w.settings->'always_redact_env' = 'true', false)
     from workspace w where w.id = agent.workspace_id
 ) as redact_always;
@@ -107,7 +110,7 @@ update agent_runtime set visibility = $2, updated_at = now() where id = $1 retur
 
 -- name: agents_on_runtime
 -- The agents that still work on a runtime.
-select a.*, true as redact_always
+select a.*, agent_skills(a.id) as skills, true as redact_always
 from agent a
 where a.runtime_id = $1 and a.archived_at is null
 order by a.created_at, a.id
@@ -117,7 +120,7 @@ limit 1000;
 -- Archive the agents that still work on a runtime.
 update agent set archived_at = now(), archived_by = $2, updated_at = now()
 where runtime_id = $1 and archived_at is null
-returning *, true as redact_always;
+returning *, agent_skills(id) as skills, true as redact_always;
 
 -- name: active_on_runtime
 -- What would go down with a runtime: its own tasks, and those of the agents bound to it.

@@ -73,7 +73,7 @@ async def list_agents(request: Request) -> Response:
 async def get_agent(request: Request) -> Response:
     """GET /api/agents/{id}."""
     caller = await auth.workspace(request)
-    unit = partial(_usable, caller=caller, agent_id=path_id(request, "id", "agent id"))
+    unit = partial(usable_agent, caller=caller, agent_id=path_id(request, "id", "agent id"))
     return answer(await read(request, unit))
 
 
@@ -129,7 +129,7 @@ async def update_agent(request: Request) -> Response:
     runtime_id = sent.id("runtime_id")
 
     async def unit(conn: Connection) -> _Told:
-        before = await _managed(conn, caller, agent_id)
+        before = await managed_agent(conn, caller, agent_id)
         written = dict(changes)
         if "runtime_config" in written:
             written["runtime_config"] = agents.restore_gateway(
@@ -160,8 +160,12 @@ async def archive_agent(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> _Told:
+<<<<<<< Updated upstream
         await finish.hold_agent(conn, agent_id)
         await _managed(conn, caller, agent_id)
+=======
+        await managed_agent(conn, caller, agent_id)
+>>>>>>> Stashed changes
         archived = await agents.archive_agent(
             conn, agent_id, caller.actor.user_id, viewer_of(caller)
         )
@@ -179,7 +183,7 @@ async def restore_agent(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> _Told:
-        await _managed(conn, caller, agent_id)
+        await managed_agent(conn, caller, agent_id)
         restored = await agents.restore_agent(conn, agent_id, viewer_of(caller))
         if restored is None:
             raise Conflict("agent is not archived")
@@ -194,8 +198,12 @@ async def cancel_tasks(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> tuple[int, Sequence[Consequence]]:
+<<<<<<< Updated upstream
         await finish.hold_agent(conn, agent_id)
         await _managed(conn, caller, agent_id)
+=======
+        await managed_agent(conn, caller, agent_id)
+>>>>>>> Stashed changes
         told = await finish.cancel_agent(conn, agent_id)
         cancelled = sum(isinstance(c, Event) and c.type == "task:cancelled" for c in told)
         return cancelled, told
@@ -209,7 +217,7 @@ async def list_agent_tasks(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> list[Task]:
-        await _usable(conn, caller, agent_id)
+        await usable_agent(conn, caller, agent_id)
         return await runs.agent_tasks(conn, agent_id)
 
     return answer(await read(request, unit))
@@ -226,12 +234,6 @@ async def task_snapshot(request: Request) -> Response:
     return answer(await read(request, unit))
 
 
-async def list_squads(request: Request) -> Response:
-    """GET /api/squads: there are none yet; name look-ups of the command line ask for them."""
-    await auth.workspace(request)
-    return answer([])
-
-
 # --- rules ----------------------------------------------------------------------------------------
 
 
@@ -240,7 +242,7 @@ def may_use(viewer: Viewer, agent: Agent) -> bool:
     return viewer.may_use(visibility=agent.visibility, owner_id=agent.owner_id)
 
 
-async def _usable(conn: Connection, caller: Membership, agent_id: str) -> Agent:
+async def usable_agent(conn: Connection, caller: Membership, agent_id: str) -> Agent:
     viewer = viewer_of(caller)
     found = await agents.get_agent(conn, caller.workspace_id, agent_id, viewer)
     if found is None:
@@ -250,7 +252,7 @@ async def _usable(conn: Connection, caller: Membership, agent_id: str) -> Agent:
     return found
 
 
-async def _managed(conn: Connection, caller: Membership, agent_id: str) -> StoredAgent:
+async def managed_agent(conn: Connection, caller: Membership, agent_id: str) -> StoredAgent:
     found = await agents.lock_agent(conn, caller.workspace_id, agent_id)
     if found is None:
         raise NotFound("agent not found")
@@ -361,5 +363,4 @@ routes: list[BaseRoute] = [
     Route("/api/agents/{id}/cancel-tasks", cancel_tasks, methods=["POST"]),
     Route("/api/agents/{id}/tasks", list_agent_tasks, methods=["GET"]),
     Route("/api/agent-task-snapshot", task_snapshot, methods=["GET"]),
-    Route("/api/squads", list_squads, methods=["GET"]),
 ]

@@ -24,6 +24,8 @@ from server.web import (
     pages,
     previews_api,
     session_api,
+    skills_api,
+    squads_api,
     task_api,
     team_api,
     work_api,
@@ -60,6 +62,8 @@ def _table() -> list[BaseRoute]:
         *previews_api.routes,
         *evaluations_api.routes,
         *work_api.routes,
+        *skills_api.routes,
+        *squads_api.routes,
         *task_api.routes,
         *pages.routes,
     ]

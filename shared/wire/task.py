@@ -70,6 +70,34 @@ class SkillRef:
 
 
 @attrs.frozen(kw_only=True)
+class SkillBundle:
+    """A skill with everything in it, as it is fetched and kept by its hash (01 §3.7)."""
+
+    id: str = ""
+    source: str = ""
+    name: str = ""
+    description: str = omitted("")
+    hash: str = ""
+    size_bytes: int = omitted(0)
+    content: str = ""
+    files: list[SkillFile] = omitted(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class ResolveRequest:
+    """Skills whose bundles are asked for, by the references of a claim."""
+
+    skills: list[SkillRef] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class ResolveResponse:
+    """Their bundles, in the order asked."""
+
+    bundles: list[SkillBundle] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
 class TaskAgent:
     """The agent a claimed task runs as. Holds secrets: never logged."""
 

@@ -382,10 +382,3 @@ async def test_naming_an_agent_in_headers_opens_nothing() -> None:
         assert response.status_code == 403
         issue = await api.member.ok(201, "POST", "/api/issues", {"title": "T"}, headers=headers)
         assert (issue["creator_type"], issue["creator_id"]) == ("agent", api.world.agent_id)
-
-
-async def test_squads_are_an_empty_list() -> None:
-    async with open_api() as api:
-        assert await api.owner.get("/api/squads") == []
-        await api.run(lambda conn: make_agent(conn, api.world.workspace_id, api.world.runtime_id))
-        assert len(await api.member.get("/api/agents")) == 2

@@ -1,0 +1,134 @@
+"""What people and agents share beside issues, as the user API shows it (spec 06 §8, §11, §12, §14).
+
+Times are strings of form A.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from shared.codec import omitted
+
+
+@attrs.frozen(kw_only=True)
+class SkillSummary:
+    """A skill without what it says."""
+
+    id: str
+    workspace_id: str
+    name: str
+    description: str = ""
+    config: dict[str, Any] = attrs.field(factory=dict)
+    created_by: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class SkillFileRow:
+    """One supporting file of a skill."""
+
+    id: str
+    skill_id: str
+    path: str
+    content: str = ""
+    created_at: str = ""
+    updated_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class FullSkill(SkillSummary):
+    """A skill with its text and its files."""
+
+    content: str = ""
+    files: list[SkillFileRow] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class Squad:
+    """A leader and members; `member_preview` has the first three."""
+
+    id: str
+    workspace_id: str
+    name: str
+    description: str = ""
+    instructions: str = ""
+    avatar_url: str | None = None
+    leader_id: str = ""
+    creator_id: str = ""
+    created_at: str = ""
+    updated_at: str = ""
+    archived_at: str | None = None
+    archived_by: str | None = None
+    member_count: int = 0
+    member_preview: list[dict[str, str]] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class SquadMember:
+    """One member of a squad: `member_id` is an agent's or a user's."""
+
+    id: str
+    squad_id: str
+    member_type: str
+    member_id: str
+    role: str = ""
+    created_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Project:
+    """A project with what is counted in it."""
+
+    id: str
+    workspace_id: str
+    title: str
+    description: str | None = None
+    icon: str | None = None
+    status: str = "planned"
+    priority: str = "none"
+    lead_type: str | None = None
+    lead_id: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+    issue_count: int = 0
+    done_count: int = 0
+    resource_count: int = 0
+    resources: list[Resource] | None = omitted(None)
+
+
+@attrs.frozen(kw_only=True)
+class FoundProject(Project):
+    """A project that a search found, and where."""
+
+    match_source: str = "title"
+    matched_snippet: str = omitted("")
+
+
+@attrs.frozen(kw_only=True)
+class Resource:
+    """What agents work on in a project: a repository or a directory of one machine."""
+
+    id: str
+    project_id: str
+    workspace_id: str
+    resource_type: str
+    resource_ref: dict[str, Any] = attrs.field(factory=dict)
+    label: str | None = None
+    position: int = 0
+    created_at: str = ""
+    created_by: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Label:
+    """A label; the color is "#" and six lower-case hex digits."""
+
+    id: str
+    workspace_id: str
+    name: str
+    color: str = ""
+    created_at: str = ""
+    updated_at: str = ""
