@@ -19,7 +19,7 @@ from server.dispatch.settle import settle
 from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
 from server.store.queries import Connection, Record, load
 from server.store.tasks import Caller, caller_args, seen, task_of
-from server.store.work import get_issue
+from server.store.work import issue_of
 from shared import codec, failure, times
 from shared.redact import redact
 from shared.wire.event import Event
@@ -82,8 +82,9 @@ async def fail(
 ) -> tuple[Task, list[Consequence]]:
     """Fail a task that a daemon has. In any other status nothing happens and the row is returned.
 
-    Queues a new attempt when the reason is the infrastructure's, or a quota that comes back. What
-    the daemon says of a task that the server had failed meanwhile takes the place of the
+    Queues a new attempt when the reason is the infrastructure's, or a quota that comes back. An
+    issue that was in progress and that nobody works on any more goes back to `todo`. What the
+    daemon says of a task that the server had failed meanwhile takes the place of the
     presumption, unless its new attempt has started. Raises NotFound, Foreign.
     """
     row = await _lock_one(conn, task_id, caller)
@@ -108,7 +109,7 @@ async def fail(
     changed = await conn.fetchrow(SQL.fail, [decide(row, why, _clock(), adopt=adopting)])
     ended = _ended([row], changed, adopted=adopting)
     told += await _told(conn, "task:failed", [row], changed, ended)
-    return task_of(ended[0].task), told
+    return task_of(ended[0].task), told + await _hand_back(conn, [row])
 
 
 async def fail_many(
@@ -121,8 +122,7 @@ async def fail_many(
 ) -> tuple[RecoverReply, list[Consequence]]:
     """Fail those of the tasks that are still in one of the statuses, as `fail` does.
 
-    They were found without a lock; `recheck` tells which of them are still meant. An issue that was
-    in progress and that nobody works on any more goes back to `todo`.
+    They were found without a lock; `recheck` tells which of them are still meant.
     """
     rows = await _lock(conn, task_ids)
     rows = [row for row in rows if row["status"] in statuses]
@@ -135,9 +135,7 @@ async def fail_many(
     changed = await conn.fetchrow(SQL.fail, [decide(row, why, now) for row in rows])
     ended = _ended(rows, changed)
     consequences = await _told(conn, "task:failed", rows, changed, ended)
-    stuck = {row["issue_id"] for row in rows if row["issue_status"] == "in_progress"}
-    if stuck:
-        consequences += await _reset_issues(conn, sorted(stuck))
+    consequences += await _hand_back(conn, rows)
     retried = sum(one.retry is not None for one in ended)
     return RecoverReply(orphaned=len(ended), retried=retried), consequences
 
@@ -320,17 +318,19 @@ async def _told(
     return consequences
 
 
-async def _reset_issues(conn: Connection, issue_ids: list[str]) -> list[Consequence]:
+async def _hand_back(conn: Connection, failed: Sequence[Record]) -> list[Consequence]:
+    """Make issues that failed tasks leave with nobody at work on them ready to be picked up."""
+    stuck = {row["issue_id"] for row in failed if row["issue_status"] == "in_progress"}
+    if not stuck:
+        return []
     consequences: list[Consequence] = []
-    for row in await conn.fetch(SQL.reset_issues, issue_ids):
-        issue = await get_issue(conn, row["workspace_id"], row["id"])
-        if issue is not None:
-            payload = {
-                "issue": codec.unstructure(issue),
-                "status_changed": True,
-                "prev_status": "in_progress",
-            }
-            consequences.append(
-                Event(type="issue:updated", payload=payload, workspace_id=row["workspace_id"])
-            )
+    for row in await conn.fetch(SQL.reset_issues, sorted(stuck)):
+        payload = {
+            "issue": codec.unstructure(issue_of(row)),
+            "status_changed": True,
+            "prev_status": "in_progress",
+        }
+        consequences.append(
+            Event(type="issue:updated", payload=payload, workspace_id=row["workspace_id"])
+        )
     return consequences

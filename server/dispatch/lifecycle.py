@@ -50,6 +50,10 @@ CHANGES: Final = {
     "cancel": CANCEL,
 }
 
+ADOPT: Final = Change(frozenset({FAILED}), COMPLETED)
+"""The one way back, for a task that is `presumed` to have failed: its daemon reports after all, and
+its new attempt has not started. What it reports may also be another failure."""
+
 PREPARING: Final = START.sources
 """The daemon has the task, and its agent does not run yet: what a prepare lease protects."""
 

@@ -258,9 +258,13 @@ where r.id = $1;
 
 -- name: reset_issues
 -- Issues that nobody works on any more go back to where they are picked up from.
-update issue i set status = 'todo', updated_at = statement_timestamp()
-where i.id = any($1::uuid[]) and i.status = 'in_progress'
-  and not exists (select from agent_task_queue q
-                  where q.issue_id = i.id
-                    and q.status in ('queued', 'dispatched', 'waiting_local_directory', 'running'))
-returning i.id, i.workspace_id;
+with reset as (
+    update issue i set status = 'todo', updated_at = statement_timestamp()
+    where i.id = any($1::uuid[]) and i.status = 'in_progress'
+      and not exists (select from agent_task_queue q
+                      where q.issue_id = i.id
+                        and q.status in ('queued', 'dispatched', 'waiting_local_directory',
+                                         'running'))
+    returning i.*
+)
+select r.*, w.issue_prefix from reset r join workspace w on w.id = r.workspace_id;
