@@ -160,12 +160,8 @@ async def archive_agent(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> _Told:
-<<<<<<< Updated upstream
         await finish.hold_agent(conn, agent_id)
-        await _managed(conn, caller, agent_id)
-=======
         await managed_agent(conn, caller, agent_id)
->>>>>>> Stashed changes
         archived = await agents.archive_agent(
             conn, agent_id, caller.actor.user_id, viewer_of(caller)
         )
@@ -198,12 +194,8 @@ async def cancel_tasks(request: Request) -> Response:
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> tuple[int, Sequence[Consequence]]:
-<<<<<<< Updated upstream
         await finish.hold_agent(conn, agent_id)
-        await _managed(conn, caller, agent_id)
-=======
         await managed_agent(conn, caller, agent_id)
->>>>>>> Stashed changes
         told = await finish.cancel_agent(conn, agent_id)
         cancelled = sum(isinstance(c, Event) and c.type == "task:cancelled" for c in told)
         return cancelled, told
