@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import attrs
@@ -19,6 +19,9 @@ _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 _TRIVIAL: Final = frozenset({"done", "готово", "готова", "сделано", "完成", "完了"})
 _DECORATION: Final = ".!！。… "  # noqa: RUF001
+
+_PATIENCE: Final = timedelta(minutes=1)
+_LONGEST_PATIENCE: Final = timedelta(hours=6)
 
 _CLOSED_ISSUE: Final = frozenset({"done", "cancelled"})
 
@@ -66,9 +69,17 @@ def plan_comment(output: str, *, in_thread: bool) -> str:
     return text
 
 
-def resume_at(why: Failure, now: datetime) -> datetime | None:
-    """Return when a new attempt has a chance, for a failure of the provider's quota only."""
-    return reset_time(why.error, now) if why.reason == failure.QUOTA else None
+def resume_at(why: Failure, now: datetime, *, attempt: int = 1) -> datetime | None:
+    """Return when a new attempt has a chance, for a failure of the provider's quota only.
+
+    Providers that promise a second or two break the promise: each attempt waits at least four
+    times as long as the one before, from a minute up.
+    """
+    found = reset_time(why.error, now) if why.reason == failure.QUOTA else None
+    if found is None:
+        return None
+    patience: timedelta = min(_PATIENCE * 4 ** (attempt - 1), _LONGEST_PATIENCE)
+    return max(found, now + patience)
 
 
 def decide_retry(row: Mapping[str, Any], reason: str, *, quota_returns: bool = False) -> bool:
@@ -91,7 +102,7 @@ def decide(
     row: Mapping[str, Any], why: Failure, now: datetime, *, adopt: bool = False
 ) -> dict[str, Any]:
     """What is to happen to one task that fails, as the statement `fail` reads it."""
-    returns = resume_at(why, now)
+    returns = resume_at(why, now, attempt=row["attempt"])
     retry = decide_retry(row, why.reason, quota_returns=returns is not None)
     return {
         "id": row["id"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,10 +26,10 @@ from server.dispatch.rules import (
     summarise,
     targets,
 )
-from server.dispatch.verdict import decide_retry, plan_comment
+from server.dispatch.verdict import Failure, decide_retry, plan_comment, resume_at
 from server.store.queries import FOLDER, load, parse
 from server.store.tasks import Caller, relative_work_dir
-from shared.failure import RETRYABLE
+from shared.failure import CAPACITY, QUOTA, RETRYABLE, classify
 from shared.wire.task import ACTIVE, TERMINAL, Repo
 
 pytestmark = pytest.mark.fast
@@ -278,6 +279,25 @@ def test_what_is_tried_again(changes: dict[str, Any], expected: bool) -> None:
     for reason in RETRYABLE:
         assert decide_retry(row | changes, reason) is expected
     assert not decide_retry(row, "agent_blocked")
+
+
+def test_how_long_a_quota_is_waited_for() -> None:
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+    def wait(text: str, attempt: int = 1, reason: str = QUOTA) -> float | None:
+        found = resume_at(Failure(error=text, reason=reason), now, attempt=attempt)
+        return None if found is None else (found - now).total_seconds()
+
+    # What gemini says, word for word.
+    gemini = (
+        "You exceeded your current quota, please check your plan and billing details.\n"
+        "Suggested retry after 1s.."
+    )
+    assert classify(gemini) == QUOTA
+    assert [wait(gemini, attempt) for attempt in (1, 2, 3, 9)] == [60, 240, 960, 6 * 3600]
+    assert wait("usage limit, try again in 8 hours", 9) == 8 * 3600 + 30
+    assert wait("Quota exceeded. Check your plan and billing details.") is None
+    assert wait("overloaded, try again in 5 minutes", reason=CAPACITY) is None
 
 
 def test_nothing_leaves_a_terminal_status() -> None:
