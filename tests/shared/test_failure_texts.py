@@ -1,0 +1,74 @@
+"""What real agent programs say when they fail, and the reason each text stands for (02 §7.2).
+
+The texts were recorded from claude, codex, gemini, opencode and qwen against a fake provider.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from shared import failure
+from shared.quota import reset_time
+
+pytestmark = pytest.mark.fast
+
+KEYS = "You can find your API key at https://platform.openai.com/account/api-keys."
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Invalid API key · Fix external API key", failure.AUTH),
+        (f"[API Error: 401 Incorrect API key provided: sk-fake***. {KEYS}]", failure.AUTH),
+        (f"Incorrect API key provided: sk-fake***. {KEYS}", failure.AUTH),
+        (f"Internal error: Incorrect API key provided: sk-fake***. {KEYS}", failure.AUTH),
+        (
+            (
+                "API Error: Request rejected (429) · This request would exceed your account's rate "
+                "limit. Please try again later."
+            ),
+            failure.CAPACITY,
+        ),
+        ("exceeded retry limit, last status: 429 Too Many Requests", failure.CAPACITY),
+        (
+            (
+                "API Error: 529 Overloaded. This is a server-side issue, usually temporary — try again "
+                "in a moment. If it persists, check your inference gateway (127.0.0.1:42419)."
+            ),
+            failure.CAPACITY,
+        ),
+        ("Credit balance is too low", failure.QUOTA),
+        ("Quota exceeded. Check your plan and billing details.", failure.QUOTA),
+        (
+            (
+                "You exceeded your current quota, please check your plan and billing details.\n"
+                "Suggested retry after 1s.."
+            ),
+            failure.QUOTA,
+        ),
+        ("stream disconnected before completion: fake in-stream failure", failure.NETWORK),
+        (
+            (
+                "stream disconnected before completion: Transport error: network error: error decoding "
+                "response body"
+            ),
+            failure.NETWORK,
+        ),
+        ("[API Error: terminated (cause: other side closed)]", failure.NETWORK),
+        ("[API Error: terminated]", failure.NETWORK),
+        ("Model stream ended without a finish reason.", failure.EMPTY_OUTPUT),
+        ("Internal error", failure.SERVER_ERROR),
+        ("API Error: 400 fake: invalid request", failure.UNKNOWN),
+    ],
+)
+def test_what_programs_say(text: str, reason: str) -> None:
+    assert failure.classify(text) == reason
+
+
+def test_none_of_them_but_one_says_when_to_come_back() -> None:
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    for text in ("Credit balance is too low", "Quota exceeded. Check your plan."):
+        assert reset_time(text, now) is None
+    assert reset_time("Suggested retry after 1s..", now) is not None
