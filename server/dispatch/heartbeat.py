@@ -10,7 +10,7 @@ from typing import Final
 
 from server.consequences import Consequence
 from server.dispatch import events
-from server.dispatch.reachability import reachable_tasks
+from server.dispatch.reachability import came_back
 from server.store.queries import Connection, load
 from server.store.tasks import Caller, seen
 from shared.wire.runtime import Beat, FeatureFlags
@@ -63,5 +63,5 @@ async def take_beat(
     consequences: list[Consequence] = []
     if row["came_back"]:
         consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
-        consequences += await reachable_tasks(conn, runtime_ids=[runtime_id])
+        consequences += await came_back(conn, [runtime_id])
     return Beat(feature_flags=_FLAGS), consequences

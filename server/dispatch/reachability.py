@@ -17,6 +17,9 @@ from server.store.queries import Connection, load
 
 SQL: Final = load("sweep")
 
+_HOLD: Final = timedelta(seconds=60)
+"""As long as a daemon may wait between two tries to report."""
+
 _LEASE: Final = timedelta(seconds=LEASE)
 
 
@@ -31,3 +34,11 @@ async def reachable_tasks(
     """What runtimes run that are back: all of them, or only these. One statement."""
     rows = await conn.fetch(SQL.mark_reachable, _LEASE, runtime_ids)
     return [events.reachability(row) for row in rows]
+
+
+async def came_back(conn: Connection, runtime_ids: Sequence[str]) -> list[Consequence]:
+    """Runtimes beat again that were offline: what they run is reached again, and what they had run
+    may be reported at last, before its new attempt starts.
+    """
+    await conn.execute(SQL.hold_retries, runtime_ids, _HOLD)
+    return await reachable_tasks(conn, runtime_ids=runtime_ids)

@@ -49,6 +49,17 @@ where id in (
 )
 returning *;
 
+-- name: hold_retries
+-- A machine that comes back after it was given up may bring the results along: the new attempts of
+-- what it ran wait a little before they start there. $1 the runtimes, $2 how long
+update agent_task_queue t set not_before = statement_timestamp() + $2::interval
+from agent_task_queue p
+where t.status = 'queued'
+  and t.agent_id in (select a.id from agent a where a.runtime_id = any($1::uuid[]))
+  and coalesce(t.not_before, '-infinity') < statement_timestamp() + $2::interval
+  and p.id = t.parent_task_id and p.runtime_id = any($1::uuid[])
+  and p.status = 'failed' and p.presumed and p.failure_reason = 'runtime_offline' and p.late is null;
+
 -- name: tasks_left_behind
 -- What could not be reached for $1. $2 only these tasks, or null
 select t.id

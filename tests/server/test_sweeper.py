@@ -12,7 +12,7 @@ import trio
 
 from server.consequences import Consequence, TaskAvailable
 from server.database import Database
-from server.dispatch import heartbeat, sweeper
+from server.dispatch import finish, heartbeat, sweeper
 from server.dispatch.claim import claim
 from server.push.hub import Hub
 from server.store.queries import Connection
@@ -20,6 +20,7 @@ from server.store.tasks import get_task, task_of
 from shared import codec
 from shared.ids import new_id
 from shared.wire.event import Event
+from shared.wire.task import CompleteRequest
 from tests.conftest import ExpectedErrors
 from tests.support.postgres import open_test_database
 from tests.support.rows import World, insert, make_issue, make_runtime, make_task, make_world
@@ -161,6 +162,25 @@ async def beat_of(conn: Connection, world: World) -> list[Consequence]:
         conn, runtime_id=world.runtime_id, user_id=world.user_id, workspace_id=None
     )
     return told
+
+
+async def test_a_machine_that_was_given_up_may_bring_its_results_along() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        issue = await database.write(lambda conn: make_issue(conn, world))
+        task_id = await aged_task(database, world, status="running", issue_id=issue.id)
+        await database.write(
+            lambda conn: conn.execute("update agent_runtime set status = 'offline'")
+        )
+        await unreachable_for(database, task_id, 1000)
+        await database.write(partial(sweeper.left_behind, after=AFTER))
+        await database.write(partial(beat_of, world=world))
+        # The new attempt leaves it the time to do so.
+        assert (await database.write(partial(claim, runtime_id=world.runtime_id)))[0] is None
+        done, _ = await database.write(
+            partial(finish.complete, task_id=task_id, request=CompleteRequest(output="Did it."))
+        )
+        assert done.status == "completed"
 
 
 async def test_a_machine_that_registers_anew_is_noticed_by_the_sweeper() -> None:

@@ -22,6 +22,9 @@ create index task_parked on agent_task_queue (not_before)
     where status = 'queued' and not_before is not null;
 create index task_unreachable on agent_task_queue (unreachable_since)
     where unreachable_since is not null;
+-- What a machine that comes back may still report on.
+create index task_presumed on agent_task_queue (runtime_id)
+    where presumed and status = 'failed' and late is null;
 
 alter table issue
     -- since then no run starts there by itself, because agents kept setting each other to work
