@@ -253,7 +253,7 @@ def test_a_live_run_whose_machine_is_silent_goes_on() -> None:
 def test_a_parked_run_says_when_it_starts() -> None:
     parked = task("queued", not_before=stamp(NOW + timedelta(hours=2)))
     shown = issue.live(parked, people("online"), None, NOW)
-    assert shown.word == "Waiting for quota"
+    assert shown.word == "Waiting to start"
     assert "2 h 00 min" in shown.detail
     due = task("queued", not_before=stamp(NOW - timedelta(seconds=1)))
     assert issue.live(due, people("online"), None, NOW).word == "Queued"

@@ -115,7 +115,7 @@ def _word(task: wire.Task, runtime: Runtime | None, now: datetime) -> str:
     if task.unreachable_since:
         return "Machine unreachable"
     if _parked(task, now):
-        return "Waiting for quota"
+        return "Waiting to start"
     if task.status == wire.QUEUED and (runtime is None or runtime.status != "online"):
         return "Waiting for machine"
     return view.RUN_STATES.get(task.status, task.status)
@@ -130,7 +130,8 @@ def _detail(
         return f"{where} fell silent {silent}. The run counts as going on while it may come back."
     if parked := _parked(task, now):
         wait = view.duration((parked - now).total_seconds())
-        return f"The provider's quota is used up. This attempt starts by itself in {wait}."
+        why = "A quota that is used up, or a machine that has just come back, needs the time."
+        return f"This attempt starts by itself in {wait}. {why}"
     match task.status:
         case wire.QUEUED if runtime is None or runtime.status != "online":
             seen = view.ago(runtime.last_seen_at if runtime else None, now)
