@@ -49,6 +49,24 @@ select i.status, i.updated_at,
 from issue i
 where i.id = $1;
 
+-- name: see_chat
+-- The same of a chat session.
+select c.status, c.updated_at,
+       coalesce($2::uuid, $3::uuid) is null or c.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = c.workspace_id and m.user_id = $2::uuid) as allowed
+from chat_session c
+where c.id = $1;
+
+-- name: see_run
+-- The same of an autopilot's run.
+select r.status, r.completed_at,
+       coalesce($2::uuid, $3::uuid) is null or p.workspace_id = $3::uuid
+       or exists (select from member m
+                  where m.workspace_id = p.workspace_id and m.user_id = $2::uuid) as allowed
+from autopilot_run r join autopilot p on p.id = r.autopilot_id
+where r.id = $1;
+
 -- name: profiles
 -- The workspace's own agent commands, oldest first; $2 also the disabled ones
 select * from runtime_profile

@@ -125,7 +125,12 @@ select t.*, to_jsonb(a) || jsonb_build_object('status', 'working') as agent,
        starter.email as started_by_email,
        prior.session_id as prior_session_id, prior.work_dir as prior_work_dir,
        prior.runtime_id as prior_runtime_id,
-       last_run.started_at as last_run_at,
+       last_run.started_at as last_run_at, skills.listed as skills, to_jsonb(p) as project,
+       resources.listed as resources, to_jsonb(squad) as squad, roster.listed as roster,
+       chat.title as chat_title, chat.session_id as chat_session, chat.work_dir as chat_work_dir,
+       chat.runtime_id as chat_runtime_id, said.texts as chat_texts, said.files as chat_files,
+       run.source as run_source, run.trigger_payload as run_payload, to_jsonb(pilot) as autopilot,
+       w.issue_prefix || '-' || parent.number as parent_identifier,
        (select count(*) from comment n
         where n.issue_id = t.issue_id and n.created_at > last_run.started_at
           and n.id is distinct from t.trigger_comment_id
@@ -164,7 +169,53 @@ left join lateral (
     select max(p.started_at) as started_at
     from agent_task_queue p
     where p.issue_id = t.issue_id and p.agent_id = t.agent_id and p.id <> t.id
-) last_run on true;
+) last_run on true
+left join lateral (
+    select jsonb_agg(jsonb_build_object('id', s.id, 'name', s.name, 'description', s.description,
+               'content', s.content, 'files', coalesce(
+                   (select jsonb_object_agg(f.path, f.content) from skill_file f
+                    where f.skill_id = s.id), '{}')) order by s.name, s.id) as listed
+    from agent_skill k join skill s on s.id = k.skill_id
+    where k.agent_id = t.agent_id
+) skills on true
+left join project p on p.id = coalesce(i.project_id, (t.context ->> 'project_id')::uuid)
+left join lateral (
+    select jsonb_agg(jsonb_build_object('id', x.id, 'resource_type', x.resource_type,
+               'resource_ref', x.resource_ref, 'label', coalesce(x.label, ''))
+               order by x.position, x.created_at, x.id) as listed
+    from project_resource x where x.project_id = p.id
+) resources on true
+-- the squad the agent leads here, and who is in it
+left join squad on squad.leader_id = t.agent_id and squad.archived_at is null and squad.id = case
+    when i.id is null then (t.context ->> 'squad_id')::uuid
+    when i.assignee_type = 'squad' then i.assignee_id end
+left join lateral (
+    select jsonb_agg(jsonb_build_object('type', m.member_type, 'id', m.member_id, 'role', m.role,
+               'name', coalesce(ma.name, mu.name),
+               'skills', (select jsonb_agg(s.name order by s.name)
+                          from agent_skill k join skill s on s.id = k.skill_id
+                          where k.agent_id = ma.id)) order by m.created_at, m.id) as listed
+    from squad_member m
+    left join agent ma on m.member_type = 'agent' and ma.id = m.member_id
+        and ma.archived_at is null
+    left join app_user mu on m.member_type = 'member' and mu.id = m.member_id
+    where m.squad_id = squad.id and coalesce(ma.id, mu.id) is not null
+) roster on true
+left join chat_session chat on chat.id = t.chat_session_id
+left join lateral (
+    select array_agg(m.content order by m.created_at, m.id) as texts,
+           jsonb_agg(files.listed) filter (where files.listed is not null) as files
+    from chat_message m
+    left join lateral (
+        select jsonb_agg(jsonb_build_object('id', f.id, 'filename', f.filename,
+                   'content_type', f.content_type) order by f.created_at, f.id) as listed
+        from attachment f where f.chat_message_id = m.id
+    ) files on true
+    where m.task_id = t.id and m.role = 'user'
+) said on t.chat_session_id is not null
+left join autopilot_run run on run.id = t.autopilot_run_id
+left join autopilot pilot on pilot.id = run.autopilot_id
+left join issue parent on parent.id = (t.context ->> 'parent_issue_id')::uuid;
 
 -- name: get_task
 select * from agent_task_queue where id = $1;

@@ -165,6 +165,5 @@ async def hot(database: Database, world: World, runtime_id: str) -> dict[str, Se
         "complete", lambda conn: finish.complete(conn, task.id, CompleteRequest(output="done"))
     )
     for rule in sweeper.rules(150.0):
-        name = getattr(rule, "func", rule).__name__
-        await record(f"sweeper: {name}", rule)
+        await record(f"sweeper: {rule.name}", rule.find)
     return found

@@ -172,7 +172,9 @@ async def make_comment(
 async def make_task(conn: Connection, world: World, **columns: Any) -> str:
     """Make a queued task of the world's agent; a run or chat it names is made when it is missing."""
     if run_id := columns.get("autopilot_run_id"):
-        await make_autopilot_run(conn, world, run_id)
+        known = await conn.fetchval("select true from autopilot_run where id = $1", run_id)
+        if not known:
+            await make_autopilot_run(conn, world, run_id)
     if session_id := columns.get("chat_session_id"):
         await conn.execute(
             "insert into chat_session (id, workspace_id, agent_id, creator_id)"
