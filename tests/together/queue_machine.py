@@ -442,11 +442,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _everything_queued_is_claimable(self) -> None:
         """Nothing waits for ever: with every daemon back and free, the queue runs empty."""
-        self._move_times(3600.0)  # also what waits for a provider may go on
         for runtime_id in self.runtimes:
             self._ask(0, "POST", "/api/daemon/heartbeat", {"runtime_id": runtime_id})
             self._ask(0, "POST", f"/api/daemon/runtimes/{runtime_id}/recover-orphans", {})
         self.held = []
+        self._move_times(3600.0)  # what waits for a provider, or for late results, may go on
         for _ in range(400):
             claimed = 0
             for runtime_id in self.runtimes:
