@@ -159,7 +159,8 @@ async def list_issues(
         limit,
         offset,
     )
-    return [issue_of(row, labels=[]) for row in rows if row["id"] is not None], _total(rows)
+    found = [issue_of(row, labels=row["labels"]) for row in rows if row["id"] is not None]
+    return found, _total(rows)
 
 
 async def list_children(

@@ -48,8 +48,16 @@ with matching as materialized (
         and ($4::uuid[] is null or i.assignee_id = any($4))
         and ($5::uuid is null or i.creator_id = $5)
         and ($6::uuid is null or i.project_id = $6)
-        and ($7::uuid is null or (i.assignee_type = 'agent'
-            and i.assignee_id in (select id from agent where owner_id = $7)))
+        and ($7::uuid is null
+            or (i.assignee_type = 'agent'
+                and i.assignee_id in (select id from agent where owner_id = $7))
+            or (i.assignee_type = 'squad' and i.assignee_id in (
+                select s.id from squad s join agent a on a.id = s.leader_id
+                where s.workspace_id = $1 and a.owner_id = $7
+                union
+                select m.squad_id from squad_member m
+                left join agent a on m.member_type = 'agent' and a.id = m.member_id
+                where (m.member_type = 'member' and m.member_id = $7) or a.owner_id = $7)))
         and ($8::jsonb is null or i.metadata @> $8)
         and ($9::text is null
             or (case when $9 = 'updated_at' then i.updated_at else i.created_at end >= $10
@@ -62,7 +70,8 @@ with matching as materialized (
     order by place
     limit $14::bigint offset $15::bigint
 )
-select (select count(*) from matching) as total, page.*, w.issue_prefix
+select (select count(*) from matching) as total, page.*, w.issue_prefix,
+       issue_labels(page.id) as labels
 from workspace w left join page on true
 where w.id = $1
 order by page.place;

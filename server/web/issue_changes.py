@@ -20,6 +20,7 @@ from server.store import people, work
 from server.store.queries import Connection
 from server.web.auth import Membership
 from server.web.fields import Fields
+from server.web.projects_api import check_project
 from server.web.unit import event
 from shared.wire.work import PRIORITIES, STATUSES, Issue
 
@@ -93,7 +94,7 @@ async def apply(
     if changes.get("parent_issue_id") is not None:
         await _check_new_parent(conn, caller, before, changes["parent_issue_id"])
     if changes.get("project_id") is not None and changes["project_id"] != before.project_id:
-        raise Invalid("project not found")
+        await check_project(conn, caller, changes["project_id"])
     after = await work.update_issue(conn, before, changes)
     told: list[Consequence] = [
         event(caller, "issue:updated", **_describe(before, after, changes, assigned=assigned))

@@ -20,7 +20,7 @@ from server.dispatch import enqueue, finish
 from server.errors import Conflict, DomainError, Invalid
 from server.store import work
 from server.store.queries import Connection
-from server.web import auth, comments_api, metadata_api
+from server.web import auth, comments_api, labels_api, metadata_api
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields, Query
@@ -33,6 +33,7 @@ from server.web.issue_changes import (
     facts,
     read_patch,
 )
+from server.web.projects_api import check_project
 from server.web.unit import event, fields, query, read, write
 from shared.wire.work import PRIORITIES, STATUSES, Issue
 
@@ -121,10 +122,10 @@ async def get_issue(request: Request) -> Response:
 
     async def unit(conn: Connection) -> Issue:
         found = await work.get_issue(conn, caller.workspace_id, request.path_params["id"])
-        return existing(found)
+        issue = existing(found)
+        return attrs.evolve(issue, labels=await conn.fetchval(labels_api.SQL.labels_of, issue.id))
 
-    issue = await read(request, unit)
-    return answer(attrs.evolve(issue, labels=[]))
+    return answer(await read(request, unit))
 
 
 async def list_children(request: Request) -> Response:
@@ -200,6 +201,8 @@ async def create_issue(request: Request) -> Response:
         if (parent_id := values["parent_issue_id"]) is not None:
             parent = await check_parent(conn, caller, parent_id)
             written["project_id"] = values["project_id"] or parent.project_id
+        if values["project_id"] is not None:
+            await check_project(conn, caller, values["project_id"])
         if not allow_duplicate:
             await _refuse_duplicate(conn, caller, written)
         made = await work.create_issue(conn, caller.workspace_id, written)
@@ -216,8 +219,6 @@ def _new(sent: Fields, caller: Membership) -> dict[str, Any]:
         raise Invalid("invalid origin")
     if sent.ids("attachment_ids", most=MOST_IDS):
         raise Invalid("attachment not found")
-    if sent.id("project_id") is not None:
-        raise Invalid("project not found")
     return {
         "title": sent.required_text("title"),
         "description": sent.optional_text("description"),
@@ -228,7 +229,7 @@ def _new(sent: Fields, caller: Membership) -> dict[str, Any]:
         "creator_type": caller.actor.actor_type,
         "creator_id": caller.actor.actor_id,
         "parent_issue_id": sent.id("parent_issue_id"),
-        "project_id": None,
+        "project_id": sent.id("project_id"),
         "stage": sent.whole("stage", low=1),
         "start_date": sent.day("start_date"),
         "due_date": sent.day("due_date"),
