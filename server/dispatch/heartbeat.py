@@ -6,20 +6,37 @@ One statement, and mostly without a write: a beat every 15 s needs no row versio
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from server.consequences import Consequence
 from server.dispatch import events
 from server.dispatch.reachability import came_back
 from server.store.queries import Connection, load
 from server.store.tasks import Caller, seen
-from shared.wire.runtime import Beat, FeatureFlags
+from shared.wire.runtime import (
+    Beat,
+    FeatureFlags,
+    PendingImport,
+    PendingRequest,
+    PendingUpdate,
+)
 
 SQL: Final = load("runtimes")
 
 _WRITE_AFTER: Final = timedelta(seconds=10)
 """Beats come every 15 s, and after 45 s without one a runtime is shown offline: each is written, and
 only repeats are not."""
+
+_HAND_OUT_AGAIN: Final = timedelta(seconds=20)
+"""After how long without a word a request is handed out again; longer than between two beats."""
+
+IMPORTS: Final = 10
+
+_PLAIN: Final = {
+    "models": "pending_model_list",
+    "local_skills": "pending_local_skills",
+    "ping": "pending_ping",
+}
 
 _FLAGS: Final = FeatureFlags(flags={"runtime_brief_slim": "off"})
 
@@ -53,15 +70,45 @@ async def take_beat(
     runtime_id: str,
     user_id: str | None,
     workspace_id: str | None,
-    supports_batch_import: bool = False,  # noqa: ARG001 - for imports, which come later
+    supports_batch_import: bool = False,
 ) -> tuple[Beat, list[Consequence]]:
     """As `beat`, with what follows: a runtime that comes back is news."""
     caller = Caller(user_id=user_id or None, workspace_id=workspace_id or None)
     row = seen(
-        await conn.fetchrow(SQL.beat, runtime_id, *caller.args, _WRITE_AFTER), "runtime not found"
+        await conn.fetchrow(
+            SQL.beat,
+            runtime_id,
+            *caller.args,
+            _WRITE_AFTER,
+            _HAND_OUT_AGAIN,
+            IMPORTS if supports_batch_import else 1,
+        ),
+        "runtime not found",
     )
     consequences: list[Consequence] = []
     if row["came_back"]:
         consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
         consequences += await came_back(conn, [runtime_id])
-    return Beat(feature_flags=_FLAGS), consequences
+    asked = _asked(row["requests"] or [], batch=supports_batch_import)
+    return Beat(feature_flags=_FLAGS, **asked), consequences
+
+
+def _asked(requests: list[dict[str, Any]], *, batch: bool) -> dict[str, Any]:
+    """The requests as the fields of a beat; the first import stands in two places (01 §3.3)."""
+    first = {request["kind"]: request for request in reversed(requests)}
+    found: dict[str, Any] = {}
+    if update := first.get("update"):
+        version = update["params"]["target_version"]
+        found["pending_update"] = PendingUpdate(id=update["id"], target_version=version)
+    for kind, field in _PLAIN.items():
+        if kind in first:
+            found[field] = PendingRequest(id=first[kind]["id"])
+    imports = [
+        PendingImport(id=request["id"], skill_key=request["params"]["skill_key"])
+        for request in requests
+        if request["kind"] == "import"
+    ]
+    if imports:
+        found["pending_local_skill_import"] = imports[0]
+        found["pending_local_skill_imports"] = imports if batch else []
+    return found

@@ -1,8 +1,9 @@
 -- Runtimes as daemons write them: registration, heartbeats, leaving, and what the sweeper finds.
 
 -- name: beat
--- A sign of life. Written only when the last one is older than $4, or the runtime was offline.
--- $1 runtime, $2 user, $3 bound
+-- A sign of life, and what is asked of the runtime in return. Written only when the last one is
+-- older than $4, or the runtime was offline. A request is handed out again when nothing came of it
+-- for $5: the answer may have been lost. $1 runtime, $2 user, $3 bound, $6 how many imports at once
 with runtime as (
     select r.id, r.workspace_id, r.status,
            coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
@@ -19,8 +20,27 @@ with runtime as (
     where r.id = runtime.id and runtime.allowed
       and (r.status <> 'online' or r.last_seen_at is null
            or r.last_seen_at < statement_timestamp() - $4::interval)
+), due as (
+    select q.id, row_number() over (partition by q.kind order by q.created_at, q.id) as place,
+           q.kind
+    from runtime join runtime_request q on q.runtime_id = runtime.id
+    where runtime.allowed and q.status in ('pending', 'running') and not q.acknowledged
+      and q.expires_at > statement_timestamp()
+      and (q.handed_at is null or q.handed_at < statement_timestamp() - $5::interval)
+), handed as (
+    update runtime_request q
+    set status = 'running', updated_at = statement_timestamp(),
+        expires_at = case when q.handed_at is null then statement_timestamp() + q.run_limit
+                          else q.expires_at end,
+        handed_at = statement_timestamp()
+    from due
+    where q.id = due.id and due.place <= case when due.kind = 'import' then $6::int else 1 end
+    returning q.id, q.kind, q.params, q.created_at
 )
-select id, workspace_id, allowed, status <> 'online' as came_back from runtime;
+select id, workspace_id, allowed, status <> 'online' as came_back,
+       (select jsonb_agg(jsonb_build_object('id', h.id, 'kind', h.kind, 'params', h.params)
+                         order by h.created_at, h.id) from handed h) as requests
+from runtime;
 
 -- name: see_runtime
 -- A runtime and the caller's right to it. $1 runtime, $2 user, $3 bound

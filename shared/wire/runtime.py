@@ -154,6 +154,8 @@ class Beat:
     pending_local_skills: PendingRequest | None = omitted(None)
     pending_local_skill_import: PendingImport | None = omitted(None)
     pending_local_skill_imports: list[PendingImport] = omitted(factory=list)
+    pending_ping: PendingRequest | None = omitted(None)
+    """Ours: run the agent once with one word, and tell how it went."""
     feature_flags: FeatureFlags | None = omitted(None)
 
 
