@@ -65,7 +65,7 @@ async def register(
         if broken is not None and broken["enabled"] and profile_id not in found_custom:
             failed[profile_id] = _failed_entry(failure, broken, device)
 
-    place = (workspace_id, daemon_id, caller.user_id)
+    place = (workspace_id, daemon_id, caller.user_id or caller.owner_id)
     rows = []
     if found:
         rows += await conn.fetch(SQL.register, *place, list(found.values()))

@@ -177,7 +177,7 @@ async def _take_all(
             answer, more = await take_beat(
                 conn,
                 runtime_id=runtime_id,
-                user_id=actor.user_id or None,
+                user_id=None if bound else actor.user_id or None,
                 workspace_id=bound,
                 supports_batch_import=noted[runtime_id],
             )

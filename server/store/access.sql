@@ -25,7 +25,7 @@ select t.user_id, u.email, t.agent_id, t.task_id, t.workspace_id, t.expires_at
 
 -- name: daemon_token
 -- Which workspace and daemon a daemon token is bound to.
-select workspace_id, daemon_id, expires_at
+select workspace_id, daemon_id, expires_at, coalesce(created_by::text, '') as user_id
   from daemon_token
  where token_hash = $1
    and expires_at > now();

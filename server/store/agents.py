@@ -143,6 +143,12 @@ async def update_agent(
     return None if row is None else _agent(row, viewer)
 
 
+async def environment(conn: Connection, agent_id: str) -> dict[str, str]:
+    """Return an agent's environment values: secrets, for nobody but who may read them."""
+    stored: dict[str, str] = await conn.fetchval(SQL.environment, agent_id)
+    return stored
+
+
 async def archive_agent(
     conn: Connection, agent_id: str, user_id: str, viewer: Viewer | None
 ) -> Agent | None:

@@ -135,3 +135,14 @@ delete from agent where runtime_id = $1 and archived_at is not null;
 
 -- name: delete_runtime
 delete from agent_runtime where id = $1;
+
+-- name: environment
+select custom_env from agent where id = $1;
+
+-- name: set_environment
+update agent set custom_env = $2, updated_at = now() where id = $1;
+
+-- name: record_access
+-- $1 workspace, $2 who, $3 what was done, $4 to which names; never a value
+insert into activity_log (workspace_id, actor_type, actor_id, action, details)
+values ($1, 'member', $2, $3, $4);

@@ -28,6 +28,8 @@ class Caller:
 
     user_id: str | None
     workspace_id: str | None
+    owner_id: str | None = None
+    """Who owns what a daemon token's bearer registers: the one who made the token."""
 
     @property
     def args(self) -> tuple[str | None, str | None]:

@@ -88,7 +88,7 @@ async def create_agent(request: Request) -> Response:
         "instructions": sent.text("instructions"),
         "avatar_url": sent.optional_text("avatar_url"),
         "runtime_config": agents.restore_gateway(sent.object("runtime_config"), {}),
-        "custom_env": _environment(sent),
+        "custom_env": environment_of(sent),
         "custom_args": sent.texts("custom_args", most=MOST_ARGS),
         "mcp_config": sent.value("mcp_config"),
         "model": sent.text("model"),
@@ -309,7 +309,8 @@ def _most_tasks(sent: Fields) -> int:
     return sent.whole("max_concurrent_tasks", low=0, high=MOST_TASKS) or DEFAULT_TASKS
 
 
-def _environment(sent: Fields) -> dict[str, str]:
+def environment_of(sent: Fields) -> dict[str, str]:
+    """The environment values of a body, by name. Raises Invalid."""
     environment = sent.object("custom_env")
     if len(environment) > MOST_ENV:
         raise Invalid(f"custom_env may have at most {MOST_ENV} keys")

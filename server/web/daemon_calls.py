@@ -28,7 +28,7 @@ async def daemon_caller(request: Request) -> Caller:
     """Who calls, as the statements want it."""
     actor = await auth.daemon(request)
     if actor.token_kind == DAEMON_TOKEN:
-        return Caller(user_id=None, workspace_id=actor.workspace_id)
+        return Caller(user_id=None, workspace_id=actor.workspace_id, owner_id=actor.user_id or None)
     return Caller(user_id=actor.user_id or None, workspace_id=None)
 
 

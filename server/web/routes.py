@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.push import daemon_socket, socket
 from server.web import (
+    agent_env_api,
     answers,
     claims_api,
     evaluations_api,
@@ -25,6 +26,7 @@ from server.web import (
     machines_api,
     pages,
     previews_api,
+    profiles_api,
     projects_api,
     reports_api,
     requests_api,
@@ -70,6 +72,8 @@ def _table() -> list[BaseRoute]:
         *previews_api.routes,
         *evaluations_api.routes,
         *work_api.routes,
+        *agent_env_api.routes,
+        *profiles_api.routes,
         *labels_api.routes,
         *projects_api.routes,
         *skills_api.routes,
