@@ -24,6 +24,7 @@ import trio
 from server.config import Config
 from server.database import Database, open_database
 from server.dispatch import loops
+from server.dispatch.scheduler import run_scheduler
 from server.dispatch.sweeper import run_sweeper
 from server.embedded import Embedded, open_embedded
 from server.push.hub import RESTART, Hub
@@ -101,7 +102,7 @@ async def _run_until(config: Config, options: Options, stop: trio.Event) -> None
 
 @asynccontextmanager
 async def open_services(config: Config, database: Database) -> AsyncIterator[Services]:
-    """The hub and the services that run beside the web: relay and sweeper."""
+    """The hub and the services that run beside the web: relay, sweeper and scheduler."""
     parts = Services(config=config, database=database, hub=Hub())
     loops.use(
         loops.Limits(
@@ -113,6 +114,7 @@ async def open_services(config: Config, database: Database) -> AsyncIterator[Ser
     async with trio.open_nursery() as services:
         await services.start(run_relay, database, parts.hub)
         await services.start(run_sweeper, database, parts.hub, config)
+        await services.start(run_scheduler, database, parts.hub)
         yield parts
         services.cancel_scope.cancel(reason="the server stops")
 

@@ -33,11 +33,14 @@ def assemble(row: Record, token: str, *, by_ref: bool = False) -> ClaimedTask:
         "thread_name": row["issue_title"] or "",
         "requesting_user_name": row["owner_name"],
         "requesting_user_profile_description": row["owner_profile"],
-        "initiator_type": row["started_by_type"] or "",
-        "initiator_id": row["started_by_id"] or "",
-        "initiator_name": row["started_by_name"] or "",
-        "initiator_email": row["started_by_email"] or "",
     }
+    if row["started_by_type"] in {"member", "agent"}:
+        parts |= {
+            "initiator_type": row["started_by_type"],
+            "initiator_id": row["started_by_id"] or "",
+            "initiator_name": row["started_by_name"] or "",
+            "initiator_email": row["started_by_email"] or "",
+        }
     parts |= _project(row) | _prior(row) | _trigger(row)
     if row["chat_session_id"]:
         parts |= _chat(row)

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from server.consequences import Consequence
+from server.dispatch.autopilot_end import settle_issues, settle_runs
 from server.dispatch.outcome import Ended, Settler
 from server.store.queries import Connection
 
 SETTLERS: Final[Mapping[str, tuple[Settler, ...]]] = {
-    "issue": (),
+    "issue": (settle_issues,),
     "chat": (),
-    "autopilot": (),
+    "autopilot": (settle_runs,),
     "quick_create": (),
 }
 """The functions live with their subject, in modules that import neither `finish` nor `enqueue`."""

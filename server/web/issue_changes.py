@@ -13,6 +13,7 @@ import attrs
 
 from server.consequences import Consequence
 from server.dispatch import enqueue
+from server.dispatch.autopilot_end import issue_moved
 from server.dispatch.children import child_closed
 from server.dispatch.rules import NOWHERE, IssueFacts, Target
 from server.errors import Forbidden, Invalid, NotFound
@@ -129,6 +130,7 @@ async def _start_and_stop(
         )
     if moved:
         told += await child_closed(conn, before, after, caller.actor)
+        told += await issue_moved(conn, after.id)
     return told
 
 

@@ -19,6 +19,7 @@ from server.push import daemon_socket, socket
 from server.web import (
     agent_env_api,
     answers,
+    autopilots_api,
     claims_api,
     evaluations_api,
     health,
@@ -35,6 +36,7 @@ from server.web import (
     squads_api,
     task_api,
     team_api,
+    webhooks_api,
     work_api,
 )
 from server.web.context import Services
@@ -73,6 +75,8 @@ def _table() -> list[BaseRoute]:
         *evaluations_api.routes,
         *work_api.routes,
         *agent_env_api.routes,
+        *autopilots_api.routes,
+        *webhooks_api.routes,
         *profiles_api.routes,
         *labels_api.routes,
         *projects_api.routes,

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import enqueue, finish
+from server.dispatch.autopilot_end import issues_deleted
 from server.errors import Conflict, DomainError, Invalid
 from server.store import work
 from server.store.queries import Connection
@@ -319,9 +320,11 @@ async def delete_issues(request: Request) -> Response:
 async def _delete(
     conn: Connection, caller: Membership, issues: Sequence[Issue]
 ) -> list[Consequence]:
-    told = await finish.cancel_issues(conn, [issue.id for issue in issues])
+    ids = [issue.id for issue in issues]
+    told = await finish.cancel_issues(conn, ids)
+    told += await issues_deleted(conn, ids)
     told += [event(caller, "issue:deleted", issue_id=issue.id) for issue in issues]
-    await work.delete_issues(conn, [issue.id for issue in issues])
+    await work.delete_issues(conn, ids)
     return told
 
 

@@ -132,3 +132,71 @@ class Label:
     color: str = ""
     created_at: str = ""
     updated_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Autopilot:
+    """Work that starts by itself; `last_run_status` only in lists (spec 06 §15)."""
+
+    id: str
+    workspace_id: str
+    title: str
+    description: str | None = None
+    project_id: str | None = None
+    assignee_type: str = "agent"
+    assignee_id: str = ""
+    status: str = "active"
+    execution_mode: str = "create_issue"
+    issue_title_template: str | None = None
+    created_by_type: str = "member"
+    created_by_id: str = ""
+    last_run_at: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+    trigger_kinds: list[str] = omitted(factory=list)
+    next_run_at: str | None = omitted(None)
+    last_run_status: str | None = omitted(None)
+    subscribers: list[dict[str, str]] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class AutopilotTrigger:
+    """What starts an autopilot; a signing secret is never shown, but for its end."""
+
+    id: str
+    autopilot_id: str
+    kind: str
+    enabled: bool = True
+    cron_expression: str | None = None
+    timezone: str | None = None
+    next_run_at: str | None = None
+    webhook_token: str | None = None
+    webhook_path: str | None = None
+    webhook_url: str | None = None
+    provider: str | None = None
+    has_signing_secret: bool = False
+    signing_secret_hint: str | None = None
+    label: str | None = None
+    last_fired_at: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+    event_filters: list[dict[str, Any]] | None = omitted(None)
+
+
+@attrs.frozen(kw_only=True)
+class AutopilotRun:
+    """One time an autopilot started, or was kept from it."""
+
+    id: str
+    autopilot_id: str
+    trigger_id: str | None = None
+    source: str = "manual"
+    status: str = "running"
+    issue_id: str | None = None
+    task_id: str | None = None
+    triggered_at: str = ""
+    completed_at: str | None = None
+    failure_reason: str | None = None
+    trigger_payload: Any = None
+    result: Any = None
+    created_at: str = ""
