@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-import asyncpg
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -14,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.errors import Conflict, Invalid, NotFound
 from server.store import work
+from server.store.conflicts import unless_taken
 from server.store.queries import Connection, load
 from server.store.wire_rows import wire
 from server.web import auth
@@ -72,12 +72,13 @@ async def update_label(request: Request) -> Response:
     color = _color(sent) if sent.given("color") else None
 
     async def unit(conn: Connection) -> tuple[Label, _Told]:
-        try:
-            row = await conn.fetchrow(SQL.update_label, caller.workspace_id, label_id, name, color)
-        except asyncpg.UniqueViolationError:
-            raise _taken(name or "") from None
-        if row is None:
+        if await conn.fetchrow(SQL.get_label, caller.workspace_id, label_id) is None:
             raise NotFound("label not found")
+        row = await unless_taken(
+            conn.fetchrow(SQL.update_label, caller.workspace_id, label_id, name, color)
+        )
+        if row is None:
+            raise _taken(name or "")
         changed = wire(Label, row)
         return changed, (event(caller, "label:updated", label=changed),)
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-import asyncpg
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -14,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence, ProfilesChanged, TokensRevoked
 from server.dispatch import finish, heartbeat
 from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.store.conflicts import unless_taken
 from server.store.queries import Connection, Record, load
 from server.store.wire_rows import wire
 from server.web import auth
@@ -116,11 +116,10 @@ async def update_profile(request: Request) -> Response:
         before = _found(await conn.fetchrow(SQL.lock_profile, caller.workspace_id, profile_id))
         if sent.text("protocol_family") not in {"", before["protocol_family"]}:
             raise Invalid("protocol_family cannot be changed; make another profile")
-        try:
-            row = await conn.fetchrow(SQL.update_profile, profile_id, changes)
-        except asyncpg.UniqueViolationError:
-            raise _taken(changes["display_name"]) from None
-        return wire(RuntimeProfile, _found(row)), _changed(caller, profile_id)
+        row = await unless_taken(conn.fetchrow(SQL.update_profile, profile_id, changes))
+        if row is None:
+            raise _taken(changes["display_name"])
+        return wire(RuntimeProfile, row), _changed(caller, profile_id)
 
     return answer(await write(request, unit))
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import asyncpg
 import attrs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import projects
+from server.store.conflicts import unless_taken
 from server.store.queries import Connection
 from server.store.wire_rows import wire
 from server.web import auth
@@ -227,11 +227,11 @@ async def update_resource(request: Request) -> Response:
             await _check_directory(
                 conn, project_id, row["resource_type"], changes["resource_ref"], resource_id
             )
-        try:
-            written = await conn.fetchrow(projects.SQL.update_resource, resource_id, changes)
-        except asyncpg.UniqueViolationError:
-            raise _attached_already() from None
-        assert written is not None
+        written = await unless_taken(
+            conn.fetchrow(projects.SQL.update_resource, resource_id, changes)
+        )
+        if written is None:
+            raise _attached_already()
         changed = wire(Resource, written)
         told = event(caller, "project_resource:updated", resource=changed, project_id=project_id)
         return changed, (told,)
