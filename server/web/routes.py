@@ -36,6 +36,7 @@ from server.web import (
     squads_api,
     task_api,
     team_api,
+    usage_api,
     webhooks_api,
     work_api,
 )
@@ -76,6 +77,7 @@ def _table() -> list[BaseRoute]:
         *work_api.routes,
         *agent_env_api.routes,
         *autopilots_api.routes,
+        *usage_api.routes,
         *webhooks_api.routes,
         *profiles_api.routes,
         *labels_api.routes,

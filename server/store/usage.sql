@@ -1,0 +1,123 @@
+-- What runs used and how long they took (spec 02 §11.4). A day is one of the zone $2; the first of
+-- the days asked for begins at $1.
+
+-- name: zone_of
+-- The user's own zone, or null.
+select timezone from app_user where id = $1;
+
+-- name: runtime_exists
+select id from agent_runtime where workspace_id = $1 and id = $2;
+
+-- name: runtime_daily
+-- $3 runtime
+select to_char(h.bucket_hour at time zone $2, 'YYYY-MM-DD') as date, h.provider, h.model,
+       sum(h.input_tokens)::bigint as input_tokens, sum(h.output_tokens)::bigint as output_tokens,
+       sum(h.cache_read_tokens)::bigint as cache_read_tokens,
+       sum(h.cache_write_tokens)::bigint as cache_write_tokens
+from task_usage_hourly h
+where h.runtime_id = $3 and h.bucket_hour >= $1
+group by 1, 2, 3
+order by 1 desc, 2, 3;
+
+-- name: runtime_by_agent
+-- $3 runtime
+select h.agent_id, h.provider, h.model, sum(h.input_tokens)::bigint as input_tokens,
+       sum(h.output_tokens)::bigint as output_tokens,
+       sum(h.cache_read_tokens)::bigint as cache_read_tokens,
+       sum(h.cache_write_tokens)::bigint as cache_write_tokens,
+       sum(h.task_count)::int as task_count
+from task_usage_hourly h
+where h.runtime_id = $3 and h.bucket_hour >= $1 and $2::text is not null
+group by 1, 2, 3
+order by 1, 2, 3;
+
+-- name: runtime_by_hour
+-- $3 runtime
+select extract(hour from h.bucket_hour at time zone $2)::int as hour, h.provider, h.model,
+       sum(h.input_tokens)::bigint as input_tokens, sum(h.output_tokens)::bigint as output_tokens,
+       sum(h.cache_read_tokens)::bigint as cache_read_tokens,
+       sum(h.cache_write_tokens)::bigint as cache_write_tokens,
+       sum(h.task_count)::int as task_count
+from task_usage_hourly h
+where h.runtime_id = $3 and h.bucket_hour >= $1
+group by 1, 2, 3
+order by 1, 2, 3;
+
+-- name: runtime_activity
+-- Runs that began in each hour of the day. $3 runtime
+select extract(hour from t.started_at at time zone $2)::int as hour, count(*)::int as count
+from agent_task_queue t
+where t.runtime_id = $3 and t.started_at >= $1
+group by 1
+order by 1;
+
+-- name: daily
+-- $3 workspace, $4 project or null
+select to_char(h.bucket_hour at time zone $2, 'YYYY-MM-DD') as date, h.provider, h.model,
+       sum(h.input_tokens)::bigint as input_tokens, sum(h.output_tokens)::bigint as output_tokens,
+       sum(h.cache_read_tokens)::bigint as cache_read_tokens,
+       sum(h.cache_write_tokens)::bigint as cache_write_tokens,
+       sum(h.task_count)::int as task_count
+from task_usage_hourly h
+where h.workspace_id = $3 and h.bucket_hour >= $1 and ($4::uuid is null or h.project_id = $4)
+group by 1, 2, 3
+order by 1 desc, 2, 3;
+
+-- name: by_agent
+-- $3 workspace, $4 project or null
+select h.agent_id, h.provider, h.model, sum(h.input_tokens)::bigint as input_tokens,
+       sum(h.output_tokens)::bigint as output_tokens,
+       sum(h.cache_read_tokens)::bigint as cache_read_tokens,
+       sum(h.cache_write_tokens)::bigint as cache_write_tokens,
+       sum(h.task_count)::int as task_count
+from task_usage_hourly h
+where h.workspace_id = $3 and h.bucket_hour >= $1 and ($4::uuid is null or h.project_id = $4)
+  and $2::text is not null
+group by 1, 2, 3
+order by 1, 2, 3;
+
+-- name: agent_time
+-- $3 workspace, $4 project or null
+select t.agent_id,
+       coalesce(sum(extract(epoch from t.completed_at - t.started_at)), 0)::bigint as total_seconds,
+       count(*)::int as task_count,
+       (count(*) filter (where t.status = 'failed'))::int as failed_count
+from agent_task_queue t
+left join issue i on i.id = t.issue_id
+where t.workspace_id = $3 and t.completed_at >= $1 and t.status in ('completed', 'failed')
+  and ($4::uuid is null or i.project_id = $4) and $2::text is not null
+group by 1
+order by 1;
+
+-- name: daily_time
+-- $3 workspace, $4 project or null
+select to_char(t.completed_at at time zone $2, 'YYYY-MM-DD') as date,
+       coalesce(sum(extract(epoch from t.completed_at - t.started_at)), 0)::bigint as total_seconds,
+       count(*)::int as task_count,
+       (count(*) filter (where t.status = 'failed'))::int as failed_count
+from agent_task_queue t
+left join issue i on i.id = t.issue_id
+where t.workspace_id = $3 and t.completed_at >= $1 and t.status in ('completed', 'failed')
+  and ($4::uuid is null or i.project_id = $4)
+group by 1
+order by 1 desc;
+
+-- name: run_counts
+-- $3 workspace, $4 whose private agents count (null = everybody's)
+select t.agent_id, count(*)::int as run_count
+from agent_task_queue t join agent a on a.id = t.agent_id
+where t.workspace_id = $3 and t.created_at >= $1 and $2::text is not null
+  and ($4::uuid is null or a.visibility <> 'private' or a.owner_id = $4)
+group by 1
+order by 1;
+
+-- name: agent_days
+-- $3 workspace, $4 whose private agents count (null = everybody's)
+select t.agent_id, date_trunc('day', t.completed_at at time zone $2) at time zone $2 as bucket_at,
+       count(*)::int as task_count,
+       (count(*) filter (where t.status = 'failed'))::int as failed_count
+from agent_task_queue t join agent a on a.id = t.agent_id
+where t.workspace_id = $3 and t.completed_at >= $1 and t.status in ('completed', 'failed')
+  and ($4::uuid is null or a.visibility <> 'private' or a.owner_id = $4)
+group by 1, 2
+order by 1, 2;
