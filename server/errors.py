@@ -49,6 +49,10 @@ class Conflict(DomainError):
     """Somebody or something else is in the way (409)."""
 
 
+class Gone(DomainError):
+    """It was there once, and the time for it is over (410)."""
+
+
 class TooLarge(DomainError):
     """The body exceeds the limit (413)."""
 

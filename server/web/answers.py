@@ -25,6 +25,7 @@ _STATUS: Final[tuple[tuple[type[errors.DomainError], int], ...]] = (
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
+    (errors.Gone, 410),
     (errors.TooLarge, 413),
     (errors.Unprocessable, 422),
     (errors.TooMany, 429),
