@@ -7,6 +7,7 @@ second sees every run that counts against their capacity (spec 02 §4; its races
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -14,6 +15,7 @@ from server.consequences import Consequence
 from server.dispatch import events
 from server.dispatch.lifecycle import LEASE, REDELIVER_AFTER, TOKEN_LIFE
 from server.dispatch.payload import assemble
+from server.errors import NotFound
 from server.store.queries import Connection
 from server.store.tasks import SQL, Caller, caller_args, seen
 from shared.failure import RESUME_UNSAFE
@@ -41,28 +43,89 @@ async def claim(
 
     Raises NotFound("runtime not found"), Foreign, OwnerMissing.
     """
-    found = await conn.fetchrow(
-        SQL.lock_claimable, [runtime_id], *caller_args(caller), _REDELIVER_AFTER
-    )
-    runtime = seen(found, "runtime not found")
-    if not runtime["agents"] and not runtime["lost"]:
-        return None, []
-    if runtime["owner_id"] is None:
-        raise OwnerMissing
-    token = mint_token(TASK_TOKEN)
-    row = await conn.fetchrow(
-        SQL.claim,
-        [runtime_id],
-        [hash_token(token)],
-        runtime["agents"],
-        _REDELIVER_AFTER,
-        _LEASE,
-        _TOKEN_LIFE,
-        sorted(RESUME_UNSAFE),
-    )
-    if row is None:
-        return None, []
-    consequences: list[Consequence] = [] if row["again"] else [events.dispatched(row)]
-    if row["became_busy"]:
-        consequences.append(events.agent_status(row["agent"]))
-    return assemble(row, token, by_ref=by_ref), consequences
+    [answer], told = await _claim_once(conn, [runtime_id], caller, by_ref=by_ref)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer, told
+
+
+Answer = ClaimedTask | Exception | None
+"""What a claim gives one runtime: a task, nothing, or why it cannot be (NotFound, Foreign,
+OwnerMissing)."""
+
+
+async def claim_many(
+    conn: Connection,
+    slots: Mapping[str, int],
+    total: int,
+    *,
+    caller: Caller | None = None,
+    by_ref: bool = False,
+) -> tuple[dict[str, list[ClaimedTask] | Exception], list[Consequence]]:
+    """Claim for many runtimes at once, at most `slots` for each and `total` in all.
+
+    Every round gives each runtime that still has room one task, so that a busy one does not take
+    all, with two statements however many runtimes there are.
+    """
+    given: dict[str, list[ClaimedTask] | Exception] = {runtime_id: [] for runtime_id in slots}
+    told: list[Consequence] = []
+    hungry = [runtime_id for runtime_id, room in slots.items() if room > 0]
+    while hungry and total > 0:
+        asked = hungry[:total]
+        answers, more = await _claim_once(conn, asked, caller, by_ref=by_ref)
+        told += more
+        hungry = hungry[total:]
+        for runtime_id, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                given[runtime_id] = answer
+            elif answer is not None:
+                mine = given[runtime_id]
+                assert isinstance(mine, list)
+                mine.append(answer)
+                total -= 1
+                if len(mine) < slots[runtime_id]:
+                    hungry.append(runtime_id)
+    return given, told
+
+
+async def _claim_once(
+    conn: Connection, runtime_ids: Sequence[str], caller: Caller | None, *, by_ref: bool
+) -> tuple[list[Answer], list[Consequence]]:
+    """At most one task for each of the runtimes: one statement, or two when there is work."""
+    args = (list(runtime_ids), *caller_args(caller), _REDELIVER_AFTER)
+    found = {row["id"]: row for row in await conn.fetch(SQL.lock_claimable, *args)}
+    refused: dict[str, Exception] = {}
+    agents: list[str] = []
+    wanted: dict[str, str] = {}
+    for runtime_id in runtime_ids:
+        try:
+            runtime = seen(found.get(runtime_id), "runtime not found")
+        except NotFound as error:
+            refused[runtime_id] = error
+            continue
+        if runtime["agents"] or runtime["lost"]:
+            if runtime["owner_id"] is None:
+                refused[runtime_id] = OwnerMissing()
+            else:
+                agents += runtime["agents"]
+                wanted[runtime_id] = mint_token(TASK_TOKEN)
+    tasks: dict[str, ClaimedTask] = {}
+    told: list[Consequence] = []
+    if wanted:
+        rows = await conn.fetch(
+            SQL.claim,
+            list(wanted),
+            [hash_token(token) for token in wanted.values()],
+            agents,
+            _REDELIVER_AFTER,
+            _LEASE,
+            _TOKEN_LIFE,
+            sorted(RESUME_UNSAFE),
+        )
+        for row in rows:
+            tasks[row["runtime_id"]] = assemble(row, wanted[row["runtime_id"]], by_ref=by_ref)
+            if not row["again"]:
+                told.append(events.dispatched(row))
+            if row["became_busy"]:
+                told.append(events.agent_status(row["agent"]))
+    return [refused.get(one) or tasks.get(one) for one in runtime_ids], told

@@ -14,38 +14,83 @@ from starlette.routing import BaseRoute, Route
 from server.dispatch import claim as claiming
 from server.dispatch import finish, heartbeat
 from server.dispatch.lifecycle import LEASE, PREPARING
-from server.errors import Conflict, Invalid, NotFound
+from server.errors import Conflict, DomainError, Invalid, NotFound
 from server.store import skills, tasks
 from server.store.queries import Connection, Record
 from server.store.tasks import SQL, Caller, seen, task_of
 from server.web import body
 from server.web.answers import answer
 from server.web.context import services
-from server.web.daemon_calls import change, daemon_caller, path_id
+from server.web.daemon_calls import canonical, change, daemon_caller, path_id
 from shared.ids import is_id
 from shared.skillbundle import WORKSPACE
 from shared.wire.task import (
+    ClaimedTask,
+    ClaimManyReply,
+    ClaimManyRequest,
     ClaimReply,
     ResolveRequest,
     ResolveResponse,
+    RuntimeClaims,
     SkillBundle,
 )
 
 _LEASE: Final = timedelta(seconds=LEASE)
 _BUNDLES: Final = "skill-bundles-v1"
+_OWNERLESS: Final = "runtime owner required to mint task token"
+
+MOST_RUNTIMES: Final = 200
+MOST_SLOTS: Final = 100
 
 
 async def claim(request: Request) -> Response:
     caller = await daemon_caller(request)
     runtime_id = path_id(request, "runtime_id")
-    offered = request.headers.get("x-client-capabilities", "").split(",")
-    by_ref = _BUNDLES in {name.strip() for name in offered}
+    by_ref = _keeps_skills(request)
     unit = partial(claiming.claim, runtime_id=runtime_id, caller=caller, by_ref=by_ref)
     try:
         task = await change(request, unit)
     except claiming.OwnerMissing:
-        return answer({"error": "runtime owner required to mint task token"}, 500)
+        return answer({"error": _OWNERLESS}, 500)
     return answer(ClaimReply(task=task))
+
+
+async def claim_many(request: Request) -> Response:
+    """Ours: claims for many runtimes and many slots in one call.
+
+    `{"runtimes": [{"runtime_id", "slots"?}], "slots"?}` → `{"claims": [{"runtime_id", "tasks",
+    "error"?}]}` in the order asked; what is wrong with one runtime does not keep the others.
+    """
+    caller = await daemon_caller(request)
+    sent = await body.decode(request, ClaimManyRequest)
+    if not sent.runtimes or len(sent.runtimes) > MOST_RUNTIMES:
+        raise Invalid(f"runtimes must name 1 to {MOST_RUNTIMES} runtimes")
+    if not all(1 <= room <= MOST_SLOTS for room in (sent.slots, *(r.slots for r in sent.runtimes))):
+        raise Invalid(f"slots must be between 1 and {MOST_SLOTS}")
+    slots = {canonical(r.runtime_id, "invalid runtime_id"): r.slots for r in sent.runtimes}
+    unit = partial(
+        claiming.claim_many,
+        slots=slots,
+        total=sent.slots,
+        caller=caller,
+        by_ref=_keeps_skills(request),
+    )
+    given = await change(request, unit)
+    return answer(ClaimManyReply(claims=[_claimed(one, given[one]) for one in slots]))
+
+
+def _claimed(runtime_id: str, given: list[ClaimedTask] | Exception) -> RuntimeClaims:
+    if isinstance(given, list):
+        return RuntimeClaims(runtime_id=runtime_id, tasks=given)
+    if isinstance(given, DomainError):
+        return RuntimeClaims(runtime_id=runtime_id, error=given.text)
+    return RuntimeClaims(runtime_id=runtime_id, error=_OWNERLESS)
+
+
+def _keeps_skills(request: Request) -> bool:
+    """Whether the daemon fetches skills by their hash."""
+    offered = request.headers.get("x-client-capabilities", "").split(",")
+    return _BUNDLES in {name.strip() for name in offered}
 
 
 async def pending(request: Request) -> Response:
@@ -122,6 +167,7 @@ async def resolve_bundles(request: Request) -> Response:
 _RUNTIME: Final = "/api/daemon/runtimes/{runtime_id}"
 
 routes: Sequence[BaseRoute] = [
+    Route("/api/daemon/claims", claim_many, methods=["POST"]),
     Route(f"{_RUNTIME}/tasks/claim", claim, methods=["POST"]),
     Route(f"{_RUNTIME}/tasks/pending", pending),
     Route(f"{_RUNTIME}/tasks/{{task_id}}/prepare-lease", prepare_lease, methods=["POST"]),

@@ -320,3 +320,35 @@ def kind_of(
     if not issue_id:
         return "quick_create"
     return "comment" if trigger_comment_id else "direct"
+
+
+@attrs.frozen(kw_only=True)
+class WantedClaims:
+    """How many tasks one runtime has room for."""
+
+    runtime_id: str = ""
+    slots: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class ClaimManyRequest:
+    """Ours: claims for many runtimes, at most `slots` in all."""
+
+    runtimes: list[WantedClaims] = attrs.field(factory=list)
+    slots: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeClaims:
+    """What one runtime got; `error` says why it can get nothing."""
+
+    runtime_id: str = ""
+    tasks: list[ClaimedTask] = attrs.field(factory=list)
+    error: str = omitted("")
+
+
+@attrs.frozen(kw_only=True)
+class ClaimManyReply:
+    """One entry for each runtime, in the order asked."""
+
+    claims: list[RuntimeClaims] = attrs.field(factory=list)

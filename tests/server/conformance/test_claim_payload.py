@@ -9,7 +9,14 @@ import pytest
 from server.store.queries import Connection
 from shared.times import now
 from tests.support.api import Api, open_api
-from tests.support.rows import insert, make_autopilot_run, make_issue, make_task
+from tests.support.rows import (
+    insert,
+    make_agent,
+    make_autopilot_run,
+    make_issue,
+    make_runtime,
+    make_task,
+)
 
 pytestmark = pytest.mark.postgres
 
@@ -304,3 +311,40 @@ async def test_a_quick_create_with_project_parent_and_squad() -> None:
         assert task["parent_issue_identifier"] == f"BUL-{number}"
         assert (task["squad_id"], task["squad_name"]) == (squad["id"], "Crew")
         assert "## You lead a squad" in task["agent"]["instructions"]
+
+
+async def test_many_claims_in_one_call_are_shared_out_evenly() -> None:
+    async with open_api() as api:
+        world = api.world
+
+        async def fill(conn: Connection) -> str:
+            other = await make_runtime(conn, world.workspace_id, world.user_id)
+            agent_id = await make_agent(conn, world.workspace_id, other)
+            for _ in range(3):
+                issue = await make_issue(conn, world)
+                await make_task(conn, world, issue_id=issue.id)
+                await make_task(conn, world, issue_id=issue.id, agent_id=agent_id, runtime_id=other)
+            return other
+
+        other = await api.run(fill)
+        asked = [{"runtime_id": world.runtime_id, "slots": 5}, {"runtime_id": other, "slots": 5}]
+        foreign = {"runtime_id": api.elsewhere.runtime_id}
+        gone = {"runtime_id": "00000000-0000-4000-8000-000000000000"}
+        path = "/api/daemon/claims"
+        body = {"runtimes": [*asked, foreign, gone], "slots": 4}
+        answer = await api.owner.ok(200, "POST", path, body)
+        assert [len(one["tasks"]) for one in answer["claims"]] == [2, 2, 0, 0]
+        assert [one.get("error") for one in answer["claims"]] == [
+            None,
+            None,
+            "not found",
+            "runtime not found",
+        ]
+        tokens = {task["auth_token"] for one in answer["claims"] for task in one["tasks"]}
+        assert len(tokens) == 4
+        answer = await api.owner.ok(200, "POST", path, {"runtimes": asked, "slots": 4})
+        assert [len(one["tasks"]) for one in answer["claims"]] == [1, 1]
+        answer = await api.owner.ok(200, "POST", path, {"runtimes": asked})
+        assert [one["tasks"] for one in answer["claims"]] == [[], []]
+        for bad in ({}, {"runtimes": asked, "slots": 0}, {"runtimes": [{"runtime_id": "x"}]}):
+            assert await api.owner.refused(400, "POST", path, bad)
