@@ -42,7 +42,14 @@ def task_event(kind: str, row: Row) -> Event:
         payload["chat_session_id"] = row["chat_session_id"]
     if row["failure_reason"] and row["status"] == "failed":
         payload["failure_reason"] = row["failure_reason"]
-    return Event(type=kind, payload=payload, workspace_id=row["workspace_id"])
+    return Event(type=kind, payload=payload, workspace_id=row["workspace_id"], users=_audience(row))
+
+
+def _audience(row: Row) -> tuple[str, ...] | None:
+    """Who may hear of a task: of a chat's, only the one who chats."""
+    if row["chat_session_id"] and row["initiator_id"]:
+        return (row["initiator_id"],)
+    return None
 
 
 def reachability(row: Row) -> Event:
@@ -62,7 +69,12 @@ def dispatched(row: Row) -> Event:
     }
     if row["chat_session_id"]:
         payload["chat_session_id"] = row["chat_session_id"]
-    return Event(type="task:dispatch", payload=payload, workspace_id=row["workspace_id"])
+    return Event(
+        type="task:dispatch",
+        payload=payload,
+        workspace_id=row["workspace_id"],
+        users=_audience(row),
+    )
 
 
 def agent_status(agent: Row) -> Event:
@@ -78,9 +90,24 @@ def agent_status(agent: Row) -> Event:
     return Event(type="agent:status", payload={"agent": shown}, workspace_id=agent["workspace_id"])
 
 
-def task_message(workspace_id: str, message: TaskMessagePayload) -> Event:
-    """`task:message`."""
-    return Event(type="task:message", payload=codec.unstructure(message), workspace_id=workspace_id)
+def task_message(row: Row, message: TaskMessagePayload) -> Event:
+    """`task:message`; the row has the task's columns beside the message's."""
+    return Event(
+        type="task:message",
+        payload=codec.unstructure(message),
+        workspace_id=row["workspace_id"],
+        users=_audience(row),
+    )
+
+
+def task_progress(row: Row, payload: dict[str, Any]) -> Event:
+    """`task:progress`; the row has the task's columns."""
+    return Event(
+        type="task:progress",
+        payload=payload,
+        workspace_id=row["workspace_id"],
+        users=_audience(row),
+    )
 
 
 def comment_created(comment: Row, *, issue_title: str, issue_status: str) -> Event:

@@ -23,6 +23,8 @@ class FoundTask:
     task: Task
     agent_visibility: str
     agent_owner: str | None
+    chat_of: str | None = None
+    """Whose chat it answers: nobody else's business."""
 
 
 async def list_tasks(conn: Connection, issue_id: str) -> list[Task]:
@@ -35,19 +37,20 @@ async def active_tasks(conn: Connection, issue_id: str) -> list[Task]:
     return [task_of(row) for row in await conn.fetch(SQL.active_tasks, issue_id)]
 
 
-async def agent_tasks(conn: Connection, agent_id: str) -> list[Task]:
+async def agent_tasks(conn: Connection, agent_id: str, chats_of: str | None) -> list[Task]:
     """Return the runs of an agent, newest first (at most 500)."""
-    return [task_of(row) for row in await conn.fetch(SQL.agent_tasks, agent_id)]
+    return [task_of(row) for row in await conn.fetch(SQL.agent_tasks, agent_id, chats_of)]
 
 
 async def task_snapshot(
-    conn: Connection, workspace_id: str, *, only_private_of: str | None
+    conn: Connection, workspace_id: str, *, only_private_of: str | None, chats_of: str | None
 ) -> list[Task]:
     """Return every run that is not over, and of each agent the last one that ended.
 
-    Of private agents only those of `only_private_of`; None: everybody's.
+    Of private agents only those of `only_private_of`; None: everybody's. Of chats only those of
+    `chats_of`; None: nobody's.
     """
-    rows = await conn.fetch(SQL.task_snapshot, workspace_id, only_private_of)
+    rows = await conn.fetch(SQL.task_snapshot, workspace_id, only_private_of, chats_of)
     return [task_of(row) for row in rows]
 
 
@@ -60,6 +63,7 @@ async def get_task(conn: Connection, workspace_id: str, task_id: str) -> FoundTa
         task=task_of(row),
         agent_visibility=row["agent_visibility"],
         agent_owner=row["agent_owner"],
+        chat_of=row["chat_of"],
     )
 
 

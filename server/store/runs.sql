@@ -15,14 +15,15 @@ order by created_at desc, id
 limit 500;
 
 -- name: agent_tasks
--- The runs of an agent, newest first.
-select * from agent_task_queue where agent_id = $1
+-- The runs of an agent, newest first; of chats only those of $2.
+select * from agent_task_queue
+where agent_id = $1 and (chat_session_id is null or initiator_id = $2::uuid)
 order by created_at desc, id
 limit 500;
 
 -- name: task_snapshot
 -- Every run that is not over, and of each agent the last one that ended. $2: whose private
--- agents may be seen (null = everybody's).
+-- agents may be seen (null = everybody's). $3: whose chats.
 with visible as (
     select id from agent
     where workspace_id = $1 and ($2::uuid is null or visibility <> 'private' or owner_id = $2)
@@ -31,6 +32,7 @@ with visible as (
     select t.* from agent_task_queue t
     where t.workspace_id = $1 and t.agent_id in (select id from visible)
         and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
+        and (t.chat_session_id is null or t.initiator_id = $3::uuid)
     order by t.created_at desc
     limit 1000
 )
@@ -40,14 +42,16 @@ select last.*
 from visible v cross join lateral (
     select t.* from agent_task_queue t
     where t.agent_id = v.id and t.status in ('completed', 'failed')
+        and (t.chat_session_id is null or t.initiator_id = $3::uuid)
     order by t.created_at desc
     limit 1
 ) last;
 
 -- name: get_task
 -- A task of a workspace with what decides who may touch it.
-select t.*, a.visibility as agent_visibility, a.owner_id as agent_owner
+select t.*, a.visibility as agent_visibility, a.owner_id as agent_owner, c.creator_id as chat_of
 from agent_task_queue t join agent a on a.id = t.agent_id
+left join chat_session c on c.id = t.chat_session_id
 where t.workspace_id = $1 and t.id = $2;
 
 -- name: task_messages

@@ -294,7 +294,7 @@ where not exists (select from changed);
 -- name: set_progress
 -- Remember the last progress for readers who come later. $4 the progress
 with task as (
-    select t.id, t.workspace_id, t.status,
+    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id,
            coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
            or exists (select from member m
                       where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
@@ -333,7 +333,7 @@ select * from task;
 -- within a task counts from 1 again: rows that are there with other contents are another run's, and
 -- the batch goes behind all there is. No new row: one row without a seq. $4 the batch
 with task as (
-    select t.id, t.issue_id, t.workspace_id, t.seq_base,
+    select t.id, t.issue_id, t.workspace_id, t.chat_session_id, t.initiator_id, t.seq_base,
            coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
            or exists (select from member m
                       where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
@@ -366,7 +366,8 @@ with task as (
     on conflict (task_id, seq) do nothing
     returning *
 )
-select task.allowed, task.workspace_id, task.issue_id, added.*
+select task.allowed, task.workspace_id, task.issue_id, task.chat_session_id, task.initiator_id,
+       added.*
 from task left join added on true
 order by added.seq;
 

@@ -210,7 +210,7 @@ async def list_agent_tasks(request: Request) -> Response:
 
     async def unit(conn: Connection) -> list[Task]:
         await usable_agent(conn, caller, agent_id)
-        return await runs.agent_tasks(conn, agent_id)
+        return await runs.agent_tasks(conn, agent_id, _chats_of(caller))
 
     return answer(await read(request, unit))
 
@@ -222,8 +222,14 @@ async def task_snapshot(request: Request) -> Response:
         runs.task_snapshot,
         workspace_id=caller.workspace_id,
         only_private_of=viewer_of(caller).sees_private_of,
+        chats_of=_chats_of(caller),
     )
     return answer(await read(request, unit))
+
+
+def _chats_of(caller: Membership) -> str | None:
+    """Whose chats' runs the caller may see: their own, and an agent nobody's."""
+    return None if caller.actor.agent_id is not None else caller.actor.user_id
 
 
 # --- rules ----------------------------------------------------------------------------------------

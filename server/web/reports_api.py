@@ -23,7 +23,6 @@ from server.web.context import services
 from server.web.daemon_calls import change, daemon_caller, path_id, see_task
 from shared import codec
 from shared.redact import redact, redact_value
-from shared.wire.event import Event
 from shared.wire.task import (
     RUNNING,
     CompleteRequest,
@@ -104,7 +103,7 @@ async def progress(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[None, list[Consequence]]:
         row = seen(await conn.fetchrow(SQL.set_progress, task_id, *caller.args, kept))
-        event = Event(type="task:progress", payload=payload, workspace_id=row["workspace_id"])
+        event = events.task_progress(row, payload)
         return None, [event]
 
     await change(request, unit, one_statement=True)
@@ -123,9 +122,7 @@ async def add_messages(request: Request) -> Response:
         stored = await conn.fetch(SQL.add_messages, task_id, *caller.args, rows)
         seen(stored[0] if stored else None)
         return None, [
-            events.task_message(row["workspace_id"], message_of(row))
-            for row in stored
-            if row["seq"] is not None
+            events.task_message(row, message_of(row)) for row in stored if row["seq"] is not None
         ]
 
     await change(request, unit, one_statement=True)

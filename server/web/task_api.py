@@ -131,6 +131,8 @@ async def _usable(conn: Connection, caller: Membership, task_id: str) -> FoundTa
     if found is None:
         raise NotFound("task not found")
     viewer = viewer_of(caller)
+    if found.chat_of is not None and (viewer.is_agent or found.chat_of != viewer.user_id):
+        raise Forbidden("this chat belongs to somebody else")
     if not viewer.may_use(visibility=found.agent_visibility, owner_id=found.agent_owner):
         raise Forbidden("you do not have access to this agent")
     return found

@@ -200,3 +200,33 @@ class AutopilotRun:
     trigger_payload: Any = None
     result: Any = None
     created_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class ChatSession:
+    """A conversation of one person with one agent."""
+
+    id: str
+    workspace_id: str
+    agent_id: str
+    creator_id: str
+    title: str = ""
+    status: str = "active"
+    has_unread: bool = False
+    created_at: str = ""
+    updated_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class ChatMessage:
+    """What one side said; the times have fractions, pages are cut by them."""
+
+    id: str
+    chat_session_id: str
+    role: str
+    content: str = ""
+    task_id: str | None = None
+    created_at: str = ""
+    failure_reason: str | None = None
+    elapsed_ms: int | None = None
+    attachments: list[dict[str, Any]] = omitted(factory=list)
