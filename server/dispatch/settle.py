@@ -13,12 +13,13 @@ from typing import Final
 from server.consequences import Consequence
 from server.dispatch.autopilot_end import settle_issues, settle_runs
 from server.dispatch.chat import settle_chats
+from server.dispatch.derived import settle_failures
 from server.dispatch.outcome import Ended, Settler
 from server.dispatch.quick_create import settle_quick_creates
 from server.store.queries import Connection
 
 SETTLERS: Final[Mapping[str, tuple[Settler, ...]]] = {
-    "issue": (settle_issues,),
+    "issue": (settle_issues, settle_failures),
     "chat": (settle_chats,),
     "autopilot": (settle_runs,),
     "quick_create": (settle_quick_creates,),

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import enqueue, finish
+from server.dispatch import derived, enqueue, finish
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import comments, work
 from server.store.comments import Cursor, Page, Reading
@@ -122,6 +122,7 @@ async def create_comment(request: Request) -> Response:
             kind=kind,
             parent_id=parent_id,
         )
+        heard = await derived.commented(conn, issue, made.id, content, caller.actor)
         started = await _start(conn, caller, issue, made, suppressed)
         created = event(
             caller,
@@ -132,7 +133,7 @@ async def create_comment(request: Request) -> Response:
             issue_assignee_id=issue.assignee_id,
             issue_status=issue.status,
         )
-        return made, (created, *reopened, *started)
+        return made, (created, *reopened, *heard, *started)
 
     return answer(await write(request, unit), 201)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import attrs
 
 from server.consequences import Consequence
-from server.dispatch import enqueue
+from server.dispatch import derived, enqueue
 from server.dispatch.autopilot_end import issue_moved
 from server.dispatch.children import child_closed
 from server.dispatch.rules import NOWHERE, IssueFacts, Target
@@ -100,6 +100,7 @@ async def apply(
     told: list[Consequence] = [
         event(caller, "issue:updated", **_describe(before, after, changes, assigned=assigned))
     ]
+    told += await derived.issue_changed(conn, before, after, caller.actor)
     told += await _start_and_stop(conn, caller, before, after, patch, assigned=assigned)
     return after, told
 

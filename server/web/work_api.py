@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import enqueue, finish
+from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
 from server.errors import Conflict, DomainError, Invalid
 from server.store import work
@@ -207,7 +207,8 @@ async def create_issue(request: Request) -> Response:
         if not allow_duplicate:
             await _refuse_duplicate(conn, caller, written)
         made = await work.create_issue(conn, caller.workspace_id, written)
-        told = await enqueue.issue_created(conn, facts(made), caller.actor)
+        told = await derived.issue_made(conn, made, caller.actor)
+        told += await enqueue.issue_created(conn, facts(made), caller.actor)
         return made, (event(caller, "issue:created", issue=made), *told)
 
     return answer(await write(request, unit), 201)

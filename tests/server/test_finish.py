@@ -233,7 +233,13 @@ async def test_failing_for_good_says_why() -> None:
         ended, told = await database.write(partial(finish.fail, task_id=task.id, request=request))
         assert ended.failure_reason == "agent_error.provider_capacity_or_rate_limit"
         assert ended.error == "API Error: 429 overloaded, [REDACTED CREDENTIAL]"
-        assert kinds(told) == ["comment:created", "agent:status", "task:failed", "TokensRevoked"]
+        assert kinds(told) == [
+            "comment:created",
+            "activity:created",
+            "agent:status",
+            "task:failed",
+            "TokensRevoked",
+        ]
         assert await comments(database, task.issue_id) == [("agent", "system", ended.error)]
         row = await database.read(lambda conn: conn.fetchrow(SQL.get_task, task.id))
         assert row is not None

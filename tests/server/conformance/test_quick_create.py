@@ -71,7 +71,9 @@ async def test_the_agent_makes_the_issue_and_who_asked_is_told() -> None:
         }
         (row,) = await api.fetch("select issue_id from agent_task_queue")
         assert row["issue_id"] == made["id"]
-        (follows,) = await api.fetch("select user_id, reason from issue_subscriber")
+        (follows,) = await api.fetch(
+            "select user_id, reason from issue_subscriber where user_type = 'member'"
+        )
         assert tuple(follows) == (api.member.user_id, "creator")
         assert [event.users for event in api.events("inbox:new")] == [(api.member.user_id,)]
         for told in api.events():
