@@ -207,6 +207,7 @@ async def forget(conn: Connection) -> list[Consequence]:
     """Rows that have no further use: dead tokens, machines that nothing refers to."""
     await conn.execute(SQL.forget_tokens)
     await conn.execute(SQL.forget_daemon_tokens)
+    await conn.execute(SQL.forget_records)
     rows = await conn.fetch(SQL.forget_runtimes, _FORGET)
     return [
         events.runtimes_changed(workspace_id, action="runtime_gc")
