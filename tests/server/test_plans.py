@@ -59,10 +59,8 @@ async def plan(conn: Connection, query: str, args: tuple[Any, ...]) -> dict[str,
     await conn.execute(f"prepare hot as {query.rstrip().rstrip(';')}")
     given = ", ".join(literal(value) for value in args)
     explain = "explain (analyze, buffers, format json) execute hot"
-    try:
-        text = await conn.fetchval(f"{explain}({given})" if args else explain)
-    finally:
-        await conn.execute("deallocate hot")
+    text = await conn.fetchval(f"{explain}({given})" if args else explain)
+    await conn.execute("deallocate hot")
     found: dict[str, Any] = (json.loads(text) if isinstance(text, str) else text)[0]["Plan"]
     return found
 
