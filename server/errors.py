@@ -57,6 +57,10 @@ class TooLarge(DomainError):
     """The body exceeds the limit (413)."""
 
 
+class Unsupported(DomainError):
+    """Not of a kind that can be shown (415)."""
+
+
 class Unprocessable(DomainError):
     """Well-formed, but it cannot be done now (422)."""
 

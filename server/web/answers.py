@@ -27,6 +27,7 @@ _STATUS: Final[tuple[tuple[type[errors.DomainError], int], ...]] = (
     (errors.Conflict, 409),
     (errors.Gone, 410),
     (errors.TooLarge, 413),
+    (errors.Unsupported, 415),
     (errors.Unprocessable, 422),
     (errors.TooMany, 429),
     (errors.Unavailable, 503),

@@ -13,6 +13,7 @@ from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import comments, work
+from server.store.attachments import bind_to_comment
 from server.store.comments import Cursor, Page, Reading
 from server.store.queries import Connection
 from server.web import auth
@@ -104,6 +105,7 @@ async def create_comment(request: Request) -> Response:
     kind = sent.one_of("type", KINDS, "comment")
     parent_id = sent.id("parent_id")
     suppressed = _suppressed(sent)
+    attachment_ids = sent.ids("attachment_ids", most=MOST_SUPPRESSED)
 
     async def unit(conn: Connection) -> _Told:
         ref = request.path_params["id"]
@@ -122,6 +124,7 @@ async def create_comment(request: Request) -> Response:
             kind=kind,
             parent_id=parent_id,
         )
+        await bind_to_comment(conn, issue, made.id, attachment_ids)
         heard = await derived.commented(conn, issue, made.id, content, caller.actor)
         started = await _start(conn, caller, issue, made, suppressed)
         created = event(
@@ -278,8 +281,6 @@ def _content(sent: Fields) -> str:
     content = sent.text("content")
     if not content.strip():
         raise Invalid("content is required")
-    if sent.ids("attachment_ids", most=MOST_SUPPRESSED):
-        raise Invalid("attachment not found")
     return content
 
 

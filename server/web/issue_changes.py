@@ -18,6 +18,7 @@ from server.dispatch.children import child_closed
 from server.dispatch.rules import NOWHERE, IssueFacts, Target
 from server.errors import Forbidden, Invalid, NotFound
 from server.store import people, work
+from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
 from server.web.auth import Membership
 from server.web.fields import Fields
@@ -48,6 +49,7 @@ class Patch:
     changes: Mapping[str, Any] = attrs.field(factory=dict)
     suppress_run: bool = False
     handoff_note: str = ""
+    attachment_ids: tuple[str, ...] = ()
 
 
 def read_patch(sent: Fields) -> Patch:
@@ -77,9 +79,8 @@ def read_patch(sent: Fields) -> Patch:
         if sent.sent(key):
             day = sent.day(key)
             changes[key] = None if day is None else day.isoformat()
-    if sent.ids("attachment_ids", most=MOST_ATTACHMENTS):
-        raise Invalid("attachment not found")
     return Patch(
+        attachment_ids=tuple(sent.ids("attachment_ids", most=MOST_ATTACHMENTS)),
         changes=changes,
         suppress_run=sent.flag("suppress_run"),
         handoff_note=sent.text("handoff_note"),
@@ -97,6 +98,7 @@ async def apply(
     if changes.get("project_id") is not None and changes["project_id"] != before.project_id:
         await check_project(conn, caller, changes["project_id"])
     after = await work.update_issue(conn, before, changes)
+    await bind_to_issue(conn, after, patch.attachment_ids)
     told: list[Consequence] = [
         event(caller, "issue:updated", **_describe(before, after, changes, assigned=assigned))
     ]

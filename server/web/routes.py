@@ -19,6 +19,7 @@ from server.push import daemon_socket, socket
 from server.web import (
     agent_env_api,
     answers,
+    attachments_api,
     autopilots_api,
     chat_api,
     claims_api,
@@ -84,6 +85,7 @@ def _table() -> list[BaseRoute]:
         *work_api.routes,
         *agent_env_api.routes,
         *autopilots_api.routes,
+        *attachments_api.routes,
         *chat_api.routes,
         *inbox_api.routes,
         *following_api.routes,

@@ -20,6 +20,7 @@ from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
 from server.errors import Conflict, DomainError, Invalid
 from server.store import work
+from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
 from server.web import auth, comments_api, labels_api, metadata_api
 from server.web.answers import answer, nothing
@@ -195,6 +196,7 @@ async def create_issue(request: Request) -> Response:
     sent = await fields(request)
     values = _new(sent, caller)
     allow_duplicate = sent.flag("allow_duplicate")
+    attachment_ids = sent.ids("attachment_ids", most=MOST_IDS)
 
     async def unit(conn: Connection) -> tuple[Issue, _Told]:
         await check_assignee(conn, caller, values["assignee_type"], values["assignee_id"])
@@ -207,6 +209,7 @@ async def create_issue(request: Request) -> Response:
         if not allow_duplicate:
             await _refuse_duplicate(conn, caller, written)
         made = await work.create_issue(conn, caller.workspace_id, written)
+        await bind_to_issue(conn, made, attachment_ids)
         told = await derived.issue_made(conn, made, caller.actor)
         told += await enqueue.issue_created(conn, facts(made), caller.actor)
         return made, (event(caller, "issue:created", issue=made), *told)
@@ -219,8 +222,6 @@ def _new(sent: Fields, caller: Membership) -> dict[str, Any]:
     origin_type, origin_id = sent.text("origin_type") or None, sent.id("origin_id")
     if origin_type not in {None, "quick_create"} or (origin_type is None) != (origin_id is None):
         raise Invalid("invalid origin")
-    if sent.ids("attachment_ids", most=MOST_IDS):
-        raise Invalid("attachment not found")
     return {
         "title": sent.required_text("title"),
         "description": sent.optional_text("description"),

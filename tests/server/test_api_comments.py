@@ -102,7 +102,6 @@ async def test_bad_comments_are_refused() -> None:
             {"content": "x", "parent_id": "nope"},
             {"content": "x", "parent_id": NOBODY},
             {"content": "x", "parent_id": elsewhere["id"]},
-            {"content": "x", "attachment_ids": [NOBODY]},
             {"content": "x", "suppress_agent_ids": "x"},
             {"content": "x", "suppress_agent_ids": ["x"]},
         ):
