@@ -21,6 +21,9 @@ async def make(api: Api, **body: Any) -> Any:
     return await api.owner.ok(201, "POST", "/api/agents", given | body)
 
 
+@pytest.mark.spec("06 §10.2", "GET /api/agents")
+@pytest.mark.spec("06 §10.2", "POST /api/agents")
+@pytest.mark.spec("06 §10.2", "GET /api/agents/{id}")
 async def test_an_agent_is_shown_whole() -> None:
     async with open_api() as api:
         made = await make(
@@ -89,6 +92,7 @@ async def test_who_sees_the_mcp_configuration() -> None:
         assert (changed["mcp_config"], changed["mcp_config_redacted"]) == (None, True)
 
 
+@pytest.mark.spec("06 §10.2", "PUT /api/agents/{id}")
 async def test_updates_change_what_is_sent_and_keep_masked_secrets() -> None:
     async with open_api() as api:
         made = await make(
@@ -216,6 +220,8 @@ async def test_moving_to_another_provider_checks_level_and_clears_a_foreign_mode
         assert offline["status"] == "offline"
 
 
+@pytest.mark.spec("06 §10.2", "POST /api/agents/{id}/archive")
+@pytest.mark.spec("06 §10.2", "POST /api/agents/{id}/restore")
 async def test_archiving_cancels_what_is_active_and_can_be_undone() -> None:
     async with open_api() as api:
         world = api.world
@@ -277,6 +283,8 @@ async def test_cancel_tasks_counts() -> None:
         assert await api.owner.ok(200, "POST", path) == {"cancelled": 0}
 
 
+@pytest.mark.spec("06 §17", "GET /api/runtimes")
+@pytest.mark.spec("06 §17", "PATCH /api/runtimes/{id}")
 async def test_runtimes_are_listed_whole() -> None:
     async with open_api() as api:
         (runtime,) = await api.member.get("/api/runtimes")
@@ -301,6 +309,7 @@ async def test_runtimes_are_listed_whole() -> None:
         assert await api.member.get("/api/runtimes", owner="me") == []
 
 
+@pytest.mark.spec("06 §17", "DELETE /api/runtimes/{id}")
 async def test_a_runtime_goes_only_when_nobody_works_on_it() -> None:
     async with open_api() as api:
         world = api.world
@@ -342,6 +351,7 @@ async def test_a_runtime_goes_only_when_nobody_works_on_it() -> None:
         assert response.json()["code"] == "runtime_profile_instance_delete_unsupported"
 
 
+@pytest.mark.spec("06 §17", "POST /api/runtimes/{id}/archive-agents-and-delete")
 async def test_a_runtime_goes_with_the_agents_that_were_seen() -> None:
     async with open_api() as api:
         world = api.world

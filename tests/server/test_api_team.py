@@ -15,6 +15,8 @@ pytestmark = pytest.mark.postgres
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
+@pytest.mark.spec("06 §2.4", "GET /api/me")
+@pytest.mark.spec("06 §2.4", "PATCH /api/me")
 async def test_me_is_whole_and_changes_only_what_is_sent() -> None:
     async with open_api() as api:
         me = await api.owner.get("/api/me")
@@ -58,6 +60,9 @@ async def test_me_refuses(body: object) -> None:
         await api.owner.refused(400, "PATCH", "/api/me", body)
 
 
+@pytest.mark.spec("06 §2.5", "POST /api/tokens")
+@pytest.mark.spec("06 §2.5", "GET /api/tokens")
+@pytest.mark.spec("06 §2.5", "DELETE /api/tokens/{id}")
 async def test_tokens_live_from_minting_to_revoking() -> None:
     async with open_api() as api:
         made = await api.owner.ok(
@@ -95,6 +100,7 @@ async def test_a_token_of_somebody_else_cannot_be_revoked() -> None:
         assert made["id"] in {entry["id"] for entry in await api.owner.get("/api/tokens")}
 
 
+@pytest.mark.spec("01 §2.6", "POST /api/tokens/current/renew")
 async def test_renewing_extends_only_in_the_last_week() -> None:
     async with open_api() as api:
         renew = ("POST", "/api/tokens/current/renew", {})
@@ -138,6 +144,10 @@ async def test_agents_get_no_credentials_and_change_no_settings() -> None:
         assert len(await agent.get(f"{here}/members")) == 2
 
 
+@pytest.mark.spec("06 §4", "GET /api/workspaces")
+@pytest.mark.spec("06 §4", "POST /api/workspaces")
+@pytest.mark.spec("06 §4", "GET /api/workspaces/{id}")
+@pytest.mark.spec("06 §4", "GET /api/workspaces/{id}/members")
 async def test_workspaces_are_made_and_read_whole() -> None:
     async with open_api() as api:
         made = await api.owner.ok(
@@ -183,6 +193,8 @@ async def test_slugs_are_checked(slug: str | None) -> None:
         await api.owner.refused(400, "POST", "/api/workspaces", {"name": "x", "slug": slug})
 
 
+@pytest.mark.spec("06 §4", "PUT /api/workspaces/{id}")
+@pytest.mark.spec("06 §4", "PATCH /api/workspaces/{id}")
 async def test_workspace_settings_change_what_is_sent() -> None:
     async with open_api() as api:
         here = f"/api/workspaces/{api.world.workspace_id}"

@@ -395,6 +395,9 @@ async def test_every_answer_carries_the_security_headers() -> None:
             assert headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.spec("01 §3.21", "GET /health")
+@pytest.mark.spec("01 §3.21", "GET /healthz")
+@pytest.mark.spec("01 §3.21", "GET /readyz")
 async def test_health_readiness_and_metrics() -> None:
     async with open_rig() as rig:
         http = rig.server.http

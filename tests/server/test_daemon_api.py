@@ -247,6 +247,8 @@ async def test_statements_of_the_hot_paths() -> None:
         assert sent == [SQL.add_messages]
 
 
+@pytest.mark.spec("01 §3.1", "POST /api/daemon/register")
+@pytest.mark.spec("01 §3.4", "GET /api/daemon/workspaces/{id}/repos")
 async def test_registering() -> None:
     async with open_rig() as rig:
         world = rig.world
@@ -365,6 +367,7 @@ async def test_registering() -> None:
         assert repos["repos_version"] == first["repos_version"]
 
 
+@pytest.mark.spec("01 §3.2", "POST /api/daemon/deregister")
 async def test_signing_off_and_beating() -> None:
     async with open_rig() as rig:
         stranger = await make_world(rig.database)

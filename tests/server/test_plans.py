@@ -32,7 +32,7 @@ LARGE = {"agent_task_queue", "issue", "comment", "task_message", "task_token"}
 
 INTENDED = {
     "empty claim": {"task_queued"},
-    "claim": {"task_queued", "task_in_flight", "task_in_flight_runtime", "task_issue"},
+    "claim": {"task_queued", "task_in_flight", "task_issue"},
     "sweeper: left_behind": {"task_in_flight_runtime"},
     "sweeper: expired_tasks": {"task_queued_since"},
 }

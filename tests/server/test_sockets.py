@@ -118,6 +118,7 @@ async def test_a_page_with_a_cookie_is_live_at_once() -> None:
             }
 
 
+@pytest.mark.spec("01 §5.1", "WS /ws")
 async def test_a_client_without_a_cookie_says_who_it_is_in_the_first_frame() -> None:
     async with open_rig() as rig:
         path = f"/ws?workspace_id={rig.world.workspace_id}"
@@ -149,6 +150,7 @@ async def test_what_a_first_frame_can_do_wrong() -> None:
                 await close_code(client)
 
 
+@pytest.mark.spec("01 §5.1", "WS /ws")
 async def test_what_is_refused_before_the_upgrade() -> None:
     async with open_rig() as rig:
         slug, cookie = rig.world.slug, rig.cookie()
@@ -184,6 +186,7 @@ async def _stranger(conn: Connection) -> str:
     return await make_token(conn, await make_user(conn))
 
 
+@pytest.mark.spec("01 §5.2", "WS /ws")
 async def test_subscriptions_are_authorised() -> None:
     async with open_rig() as rig:
         world, other = rig.world, await make_world(rig.database)
@@ -290,6 +293,7 @@ def daemon_path(*runtime_ids: str) -> str:
     return "/api/daemon/ws?runtime_ids=" + "%2C".join(runtime_ids)
 
 
+@pytest.mark.spec("01 §4.4", "WS /api/daemon/ws")
 async def test_heartbeats_are_acknowledged_in_the_shape_of_the_spec() -> None:
     async with open_rig() as rig:
         world = rig.world
@@ -351,6 +355,7 @@ async def test_a_runtime_that_vanished_is_gone_and_others_are_silence() -> None:
             assert (await take(daemon))["payload"]["status"] == "ok"
 
 
+@pytest.mark.spec("01 §4.3", "WS /api/daemon/ws")
 async def test_hints_reach_the_daemons_they_are_for() -> None:
     async with open_rig() as rig:
         world, hub = rig.world, rig.server.services.hub
@@ -375,6 +380,7 @@ async def test_hints_reach_the_daemons_they_are_for() -> None:
             }
 
 
+@pytest.mark.spec("01 §4.1", "WS /api/daemon/ws")
 async def test_what_a_daemon_handshake_can_do_wrong() -> None:
     async with open_rig() as rig:
         world, other = rig.world, await make_world(rig.database)
