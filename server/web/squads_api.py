@@ -99,19 +99,18 @@ async def delete_squad(request: Request) -> Response:
         if squad.archived_at is not None:
             raise Invalid("squad is already archived")
         rows = await conn.fetch(squads.SQL.archive_squad, squad_id, caller.actor.user_id)
-        told: list[Consequence] = []
-        for row in rows:
-            issue = await work.get_issue(conn, caller.workspace_id, row["id"])
-            told.append(
-                event(
-                    caller,
-                    "issue:updated",
-                    issue=issue,
-                    assignee_changed=True,
-                    prev_assignee_type="squad",
-                    prev_assignee_id=squad_id,
-                )
+        handed = [row["id"] for row in rows]
+        told: list[Consequence] = [
+            event(
+                caller,
+                "issue:updated",
+                issue=issue,
+                assignee_changed=True,
+                prev_assignee_type="squad",
+                prev_assignee_id=squad_id,
             )
+            for issue in await work.lock_issues(conn, caller.workspace_id, handed)
+        ]
         gone = event(caller, "squad:deleted", squad_id=squad_id, leader_id=squad.leader_id)
         return None, (*told, gone)
 
