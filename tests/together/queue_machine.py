@@ -266,6 +266,13 @@ class QueueMachine(RuleBasedStateMachine):
         answer = self._ask(server, "POST", f"/api/daemon/runtimes/{chosen}/tasks/claim", {})
         self._keep(chosen, [answer], lost=lost)
 
+    @rule(runtime=pick, server=pick)
+    def lose_an_answer(self, runtime: int, server: int) -> None:
+        """The answer of a claim is lost, and the daemon asks again when it may."""
+        self.claim(runtime, server, lost=True)
+        self._move_times(REDELIVERED_AFTER + 10)
+        self.claim(runtime, server + 1, lost=False)
+
     @rule(runtime=pick)
     def claim_at_once(self, runtime: int) -> None:
         chosen = self._one(self.runtimes, runtime)

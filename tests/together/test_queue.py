@@ -77,6 +77,6 @@ def test_random_lives_of_tasks_over_two_servers(
         )
 
     for what in ("claimed", "claimed again", "completed", "failed", "cancelled"):
-        assert together.seen[what] > STEPS // 1000, f"too few were {what}: {together.seen}"
+        assert together.seen[what], f"none was {what}: {together.seen}"
     for server in servers:
         assert '"level": "error"' not in server.log.read_text(), server.log.read_text()[-3000:]
