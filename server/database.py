@@ -22,6 +22,7 @@ import structlog
 import trio
 import trio_asyncio
 
+from server.stages import stage
 from server.store.queries import Connection
 
 log = structlog.get_logger(__name__)
@@ -124,12 +125,23 @@ class Database:
                 await self._cross(_close(conn))
 
     async def _cross(self, work: Coroutine[Any, Any, T]) -> T:
-        result: T = await self._loop.run_aio_coroutine(work)
+        with stage("crossing"):
+            result: T = await self._loop.run_aio_coroutine(work)
         return result
 
     async def _plain(self, unit: Unit[T]) -> T:
-        async with self._pool.acquire() as conn:
-            return await unit(conn)
+        async with self._connection() as conn:
+            with stage("statements"):
+                return await unit(conn)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        with stage("waiting for a connection"):
+            conn = await self._pool.acquire()
+        try:
+            yield conn
+        finally:
+            await self._pool.release(conn)
 
     async def _persistent(self, unit: Unit[T], one_statement: bool) -> T:
         attempt = 0
@@ -137,13 +149,14 @@ class Database:
             attempt += 1
             committing = one_statement
             try:
-                async with self._pool.acquire() as conn:
-                    if one_statement:
-                        return await unit(conn)
-                    # Managed by the block: asyncpg then never meets it open at the release.
-                    async with conn.transaction():
-                        result = await unit(conn)
-                        committing = True
+                async with self._connection() as conn:
+                    with stage("statements"):
+                        if one_statement:
+                            return await unit(conn)
+                        # Managed by the block: asyncpg then never meets it open at the release.
+                        async with conn.transaction():
+                            result = await unit(conn)
+                            committing = True
                     return result
             except _AGAIN as error:
                 if attempt == _ATTEMPTS:

@@ -7,6 +7,7 @@ handler knows into a 500 that says nothing.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import structlog
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server import stages
 from server.push import daemon_socket, socket
 from server.web import (
     agent_env_api,
@@ -49,6 +51,9 @@ from server.web import (
 from server.web.context import Services
 
 log = structlog.get_logger(__name__)
+
+SLOW = 0.5
+"""Seconds from which on a request is logged with where its time went."""
 
 _HEADERS: Final = (
     (
@@ -132,11 +137,15 @@ class _Frame:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        status = 0
+        began = time.perf_counter()
+        spent = stages.begin()
 
         async def send_framed(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
                 started = True
+                status = message["status"]
                 given = {name.lower() for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in _HEADERS if name not in given]
                 if scope["path"].startswith("/api/") and b"cache-control" not in given:
@@ -156,6 +165,17 @@ class _Frame:
             log.exception("request failed", method=scope["method"], path=_shown(scope["path"]))
             if not started:
                 raise
+        finally:
+            total = time.perf_counter() - began
+            if total >= SLOW:
+                log.warning(
+                    "slow request",
+                    method=scope["method"],
+                    path=_shown(scope["path"]),
+                    status=status,
+                    total_ms=round(1000 * total),
+                    stages_ms={name: round(1000 * seconds) for name, seconds in spent.items()},
+                )
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
