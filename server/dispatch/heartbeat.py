@@ -5,12 +5,14 @@ One statement, and mostly without a write: a beat every 15 s needs no row versio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
 from server.consequences import Consequence
 from server.dispatch import events
 from server.dispatch.reachability import came_back
+from server.errors import NotFound
 from server.store.queries import Connection, load
 from server.store.tasks import Caller, seen
 from shared.wire.runtime import (
@@ -74,23 +76,47 @@ async def take_beat(
 ) -> tuple[Beat, list[Consequence]]:
     """As `beat`, with what follows: a runtime that comes back is news."""
     caller = Caller(user_id=user_id or None, workspace_id=workspace_id or None)
-    row = seen(
-        await conn.fetchrow(
-            SQL.beat,
-            runtime_id,
-            *caller.args,
-            _WRITE_AFTER,
-            _HAND_OUT_AGAIN,
-            IMPORTS if supports_batch_import else 1,
-        ),
-        "runtime not found",
+    answers, consequences = await take_beats(conn, {runtime_id: supports_batch_import}, caller)
+    answer = answers[runtime_id]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer, consequences
+
+
+async def take_beats(
+    conn: Connection, beating: Mapping[str, bool], caller: Caller
+) -> tuple[dict[str, Beat | NotFound], list[Consequence]]:
+    """Beats of many runtimes in one statement; the values say who takes imports in batches.
+
+    A runtime that is gone, or foreign (Foreign), has the error for its answer.
+    """
+    ids = sorted(beating)
+    rows = await conn.fetch(
+        SQL.beat,
+        ids,
+        *caller.args,
+        _WRITE_AFTER,
+        _HAND_OUT_AGAIN,
+        [IMPORTS if beating[one] else 1 for one in ids],
     )
+    found = {row["id"]: row for row in rows}
+    answers: dict[str, Beat | NotFound] = {}
+    back: list[str] = []
     consequences: list[Consequence] = []
-    if row["came_back"]:
-        consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
-        consequences += await came_back(conn, [runtime_id])
-    asked = _asked(row["requests"] or [], batch=supports_batch_import)
-    return Beat(feature_flags=_FLAGS, **asked), consequences
+    for runtime_id in ids:
+        try:
+            row = seen(found.get(runtime_id), "runtime not found")
+        except NotFound as error:
+            answers[runtime_id] = error
+            continue
+        asked = _asked(row["requests"] or [], batch=beating[runtime_id])
+        answers[runtime_id] = Beat(feature_flags=_FLAGS, **asked)
+        if row["came_back"]:
+            back.append(runtime_id)
+            consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
+    if back:
+        consequences += await came_back(conn, back)
+    return answers, consequences
 
 
 def _asked(requests: list[dict[str, Any]], *, batch: bool) -> dict[str, Any]:

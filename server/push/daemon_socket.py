@@ -18,11 +18,12 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from server.consequences import Consequence
-from server.dispatch.heartbeat import take_beat
+from server.dispatch.heartbeat import take_beats
 from server.errors import DomainError, Foreign, Invalid, NotFound
 from server.push.peer import control_of, run_peer
 from server.store import access
 from server.store.queries import Connection
+from server.store.tasks import Caller
 from server.web import auth, health
 from server.web.answers import error_answer
 from server.web.auth import Actor
@@ -115,12 +116,15 @@ class _Beats:
             message = frame.read(text)
         except codec.DecodeError:
             return
-        runtime_id = message.payload.get("runtime_id")
-        if message.type != frame.HEARTBEAT or not isinstance(runtime_id, str):
+        if message.type != frame.HEARTBEAT:
             return
-        if runtime_id in self.runtimes:
-            self.noted[runtime_id] = message.payload.get("supports_batch_import") is True
-            self.nudge.nudge()
+        # Ours: one frame may name all of a daemon's runtimes; each is answered for itself.
+        many = message.payload.get("runtime_ids")
+        named = [message.payload.get("runtime_id"), *(many if isinstance(many, list) else ())]
+        for runtime_id in named:
+            if isinstance(runtime_id, str) and runtime_id in self.runtimes:
+                self.noted[runtime_id] = message.payload.get("supports_batch_import") is True
+                self.nudge.nudge()
 
     def take(self) -> dict[str, bool]:
         taken, self.noted = self.noted, {}
@@ -168,26 +172,16 @@ async def _answer(parts: Services, actor: Actor, noted: dict[str, bool]) -> list
 async def _take_all(
     conn: Connection, actor: Actor, noted: dict[str, bool]
 ) -> tuple[list[Beat], list[Consequence]]:
-    """One unit for all runtimes, in a fixed order so that two such units cannot deadlock."""
-    acks: list[Beat] = []
-    consequences: list[Consequence] = []
+    """One statement for all runtimes."""
     bound = actor.workspace_id if actor.token_kind == ids.DAEMON_TOKEN else None
-    for runtime_id in sorted(noted):
-        try:
-            answer, more = await take_beat(
-                conn,
-                runtime_id=runtime_id,
-                user_id=None if bound else actor.user_id or None,
-                workspace_id=bound,
-                supports_batch_import=noted[runtime_id],
-            )
-        except Foreign:
-            continue
-        except NotFound:
+    caller = Caller(user_id=None if bound else actor.user_id or None, workspace_id=bound)
+    answers, consequences = await take_beats(conn, noted, caller)
+    acks: list[Beat] = []
+    for runtime_id, answer in answers.items():
+        if isinstance(answer, Beat):
+            acks.append(attrs.evolve(answer, runtime_id=runtime_id))
+        elif not isinstance(answer, Foreign):
             acks.append(Beat(runtime_id=runtime_id, status="runtime_gone", runtime_gone=True))
-            continue
-        acks.append(attrs.evolve(answer, runtime_id=runtime_id))
-        consequences += more
     return acks, consequences
 
 

@@ -1,28 +1,36 @@
 -- Runtimes as daemons write them: registration, heartbeats, leaving, and what the sweeper finds.
 
 -- name: beat
--- A sign of life, and what is asked of the runtime in return. Written only when the last one is
--- older than $4, or the runtime was offline. A request is handed out again when nothing came of it
--- for $5: the answer may have been lost. $1 runtime, $2 user, $3 bound, $6 how many imports at once
+-- Signs of life, and what is asked of the runtimes in return: one statement for all of a daemon's.
+-- Written only when the last one is older than $4, or the runtime was offline. A request is handed
+-- out again when nothing came of it for $5: the answer may have been lost.
+-- $1 runtimes, $2 user, $3 bound, $6 how many imports each takes at once
 with runtime as (
-    select r.id, r.workspace_id, r.status,
+    select r.id, r.workspace_id, r.status, r.last_seen_at, w.imports,
            coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
            or exists (select from member m
                       where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
-    from agent_runtime r
-    where r.id = $1
+    from unnest($1::uuid[], $6::int[]) as w (id, imports)
+    join agent_runtime r on r.id = w.id
+), late as (
+    -- locked in one order, since another socket may beat for some of them
+    select r.id from agent_runtime r join runtime on runtime.id = r.id
+    where runtime.allowed
+      and (r.status <> 'online' or r.last_seen_at is null
+           or r.last_seen_at < statement_timestamp() - $4::interval)
+    order by r.id
+    for no key update of r
 ), touched as (
     update agent_runtime r
     set last_seen_at = statement_timestamp(), status = 'online',
         updated_at = case when r.status = 'online' then r.updated_at
                           else statement_timestamp() end
-    from runtime
-    where r.id = runtime.id and runtime.allowed
-      and (r.status <> 'online' or r.last_seen_at is null
-           or r.last_seen_at < statement_timestamp() - $4::interval)
+    from late
+    where r.id = late.id
 ), due as (
-    select q.id, row_number() over (partition by q.kind order by q.created_at, q.id) as place,
-           q.kind
+    select q.id, q.kind, runtime.imports,
+           row_number() over (partition by q.runtime_id, q.kind order by q.created_at, q.id)
+               as place
     from runtime join runtime_request q on q.runtime_id = runtime.id
     where runtime.allowed and q.status in ('pending', 'running') and not q.acknowledged
       and q.expires_at > statement_timestamp()
@@ -34,12 +42,13 @@ with runtime as (
                           else q.expires_at end,
         handed_at = statement_timestamp()
     from due
-    where q.id = due.id and due.place <= case when due.kind = 'import' then $6::int else 1 end
-    returning q.id, q.kind, q.params, q.created_at
+    where q.id = due.id and due.place <= case when due.kind = 'import' then due.imports else 1 end
+    returning q.id, q.runtime_id, q.kind, q.params, q.created_at
 )
 select id, workspace_id, allowed, status <> 'online' as came_back,
        (select jsonb_agg(jsonb_build_object('id', h.id, 'kind', h.kind, 'params', h.params)
-                         order by h.created_at, h.id) from handed h) as requests
+                         order by h.created_at, h.id)
+        from handed h where h.runtime_id = runtime.id) as requests
 from runtime;
 
 -- name: see_runtime

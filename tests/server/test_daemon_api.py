@@ -15,7 +15,7 @@ from server.consequences import Consequence
 from server.database import Database
 from server.dispatch import enqueue, heartbeat
 from server.store.queries import Connection
-from server.store.tasks import SQL
+from server.store.tasks import SQL, Caller
 from shared.ids import DAEMON_TOKEN, hash_token, mint_token, new_id
 from shared.wire.event import Event
 from tests.support.postgres import open_test_database
@@ -233,6 +233,11 @@ async def test_statements_of_the_hot_paths() -> None:
     async with open_rig() as rig:
         task = await rig.running()
         who = (rig.world.user_id, None)
+        # asyncpg looks a type up when a connection first meets it.
+        one = {rig.world.runtime_id: True}
+        await rig.database.write(
+            lambda conn: heartbeat.take_beats(conn, one, Caller(user_id=who[0], workspace_id=None))
+        )
         _, sent = await counted(
             rig.database,
             lambda conn: heartbeat.take_beat(
@@ -240,6 +245,14 @@ async def test_statements_of_the_hot_paths() -> None:
             ),
         )
         assert sent == [heartbeat.SQL.beat]
+        many = {rig.world.runtime_id: True, new_id(): False, new_id(): False}
+        _, sent = await counted(
+            rig.database,
+            lambda conn: heartbeat.take_beats(
+                conn, many, Caller(user_id=who[0], workspace_id=None)
+            ),
+        )
+        assert sent == [heartbeat.SQL.beat], "however many runtimes"
         row = {"seq": 1, "type": "text", "content": "x"}
         _, sent = await counted(
             rig.database, lambda conn: conn.fetch(SQL.add_messages, task["id"], *who, [row])

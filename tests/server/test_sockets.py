@@ -321,7 +321,11 @@ async def test_a_daemon_with_many_runtimes_is_answered_for_each() -> None:
             for runtime_id in runtimes:
                 await daemon.send_message(frame.heartbeat(runtime_id))
             acks = [await take(daemon) for _ in runtimes]
-        assert {ack["payload"]["runtime_id"] for ack in acks} == set(runtimes)
+            assert {ack["payload"]["runtime_id"] for ack in acks} == set(runtimes)
+            # Ours: all of them in one frame.
+            await daemon.send_message(frame.write(frame.HEARTBEAT, {"runtime_ids": runtimes}))
+            acks = [await take(daemon) for _ in runtimes]
+            assert {ack["payload"]["runtime_id"] for ack in acks} == set(runtimes)
 
 
 async def test_a_runtime_that_vanished_is_gone_and_others_are_silence() -> None:
