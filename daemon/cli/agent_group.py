@@ -15,6 +15,7 @@ from daemon.cli.output import notice, output_option, print_fields, print_json, p
 from daemon.cli.refs import agent_id, runtime_id
 from daemon.cli.run_commands import print_runs
 from daemon.cli.settings import Settings
+from daemon.cli.skill_group import SKILLS
 from daemon.cli.text import read_text, text_options
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -237,3 +238,49 @@ def tasks(settings: Settings, ref: str, full_id: bool, output: str) -> None:
             print_json(found)
         else:
             print_runs(found, Names(api), full_id)
+
+
+@agent.group()
+def skills() -> None:
+    """Work with what an agent was taught."""
+
+
+@skills.command("list")
+@click.argument("ref", metavar="AGENT")
+@output_option("table")
+@click.pass_obj
+def list_skills(settings: Settings, ref: str, output: str) -> None:
+    """List an agent's skills."""
+    with open_api(settings) as api:
+        found = api.get(f"/api/agents/{agent_id(api, ref)}/skills")
+    SKILLS.show(found, output)
+
+
+@skills.command("set")
+@click.argument("ref", metavar="AGENT")
+@click.option("--skill-ids", required=True, metavar="LIST", help="Ids or names; empty clears.")
+@output_option("json")
+@click.pass_obj
+def set_skills(settings: Settings, ref: str, skill_ids: str, output: str) -> None:
+    """Give an agent these skills and no others."""
+    with open_api(settings) as api:
+        path = f"/api/agents/{agent_id(api, ref)}/skills"
+        found = api.put(path, {"skill_ids": _skills(api, skill_ids)})
+    SKILLS.show(found, output)
+
+
+@skills.command("add")
+@click.argument("ref", metavar="AGENT")
+@click.option("--skill-ids", required=True, metavar="LIST", help="Ids or names, with commas.")
+@output_option("json")
+@click.pass_obj
+def add_skills(settings: Settings, ref: str, skill_ids: str, output: str) -> None:
+    """Give an agent more skills."""
+    with open_api(settings) as api:
+        path = f"/api/agents/{agent_id(api, ref)}/skills/add"
+        found = api.post(path, {"skill_ids": _skills(api, skill_ids)})
+    SKILLS.show(found, output)
+
+
+def _skills(api: Api, text: str) -> list[str]:
+    return [SKILLS.find(api, part) for part in text.split(",") if part.strip()]

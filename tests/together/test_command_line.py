@@ -45,6 +45,12 @@ def test_skills(bullpen: Bullpen, tmp_path: Path) -> None:
     changed = said(bullpen, "skill", "update", "deploy", "--description", "Careful")
     assert changed["description"] == "Careful"
     assert "deploy" in bullpen.cli("skill", "list").stdout
+    given = said(bullpen, "agent", "skills", "set", "demo", "--skill-ids", "deploy")
+    assert [skill["name"] for skill in given] == ["deploy"]
+    assert "deploy" in bullpen.cli("agent", "skills", "list", "demo").stdout
+    assert said(bullpen, "agent", "skills", "set", "demo", "--skill-ids", "") == []
+    assert len(said(bullpen, "agent", "skills", "add", "demo", "--skill-ids", made["id"])) == 1
+    assert said(bullpen, "skill", "delete", "deploy")["deleted"] is True
 
 
 def test_projects(bullpen: Bullpen) -> None:
