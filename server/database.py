@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -136,12 +136,11 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        with stage("waiting for a connection"):
-            conn = await self._pool.acquire()
-        try:
-            yield conn
-        finally:
-            await self._pool.release(conn)
+        with ExitStack() as waiting:
+            waiting.enter_context(stage("waiting for a connection"))
+            async with self._pool.acquire() as conn:
+                waiting.close()
+                yield conn
 
     async def _persistent(self, unit: Unit[T], one_statement: bool) -> T:
         attempt = 0
