@@ -18,10 +18,8 @@ from daemon.agents.discovery import discover
 from daemon.agents.launch import DRIVERS
 from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
-from daemon.client import Client
 from daemon.config import Config, ConfigError, load_config
 from daemon.control import AlreadyRunning
-from daemon.tasks.report import replay
 from daemon.workspaces.programs import ProgramFinder
 from daemon.workspaces.sync import SignInRefused
 from shared.log import set_up
@@ -47,15 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parts_of(config: Config) -> Parts:
-    """The real parts: this machine's agent programs and this home's journals."""
-
-    async def replay_journals(client: Client) -> None:
-        await replay(client, config.home.journals)
-
+    """The real parts: this machine's agent programs."""
     return Parts(
         discover=ProgramFinder(partial(discover, config.agents), os.environ),
         families=frozenset(DRIVERS) - {DEMO},
-        replay=replay_journals,
     )
 
 

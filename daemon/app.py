@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Final, Protocol
@@ -28,7 +28,9 @@ from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
 from daemon.services import Services
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool, open_pool
+from daemon.upkeep.disk import keep_disk_watched
 from daemon.upkeep.renewal import run_renewal
 from daemon.wakeups import Connect, connect, run_wakeups
 from daemon.workspaces.sync import Discover, Sync
@@ -43,32 +45,24 @@ CLAIM_GRACE: Final = 3.0
 PARENT_LOOK: Final = 1.0
 """Seconds between looks whether the process that started us is still there."""
 
-Replay = Callable[[Client], Awaitable[None]]
-
 
 class OpenPool(Protocol):
     """`daemon.tasks.pool.open_pool`, as it is used here."""
 
     def __call__(
-        self, config: Config, client: Client, *, control_port: int
+        self, config: Config, client: Client, backlog: Backlog, *, control_port: int
     ) -> AbstractAsyncContextManager[TaskPool]: ...
-
-
-async def replay_nothing(client: Client) -> None:
-    """Stand in where there are no journals."""
 
 
 @attrs.frozen(kw_only=True)
 class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
 
-    `discover` finds agent programs, `replay` sends what journals of earlier processes still owe
-    the server, `families` are the protocols custom runtimes may use.
+    `discover` finds agent programs, `families` are the protocols custom runtimes may use.
     """
 
     discover: Discover
     families: frozenset[str] = frozenset()
-    replay: Replay = replay_nothing
     open_pool: OpenPool = open_pool
     connect: Connect = connect
 
@@ -104,11 +98,15 @@ class Health:
     started: float = attrs.field(factory=trio.current_time)
     status: str = "starting"
     pool: TaskPool | None = None
+    backlog: Backlog | None = None
     directory: Directory | None = None
     sync: Sync | None = None
 
     def tell(self) -> dict[str, Any]:
-        """The object of spec 01 §6.1; `problem` is ours and there only while there is one."""
+        """The object of spec 01 §6.1.
+
+        Ours are `problem`, there only while there is one, and `unreported_task_count`, once known.
+        """
         told: dict[str, Any] = {
             "status": self.status,
             "pid": os.getpid(),
@@ -126,8 +124,14 @@ class Health:
             if self.directory
             else [],
         }
-        if self.sync and self.sync.problem:
-            told["problem"] = self.sync.problem
+        problems = [
+            self.sync.problem if self.sync else "",
+            self.pool.held_back if self.pool else "",
+        ]
+        if any(problems):
+            told["problem"] = "; ".join(filter(None, problems))
+        if self.backlog:
+            told["unreported_task_count"] = len(self.backlog)
         return told
 
 
@@ -199,12 +203,16 @@ async def be_present(
     try:
         with stop.root:
             async with trio.open_nursery() as presence:
-                async with parts.open_pool(config, client, control_port=control_port) as pool:
+                backlog = health.backlog = Backlog(client, config.home.journals)
+                async with parts.open_pool(
+                    config, client, backlog, control_port=control_port
+                ) as pool:
                     health.pool = pool
                     services = Services(
                         config=config,
                         client=client,
                         pool=pool,
+                        backlog=backlog,
                         directory=directory,
                         actions=Actions(client),
                         freshness=Freshness(config.heartbeat_interval),
@@ -224,7 +232,8 @@ async def be_present(
 async def _start(presence: trio.Nursery, services: Services, parts: Parts, health: Health) -> None:
     """Start every service; ready when the first registrations have been tried."""
     presence.start_soon(run_renewal, services.client)
-    presence.start_soon(_replay, services, parts.replay)
+    presence.start_soon(supervise, "backlog", services.backlog.run)
+    presence.start_soon(keep_disk_watched, services)
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)
@@ -233,15 +242,6 @@ async def _start(presence: trio.Nursery, services: Services, parts: Parts, healt
     if health.status == "starting":
         health.status = "running"
         log.info("running", server_url=services.config.server_url)
-
-
-async def _replay(services: Services, replay: Replay) -> None:
-    """Settle the past before new work begins; a failure there must not keep the daemon idle."""
-    try:
-        await replay(services.client)
-    except Exception:
-        log.exception("journals of earlier runs were not replayed")
-    services.journals_replayed.set()
 
 
 def _close(services: Services) -> None:

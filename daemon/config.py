@@ -59,6 +59,7 @@ _UNITS: Final = {
     "d": 86400.0,
 }
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _LONGEST: Final = (2**63 - 1) / 1e9
 """Seconds. More does not fit the grammar's native type, 64-bit nanoseconds."""
 
@@ -70,6 +71,8 @@ class ConfigError(Exception):
 @attrs.frozen(kw_only=True)
 class Config:
     """Everything the daemon was told. Durations are seconds; 0 means "no limit" where allowed.
+
+    `min_free_disk` is in bytes; with less, no new task is claimed.
 
     `parent_pid` is the process whose end ends the daemon too; 0 for none.
     """
@@ -96,6 +99,7 @@ class Config:
     control_port: int = DEFAULT_PORT
     workspaces_root: Path
     shutdown_grace: float = 10.0
+    min_free_disk: int = 200 * 1024**2
     log_level: str = "info"
     parent_pid: int = 0
 
@@ -117,6 +121,14 @@ def parse_duration(text: str) -> float:
     if total > _LONGEST:
         raise ValueError(f"{text!r} is too long")
     return sign * total
+
+
+def parse_size(text: str) -> int:
+    """Read `200MB`, `1.5 GiB` or `0` as bytes; every unit counts by 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 200MB or 2GB")
+    return int(float(match[1]) * 1024 ** "_kmgt".index(match[2].lower() or "_"))
 
 
 def normalise_server_url(text: str) -> str:
@@ -192,6 +204,7 @@ def load_config(
         control_port=read.value("BULLPEN_DAEMON_PORT", _port, profile_port(profile)),
         workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
         shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
+        min_free_disk=read.value("BULLPEN_MIN_FREE_DISK", parse_size, 200 * 1024**2),
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, "info"),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import structlog
+import trio
 from hypothesis import HealthCheck, settings
 
 # How fast examples are drawn says something of the machine, not of the code.
@@ -26,6 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(
                 f"{item.nodeid} has no tier; mark it with one of {sorted(TIERS)}"
             )
+
+
+@pytest.fixture(autouse=True)
+def no_threads_on_virtual_time(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Virtual time runs on while a thread works, so there the disk is synced in the task itself."""
+
+    async def at_once(action: Callable[[], None]) -> None:
+        await trio.lowlevel.checkpoint()
+        action()
+
+    if any(request.node.get_closest_marker(tier) for tier in ("fast", "simulation")):
+        monkeypatch.setattr("daemon.tasks.journal._in_thread", at_once)
 
 
 class ExpectedErrors:

@@ -4,7 +4,8 @@ The pool starts it with a claimed task and the scope that a stop of the daemon c
 task's journal, its directory, its watchers, its agent and its sender. Its scopes are, outermost
 first, `shutdown`, `server_stop`, the wall clock, and the watchdog's deadline on every receive; what
 is reported follows from which of them was caught and what the agent still said. It ends when the
-server has confirmed everything, or at a stop after a bounded attempt: the journal keeps the rest.
+server has confirmed everything, or after a bounded attempt, shorter at a stop: the journal keeps
+the rest, and the backlog or the next start goes on with it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
     from daemon.runtimes.info import RuntimeInfo
+    from daemon.tasks.backlog import Backlog
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +60,10 @@ OpenAgent = Callable[[AgentRun], AbstractAsyncContextManager[Agent]]
 
 STOP_WITHIN: Final = 14.0
 """Seconds an agent's last messages are waited for: its stop takes at most 12."""
+
+REPORT_WITHIN: Final = 124.0
+"""Seconds a task keeps its slot while the server does not take its report (the reference's whole
+schedule, spec 03 §30); then the backlog goes on, and the slot is free for other work."""
 
 CLOSE_WITHIN: Final = 10.0
 """Seconds a task may take to report when it is being cut short; the journal keeps the rest."""
@@ -97,10 +103,12 @@ class TaskRunner:
         *,
         control_port: int = 0,
         open_agent: OpenAgent,
+        backlog: Backlog,
         env: Mapping[str, str] = os.environ,
     ) -> None:
         self.config = config
         self.client = client
+        self.backlog = backlog
         self.control_port = control_port
         self.open_agent = open_agent
         self.env = dict(env)
@@ -108,7 +116,10 @@ class TaskRunner:
         self.launcher = make_launcher(config.home)
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
-        """Run one job to its end. Known ends return; only a bug or a dead journal raises."""
+        """Run one job to its end. Known ends return; only a bug or a dead journal raises.
+
+        A task whose journal cannot even be begun is not touched: the server delivers it again.
+        """
         task = job.task
         claim = Claim(
             task_id=task.id,
@@ -120,16 +131,15 @@ class TaskRunner:
             claimed_at=times.fine_stamp(times.now()),
         )
         journal = open_journal(self.config.home.journals, claim)
+        told = False
         try:
+            await journal.save()
             with ExitStack() as guards:
-                await _TaskRun(self, job, journal, guards).run(shutdown)
+                told = await _TaskRun(self, job, journal, guards).run(shutdown)
         finally:
             journal.close()
-
-    async def report_crash(self, job: Job, crash: BaseException) -> None:
-        """Report a task that ended by a bug of ours as failed."""
-        failed = outcomes.broken(f"internal error: {_text_of(crash)}")
-        await report.settle(self.client, job.task.id, [], failed)
+            if not told:
+                self.backlog.leave(task.id, job.runtime.id)
 
 
 class _TaskRun:
@@ -163,22 +173,26 @@ class _TaskRun:
         self._unwanted = False
         self._decided = False
 
-    async def run(self, shutdown: trio.CancelScope) -> None:
+    async def run(self, shutdown: trio.CancelScope) -> bool:
+        """Do the work and report it; False when the journal still owes the server something."""
         async with trio.open_nursery() as side:
             side.start_soon(self._sender.run)
             server_stop = trio.CancelScope()
-            closed = False
+            told = given_up = False
             try:
                 with shutdown:
                     with server_stop:
                         self._outcome = await self._work(server_stop)
                     self._unwanted = server_stop.cancelled_caught
-                    await self._close(still_wanted=self._still_wanted)
-                    closed = True
+                    with trio.move_on_after(REPORT_WITHIN) as patience:
+                        told = await self._close(still_wanted=self._still_wanted)
+                    given_up = patience.cancelled_caught
             finally:
-                if not closed:  # a stop of the daemon, or a bug
+                if not (told or given_up):  # a stop of the daemon, or a bug
                     with trio.move_on_after(CLOSE_WITHIN, shield=True):
-                        await self._close()
+                        told = await self._close()
+                side.cancel_scope.cancel(reason="the task is over")
+        return told
 
     # -- the end
 
@@ -196,6 +210,8 @@ class _TaskRun:
         if outcome is not None:
             text = self._redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
+        else:
+            self._note(self._journal.note_unwanted)
 
     def _note(self, note: Callable[[], None]) -> None:
         """Journal what can still be told without a journal, for as long as we live."""
@@ -204,10 +220,11 @@ class _TaskRun:
         except JournalError as error:
             self._log.error("not journalled", error=str(error))
 
-    async def _close(self, *, still_wanted: report.StillWanted | None = None) -> None:
-        """Tell the server everything; return when it has confirmed."""
+    async def _close(self, *, still_wanted: report.StillWanted | None = None) -> bool:
+        """Tell the server everything; return True when it has confirmed."""
         await self._sender.stop()
         self._decide()
+        await self._journal.save()
         await report.close_journal(
             self._client, self._journal, self._sender, self._task.id, still_wanted
         )
@@ -217,6 +234,7 @@ class _TaskRun:
             completed=outcome is not None and outcome.completed,
             reason=outcome.reason if outcome is not None else "ended by the server",
         )
+        return True
 
     async def _still_wanted(self) -> bool:
         """The last look before the report: a task the server has ended is not reported."""
@@ -346,7 +364,7 @@ class _TaskRun:
                 pinned = True
                 session = Session(session_id=session_id, work_dir=self._work_dir)
                 self._journal.note_session(session)
-                watchers.start_soon(report.pin_session, self._client, self._task.id, session)
+                watchers.start_soon(self._pin, session)
 
         agent: Agent | None = None
         try:
@@ -365,6 +383,11 @@ class _TaskRun:
         finally:
             if agent is not None:
                 self._results.append(agent.result)
+
+    async def _pin(self, session: Session) -> None:
+        """Keep the resume pointer, then tell it."""
+        await self._journal.save()
+        await report.pin_session(self._client, self._task.id, session)
 
     def _agent_run(self, chosen: Prepared, resume: str) -> AgentRun:
         """Say what the agent is to do, in its brief and its prompt, and with what."""

@@ -24,11 +24,10 @@ import trio
 
 from daemon.agents.contract import Agent, AgentRun
 from daemon.app import Health, Parts, Stop, be_present
-from daemon.client import Client, open_client
+from daemon.client import open_client
 from daemon.tasks.journal import Journal
 from daemon.tasks.outcome import Outcome
 from daemon.tasks.pool import open_pool
-from daemon.tasks.report import replay
 from shared.wire.task import DISPATCHED, QUEUED, RUNNING, TERMINAL, TaskMessage
 from tests.daemon.tasks_support import Agents, Script
 from tests.support.daemon_rig import CLAUDE, CODEX
@@ -40,9 +39,6 @@ LEASE = 90.0
 
 SETTLE = 1800.0
 """Seconds of peace in which everything must come to its end."""
-
-FORGIVEN = frozenset({"journal not taken by the server; kept"})
-"""Errors a daemon may log because of the faults alone."""
 
 
 class ModelServer(FakeServer):
@@ -193,13 +189,9 @@ class Life(httpx.AsyncBaseTransport):
             await trio.lowlevel.checkpoint()
             return [CLAUDE, CODEX]
 
-        async def replay_journals(client: Client) -> None:
-            await replay(client, config.home.journals)
-
         parts = Parts(
             discover=discover,
             families=frozenset({"claude", "codex"}),
-            replay=replay_journals,
             open_pool=partial(open_pool, open_agent=self.open_agent),
             connect=world.server.connect,
         )
@@ -282,10 +274,6 @@ class World:
         server.workspaces.setdefault(WORKSPACE, "Bullpen")
         await self._until_told()
         await self.leave()
-        if self._journals():  # a journal not taken in 120 s is kept for the next start
-            self.start()
-            await self._until_told()
-            await self.leave()
 
     async def _until_told(self) -> None:
         with trio.move_on_after(SETTLE):
@@ -355,7 +343,7 @@ def watch_log() -> Iterator[list[str]]:
     errors: list[str] = []
 
     def collect(_: Any, method: str, record: Any) -> Any:
-        if method in {"error", "exception", "critical"} and record["event"] not in FORGIVEN:
+        if method in {"error", "exception", "critical"}:
             errors.append(f"logged: {dict(record)}")
         raise structlog.DropEvent
 

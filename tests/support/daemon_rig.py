@@ -15,6 +15,7 @@ from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import Client
 from daemon.config import Config
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
 from tests.support.fake_server import FakeServer, client_of, make_config
@@ -36,13 +37,10 @@ async def run_at_once(client: Client, job: Job, shutdown: trio.CancelScope) -> N
 
 @asynccontextmanager
 async def _open_pool(
-    config: Config, client: Client, *, control_port: int, run_job: RunJob
+    config: Config, client: Client, backlog: Backlog, *, control_port: int, run_job: RunJob
 ) -> AsyncIterator[TaskPool]:
-    async def report_crash(job: Job, crash: BaseException) -> None:
-        raise AssertionError(f"task {job.task.id} crashed") from crash
-
     async with trio.open_nursery() as tasks:
-        yield TaskPool(config.max_concurrent_tasks, tasks, partial(run_job, client), report_crash)
+        yield TaskPool(config.max_concurrent_tasks, tasks, partial(run_job, client), backlog.owes)
 
 
 @attrs.define(eq=False)
@@ -83,7 +81,6 @@ async def open_rig(
     *,
     programs: tuple[Program, ...] = (CLAUDE,),
     run_job: RunJob = run_at_once,
-    replay: Callable[[Client], Awaitable[None]] | None = None,
     families: frozenset[str] = frozenset({"claude", "codex"}),
     **changes: Any,
 ) -> AsyncIterator[Rig]:
@@ -100,7 +97,6 @@ async def open_rig(
         families=families,
         open_pool=partial(_open_pool, run_job=run_job),
         connect=server.connect,
-        **({"replay": replay} if replay else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
 

@@ -45,6 +45,7 @@ def make_config(home: Path, **changes: Any) -> Config:
         "daemon_id": uid("daemon"),
         "device_name": "box",
         "workspaces_root": home / "workspaces",
+        "min_free_disk": 0,
         **changes,
     }
     return Config(**values)
