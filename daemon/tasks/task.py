@@ -116,10 +116,7 @@ class TaskRunner:
         self.launcher = make_launcher(config.home)
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
-        """Run one job to its end. Known ends return; only a bug or a dead journal raises.
-
-        A task whose journal cannot even be begun is not touched: the server delivers it again.
-        """
+        """Run one job to its end. Known ends return; only a bug raises."""
         task = job.task
         claim = Claim(
             task_id=task.id,
@@ -130,7 +127,13 @@ class TaskRunner:
             provider=job.runtime.provider,
             claimed_at=times.fine_stamp(times.now()),
         )
-        journal = open_journal(self.config.home.journals, claim)
+        try:
+            journal = open_journal(self.config.home.journals, claim)
+        except JournalError as error:
+            log.error("task not begun", task_id=task.id, error=str(error))  # noqa: TRY400
+            with shutdown, trio.move_on_after(REPORT_WITHIN):
+                await report.settle(self.client, task.id, [], outcomes.broken(str(error)))
+            return
         told = False
         try:
             await journal.save()
