@@ -131,7 +131,7 @@ class Health:
         if any(problems):
             told["problem"] = "; ".join(filter(None, problems))
         if self.backlog:
-            told["unreported_task_count"] = len(self.backlog)
+            told["unreported_task_count"] = self.backlog.count
         return told
 
 

@@ -51,7 +51,9 @@ class Backlog:
         self._changed = trio.Event()
         self._turns = trio.Semaphore(AT_ONCE)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many journals are still to be told."""
         return len(self._owed)
 
     def owes(self, task_id: str) -> bool:

@@ -27,8 +27,10 @@ _MIB: Final = 1024 * 1024
 
 
 async def keep_disk_watched(services: Services) -> None:
-    """Hold the pool back while a disk has less than the configured room."""
+    """Hold the pool back while a disk has less than the configured room; 0 looks at nothing."""
     config = services.config
+    if not config.min_free_disk:
+        return
     folders = (config.home.journals, config.workspaces_root)
 
     async def look() -> None:

@@ -147,7 +147,7 @@ async def tell_journals(client: Client, folder: Path) -> None:
     backlog = Backlog(client, folder)
     async with trio.open_nursery() as telling:
         telling.start_soon(backlog.run)
-        while len(backlog):  # noqa: ASYNC110 - virtual time
+        while backlog.count:  # noqa: ASYNC110 - virtual time
             await trio.sleep(0.1)
         telling.cancel_scope.cancel()
 
