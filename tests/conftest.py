@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 import structlog
 import trio
@@ -41,6 +45,36 @@ def no_threads_on_virtual_time(
 
     if any(request.node.get_closest_marker(tier) for tier in ("fast", "simulation")):
         monkeypatch.setattr("daemon.tasks.journal._in_thread", at_once)
+
+
+RUN_MARK = "PYTEST_RUN_MARK"
+"""A variable that every process a test starts inherits, so that what it leaves is known by it."""
+
+
+@pytest.fixture(autouse=True)
+def no_agent_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves an agent, or anything an agent started, alive."""
+    if not any(request.node.get_closest_marker(t) for t in ("together", "browser", "real_agents")):
+        yield
+        return
+    mark = os.environ[RUN_MARK] = f"{os.getpid()}-{request.node.name}"
+    yield
+    del os.environ[RUN_MARK]
+    deadline = time.monotonic() + 5
+    while (left := _agents_of(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left, f"agents left: {left}"
+
+
+def _agents_of(mark: str) -> list[str]:
+    """The commands of the processes that run on behalf of a task of this test."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            environ = process.environ()
+            if environ.get(RUN_MARK) == mark and "MULTICA_TASK_ID" in environ:
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 class ExpectedErrors:
