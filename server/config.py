@@ -59,6 +59,18 @@ class Config:
     """How long a chain of runs may get in which each caused the next."""
     drain: float = 5.0
     """How long open connections may go on after the order to stop."""
+    smtp_host: str = ""
+    """The mail server; without one, sign-in codes stand in the log."""
+    smtp_port: int = 587
+    smtp_security: str = "starttls"
+    smtp_user: str = ""
+    smtp_password: str = attrs.field(default="", repr=False)
+    smtp_from: str = ""
+    allow_signup: bool = False
+    """Whether people whom nobody invited may make an account."""
+    allowed_emails: tuple[str, ...] = ()
+    allowed_email_domains: tuple[str, ...] = ()
+    """Who may make one all the same; if anybody is named, nobody else may."""
     metrics_token: str = attrs.field(default="", repr=False)
     """Without one, /metrics answers only to this machine."""
     log_level: str = "info"
@@ -98,6 +110,10 @@ def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
         "agent_runs_per_agent": read.number("BULLPEN_AGENT_RUNS_PER_AGENT", 60, 1, 10_000),
         "agent_depth": read.number("BULLPEN_AGENT_DEPTH", 24, 1, 10_000),
         "drain": read.seconds("BULLPEN_DRAIN", 5.0, 0, 600),
+        **_mail(read),
+        "allow_signup": read.flag("BULLPEN_ALLOW_SIGNUP", default=False),
+        "allowed_emails": _lower(read.items("BULLPEN_ALLOWED_EMAILS")),
+        "allowed_email_domains": _lower(read.items("BULLPEN_ALLOWED_EMAIL_DOMAINS")),
         "metrics_token": read.text("BULLPEN_METRICS_TOKEN", ""),
         "log_level": _level(read.text("BULLPEN_LOG_LEVEL", "info")),
         "user_email": read.text("BULLPEN_USER_EMAIL", "local@bullpen.local").lower(),
@@ -119,6 +135,20 @@ class _Reader:
     def items(self, name: str) -> tuple[str, ...]:
         return tuple(item for part in self.text(name, "").split(",") if (item := part.strip()))
 
+    def flag(self, name: str, *, default: bool) -> bool:
+        text = self.text(name, "").lower()
+        if not text:
+            return default
+        if text not in {"1", "true", "yes", "on", "0", "false", "no", "off"}:
+            raise ConfigError(f"{name} must be true or false, not {text!r}")
+        return text in {"1", "true", "yes", "on"}
+
+    def one_of(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        text = self.text(name, default).lower()
+        if text not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {text!r}")
+        return text
+
     def number(self, name: str, default: int, low: int, high: int) -> int:
         return int(self._bounded(name, default, low, high, int))
 
@@ -136,6 +166,35 @@ class _Reader:
         if not low <= value <= high:
             raise ConfigError(f"{name} must be between {low:g} and {high:g}, not {text}")
         return value
+
+
+_SMTP_PORTS: Final = {"starttls": 587, "tls": 465, "none": 25}
+
+
+def _mail(read: _Reader) -> dict[str, Any]:
+    """The mail server; only `BULLPEN_SMTP_HOST` switches mail on."""
+    host = read.text("BULLPEN_SMTP_HOST", "")
+    security = read.one_of("BULLPEN_SMTP_SECURITY", "starttls", tuple(_SMTP_PORTS))
+    sender = read.text("BULLPEN_SMTP_FROM", "")
+    user, password = read.text("BULLPEN_SMTP_USER", ""), read.text("BULLPEN_SMTP_PASSWORD", "")
+    if host and "@" not in sender:
+        raise ConfigError("BULLPEN_SMTP_FROM must be the address mail comes from")
+    if bool(user) != bool(password):
+        raise ConfigError("BULLPEN_SMTP_USER and BULLPEN_SMTP_PASSWORD belong together")
+    if user and security == "none":
+        raise ConfigError("BULLPEN_SMTP_SECURITY=none would send the password in clear text")
+    return {
+        "smtp_host": host,
+        "smtp_port": read.number("BULLPEN_SMTP_PORT", _SMTP_PORTS[security], 1, 65535),
+        "smtp_security": security,
+        "smtp_user": user,
+        "smtp_password": password,
+        "smtp_from": sender,
+    }
+
+
+def _lower(items: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item.lower().removeprefix("@") for item in items)
 
 
 def _database_url(text: str) -> str | None:

@@ -154,6 +154,9 @@ with calls as (
 ), links as (
     delete from sign_in_link where code_hash in (
         select code_hash from sign_in_link where expires_at < now() - interval '1 day' limit 1000)
+), codes as (
+    delete from verification_code where id in (
+        select id from verification_code where expires_at < now() - interval '1 day' limit 1000)
 ), runs as (
     delete from autopilot_run where id in (
         select id from autopilot_run
