@@ -75,8 +75,12 @@ async def send_code(request: Request) -> Response:
     try:
         await parts.mailer.send(email, _SUBJECT, _TEXT.format(code=code))
     except MailError:
+        sent = False
+    else:
+        sent = True
+    if not sent:  # it does not count against the next
         await parts.database.write(lambda conn: conn.execute(SQL.drop_code, code_id))
-        raise Unavailable("the code could not be sent; try again later") from None
+        raise Unavailable("the code could not be sent; try again later")
     return answer({"message": "the code was sent"})
 
 
@@ -87,32 +91,39 @@ async def verify_code(request: Request) -> Response:
     email, code = _email(sent), sent.text("code").strip()
     parts.limits.verify_code.spend(peer_of(request, parts.config))
 
-    async def unit(conn: Connection) -> User | None:
+    async def unit(conn: Connection) -> tuple[User, bool] | None:
         right = await conn.fetchval(
             SQL.try_code, email, _hash(parts.config, email, code), MOST_GUESSES
         )
         if not right:
             return None  # not raised: the guess has to be counted
         await _check_newcomer(conn, parts.config, email)
-        return user_of(await _account(conn, email))
+        row, made = await _account(conn, email)
+        return user_of(row), made
 
-    user = await parts.database.write(unit)
-    if user is None:
+    found = await parts.database.write(unit)
+    if found is None:
         raise Invalid("invalid or expired code")
+    user, made = found
+    if made:
+        parts.metrics.count("signup")
     session = auth.mint_session(parts.config, user.id, user.email, user.name)
     response = answer({"token": session, "user": user})
     auth.set_cookies(response, parts.config, session)
     return response
 
 
-async def _account(conn: Connection, email: str) -> Record:
+async def _account(conn: Connection, email: str) -> tuple[Record, bool]:
+    """The user of an address, and whether they are new."""
     row = await conn.fetchrow(SQL.account, email)
-    if row is None:
-        row = await conn.fetchrow(SQL.add_account, email, email.partition("@")[0])
+    if row is not None:
+        return row, False
+    row = await conn.fetchrow(SQL.add_account, email, email.partition("@")[0])
+    made = row is not None
     if row is None:  # another request made it meanwhile
         row = await conn.fetchrow(SQL.account, email)
     assert row is not None
-    return row
+    return row, made
 
 
 async def _check_newcomer(conn: Connection, config: Config, email: str) -> None:

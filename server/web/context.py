@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from server.config import Config
 from server.database import Database
 from server.mail import Mailer
+from server.metrics import Metrics
 from server.push.hub import Hub
 from server.web.access import AccessCache
 from server.web.limits import Limits
@@ -26,6 +27,10 @@ class Services:
     limits: Limits = attrs.field(factory=Limits)
     mailer: Mailer = attrs.field(
         default=attrs.Factory(lambda self: Mailer(self.config), takes_self=True)
+    )
+
+    metrics: Metrics = attrs.field(
+        default=attrs.Factory(lambda self: Metrics(self.hub, self.database), takes_self=True)
     )
 
     def __attrs_post_init__(self) -> None:

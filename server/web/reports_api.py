@@ -181,7 +181,7 @@ async def add_usage(request: Request) -> Response:
     row = await services(request).database.write(
         lambda conn: conn.fetchrow(SQL.add_usage, *args), one_statement=True
     )
-    seen(row)
+    services(request).metrics.usage(seen(row)["grown"])
     return answer(_OK)
 
 

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import stages
+from server.metrics import Metrics
 from server.push import daemon_socket, socket
 from server.web import (
     agent_env_api,
@@ -146,6 +147,8 @@ class _Frame:
         status = 0
         began = time.perf_counter()
         spent = stages.begin()
+        metrics: Metrics = self._app.state.services.metrics
+        metrics.begun()
 
         async def send_framed(message: Message) -> None:
             nonlocal started, status
@@ -157,10 +160,10 @@ class _Frame:
                 if scope["path"].startswith("/api/") and b"cache-control" not in given:
                     extra.append((b"cache-control", b"no-store"))
                 message = {**message, "headers": [*message["headers"], *extra]}
-                health.REQUESTS.labels(
+                metrics.answered(
                     scope["method"] if scope["method"] in health.METHODS else "other",
-                    f"{message['status'] // 100}xx",
-                ).inc()
+                    message["status"],
+                )
             await send(message)
 
         try:
@@ -173,6 +176,7 @@ class _Frame:
                 raise
         finally:
             total = time.perf_counter() - began
+            metrics.ended(_area(scope), total, spent)
             if total >= SLOW:
                 log.warning(
                     "slow request",
@@ -189,6 +193,13 @@ class _Frame:
         except Exception:
             log.exception("websocket failed", path=scope["path"])
             raise
+
+
+def _area(scope: Scope) -> str:
+    """The module that answered: few enough to count by."""
+    endpoint = scope.get("endpoint")
+    endpoint = getattr(endpoint, "func", endpoint)  # a partial
+    return str(getattr(endpoint, "__module__", "")).rpartition(".")[2] or "none"
 
 
 def _shown(path: str) -> str:

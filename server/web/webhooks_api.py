@@ -84,6 +84,7 @@ async def receive(request: Request) -> Response:
         return await _dispatch(conn, trigger, envelope, delivery_id)
 
     said, status = await write(request, unit)
+    services(request).metrics.delivery(said["status"])
     return answer(said, status)
 
 
@@ -206,6 +207,7 @@ async def replay(request: Request) -> Response:
         return await _dispatch(conn, trigger, envelope, made)
 
     said, status = await write(request, unit)
+    services(request).metrics.delivery(said["status"])
     return answer(said, status)
 
 

@@ -51,6 +51,6 @@ async def open_mail_server() -> AsyncIterator[MailServer]:
     async with trio.open_nursery() as connections:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         server = MailServer(listeners[0].socket.getsockname()[1])
-        connections.start_soon(trio.serve_listeners, server.handle, listeners)
+        await connections.start(trio.serve_listeners, server.handle, listeners)
         yield server
         connections.cancel_scope.cancel()
