@@ -21,11 +21,13 @@ from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
 from server.errors import Conflict, DomainError, Invalid
 from server.store import work
+from server.store.adornments import adorn_issue
 from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
 from server.web import auth, comments_api, labels_api, metadata_api
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
+from server.web.context import services
 from server.web.fields import Fields, Query
 from server.web.issue_changes import (
     Patch,
@@ -139,10 +141,11 @@ def metadata_of(asked: Query) -> dict[str, Any] | None:
 async def get_issue(request: Request) -> Response:
     """GET /api/issues/{id}, by id or identifier."""
     caller = await auth.workspace(request)
+    base = services(request).config.public_url
 
     async def unit(conn: Connection) -> Issue:
         found = await work.get_issue(conn, caller.workspace_id, request.path_params["id"])
-        issue = existing(found)
+        issue = await adorn_issue(conn, existing(found), base)
         return attrs.evolve(issue, labels=await conn.fetchval(labels_api.SQL.labels_of, issue.id))
 
     return answer(await read(request, unit))
@@ -214,6 +217,7 @@ async def create_issue(request: Request) -> Response:
     sent = await fields(request)
     values = _new(sent, caller)
     allow_duplicate = sent.flag("allow_duplicate")
+    base = services(request).config.public_url
     attachment_ids = sent.ids("attachment_ids", most=MOST_IDS)
 
     async def unit(conn: Connection) -> tuple[Issue, _Told]:
@@ -227,7 +231,9 @@ async def create_issue(request: Request) -> Response:
         if not allow_duplicate:
             await _refuse_duplicate(conn, caller, written)
         made = await work.create_issue(conn, caller.workspace_id, written)
-        await bind_to_issue(conn, made, attachment_ids)
+        if attachment_ids:
+            await bind_to_issue(conn, made, attachment_ids)
+            made = await adorn_issue(conn, made, base)
         told = await derived.issue_made(conn, made, caller.actor)
         told += await enqueue.issue_created(conn, facts(made), caller.actor)
         return made, (event(caller, "issue:created", issue=made), *told)
