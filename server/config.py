@@ -26,6 +26,23 @@ class ConfigError(Exception):
     """A setting is wrong; the text names the variable and the rule."""
 
 
+DAY: Final = 86400.0
+
+
+@attrs.frozen(kw_only=True)
+class Kept:
+    """How long what is only looked back at is kept; seconds."""
+
+    deliveries: float = 30 * DAY
+    """Calls of webhooks, with their bodies."""
+    skipped_runs: float = 90 * DAY
+    """Runs of autopilots that did not begin."""
+    archived: float = 180 * DAY
+    """What people have archived in their inbox."""
+    machines: float = 7 * DAY
+    """Machines that went away and that nothing refers to."""
+
+
 @attrs.frozen(kw_only=True)
 class Config:
     """All settings of one server process. Durations are seconds, sizes bytes."""
@@ -43,7 +60,7 @@ class Config:
     public_url: str = ""
     """How people reach the server; empty means: as the request at hand did."""
     allowed_origins: tuple[str, ...] = ()
-    """Other origins whose pages may open the browser websocket."""
+    """Other origins whose pages may call the API and open the browser websocket."""
     trusted_proxies: tuple[Network, ...] = ()
     """Peers whose X-Forwarded-* headers are believed."""
     max_body: int = 10 * 1024 * 1024
@@ -52,6 +69,7 @@ class Config:
     offline_grace: float = 900.0
     """For so long after that it may come back before what it runs is failed."""
     sweep_interval: float = 10.0
+    kept: Kept = Kept()
     agent_runs_per_issue: int = 20
     """How many runs agents may cause on one issue in an hour before a person is asked."""
     agent_runs_per_agent: int = 60
@@ -100,12 +118,18 @@ def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
         "jwt_secret": _jwt_secret(read.text("BULLPEN_JWT_SECRET", "")),
         "session_ttl": read.seconds("BULLPEN_SESSION_TTL", 30 * 86400.0, 60, 365 * 86400),
         "public_url": _public_url(read.text("BULLPEN_PUBLIC_URL", "")),
-        "allowed_origins": read.items("BULLPEN_ALLOWED_ORIGINS"),
+        "allowed_origins": _origins(read.items("BULLPEN_ALLOWED_ORIGINS")),
         "trusted_proxies": _networks(read.items("BULLPEN_TRUSTED_PROXIES")),
         "max_body": read.number("BULLPEN_MAX_BODY", 10 * 1024 * 1024, 1024, 1 << 30),
         "offline_after": read.seconds("BULLPEN_OFFLINE_AFTER", 45.0, 1, 86400),
         "offline_grace": read.seconds("BULLPEN_OFFLINE_GRACE", 900.0, 0, 7 * 86400),
         "sweep_interval": read.seconds("BULLPEN_SWEEP_INTERVAL", 10.0, 0.1, 3600),
+        "kept": Kept(
+            deliveries=read.days("BULLPEN_KEEP_DELIVERIES_DAYS", 30),
+            skipped_runs=read.days("BULLPEN_KEEP_SKIPPED_RUNS_DAYS", 90),
+            archived=read.days("BULLPEN_KEEP_ARCHIVED_DAYS", 180),
+            machines=read.days("BULLPEN_KEEP_MACHINES_DAYS", 7),
+        ),
         "agent_runs_per_issue": read.number("BULLPEN_AGENT_RUNS_PER_ISSUE", 20, 1, 10_000),
         "agent_runs_per_agent": read.number("BULLPEN_AGENT_RUNS_PER_AGENT", 60, 1, 10_000),
         "agent_depth": read.number("BULLPEN_AGENT_DEPTH", 24, 1, 10_000),
@@ -154,6 +178,10 @@ class _Reader:
 
     def seconds(self, name: str, default: float, low: float, high: float) -> float:
         return self._bounded(name, default, low, high, float)
+
+    def days(self, name: str, default: float) -> float:
+        """Seconds, from a number of days."""
+        return DAY * self._bounded(name, default, 0.01, 36500, float)
 
     def _bounded(self, name: str, default: float, low: float, high: float, kind: type) -> float:
         text = self.text(name, "")
@@ -218,6 +246,19 @@ def _public_url(text: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ConfigError(f"BULLPEN_PUBLIC_URL must be an http or https address, not {text!r}")
     return text.rstrip("/")
+
+
+def _origins(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Scheme and host, as browsers say it; a star would let every page act for who is signed in."""
+    found: list[str] = []
+    for item in items:
+        parts = urlsplit(item.rstrip("/"))
+        if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path or parts.query:
+            raise ConfigError(
+                f"BULLPEN_ALLOWED_ORIGINS must be like https://host or http://host:port, not {item!r}"
+            )
+        found.append(f"{parts.scheme}://{parts.netloc.lower()}")
+    return tuple(found)
 
 
 def _networks(items: tuple[str, ...]) -> tuple[Network, ...]:

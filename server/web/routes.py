@@ -13,6 +13,7 @@ from typing import Any, Final
 import structlog
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -73,6 +74,28 @@ _HEADERS: Final = (
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 """Our pages need one script and one style sheet of their own and nothing else."""
+
+
+_CORS_ALWAYS: Final = (
+    (b"vary", b"Origin"),
+    (b"access-control-allow-credentials", b"true"),
+    (
+        b"access-control-expose-headers",
+        b"X-Multica-Next-Before, X-Multica-Next-Before-Id, X-Total-Count",
+    ),
+)
+_CORS_PREFLIGHT: Final = (
+    (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+    (
+        b"access-control-allow-headers",
+        (
+            b"Accept, Authorization, Content-Type, X-Workspace-ID, X-Workspace-Slug, X-Request-ID, "
+            b"X-Agent-ID, X-Task-ID, X-CSRF-Token, X-Client-Platform, X-Client-Version, X-Client-OS"
+        ),
+    ),
+    (b"access-control-max-age", b"300"),
+)
+"""What pages of other origins may do and read, where the settings allow them (spec 06 §1)."""
 
 
 def _table() -> list[BaseRoute]:
@@ -157,6 +180,7 @@ class _Frame:
                 status = message["status"]
                 given = {name.lower() for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in _HEADERS if name not in given]
+                extra += cors
                 if scope["path"].startswith("/api/") and b"cache-control" not in given:
                     extra.append((b"cache-control", b"no-store"))
                 message = {**message, "headers": [*message["headers"], *extra]}
@@ -166,8 +190,14 @@ class _Frame:
                 )
             await send(message)
 
+        cors = self._cors(scope)
         try:
-            await self._app(scope, receive, send_framed)
+            if len(cors) > 1 and scope["method"] == "OPTIONS" and _asks_first(scope):
+                allowed = Response(status_code=204)
+                allowed.raw_headers.extend(_CORS_PREFLIGHT)
+                await allowed(scope, receive, send_framed)
+            else:
+                await self._app(scope, receive, send_framed)
         except ClientDisconnect:
             return
         except Exception:
@@ -187,12 +217,26 @@ class _Frame:
                     stages_ms={name: round(1000 * seconds) for name, seconds in spent.items()},
                 )
 
+    def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """What lets a page of an allowed origin read the answer; nothing for all others."""
+        allowed = self._app.state.services.config.allowed_origins
+        if not allowed:
+            return []
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), b"")
+        if origin.decode("latin-1").lower() not in allowed:
+            return [(b"vary", b"Origin")]
+        return [(b"access-control-allow-origin", origin), *_CORS_ALWAYS]
+
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
         except Exception:
             log.exception("websocket failed", path=scope["path"])
             raise
+
+
+def _asks_first(scope: Scope) -> bool:
+    return any(name == b"access-control-request-method" for name, _ in scope["headers"])
 
 
 def _area(scope: Scope) -> str:

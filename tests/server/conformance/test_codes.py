@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from server.config import ConfigError, from_environment
 from tests.support.api import Api, Caller, open_api
 from tests.support.mail_server import open_mail_server
 from tests.support.rows import insert
@@ -183,24 +182,3 @@ async def test_with_a_mail_server_the_code_is_mailed_and_not_logged() -> None:
             await ask(caller, "bob@example.org", 503)
             mail.refuse = False
             await ask(caller, "bob@example.org")  # what was not sent does not count
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"BULLPEN_SMTP_HOST": "mail"},
-        {"BULLPEN_SMTP_HOST": "mail", "BULLPEN_SMTP_FROM": "nobody"},
-        {"BULLPEN_SMTP_USER": "x"},
-        {"BULLPEN_SMTP_SECURITY": "sometimes"},
-        {"BULLPEN_SMTP_PORT": "0"},
-        {"BULLPEN_ALLOW_SIGNUP": "maybe"},
-        {
-            "BULLPEN_SMTP_USER": "x",
-            "BULLPEN_SMTP_PASSWORD": "y",
-            "BULLPEN_SMTP_SECURITY": "none",
-        },
-    ],
-)
-def test_settings_that_are_refused(settings: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="BULLPEN_"):
-        from_environment(settings, home="/nonexistent")
