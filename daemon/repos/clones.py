@@ -65,27 +65,28 @@ class Clones:
         """Whether a git directory is one of the clones."""
         return path.parent.parent == self.folder
 
-    async def refresh(self, workspace_id: str, url: str) -> Path:
-        """Return the repository's clone, made or brought up to date, whole in any case.
+    async def refresh(self, workspace_id: str, url: str, *, suspect: bool = False) -> Path:
+        """Return the repository's clone, made or brought up to date.
 
         An existing clone whose server cannot be reached is good enough, with a warning in the log.
-        Raises GitError when there is none and none can be made.
+        Whether all of it can be read is looked at when fetching fails, or it is `suspect`: that
+        takes a while. Raises GitError when there is none and none can be made.
         """
         if url.startswith("-") or any(ord(letter) < 32 for letter in url):
             raise GitError("that is not the address of a repository")
         clone = self.path(workspace_id, url)
-        await self._flights.share(clone, partial(self._refresh, clone, url))
+        await self._flights.share(clone, partial(self._refresh, clone, url, suspect))
         return clone
 
-    async def _refresh(self, clone: Path, url: str) -> None:
+    async def _refresh(self, clone: Path, url: str, suspect: bool) -> None:
         if _is_there(clone):
             if await self._is_readable(clone):
                 try:
                     await self._fetch(clone, url)
-                    return
                 except GitError as error:
                     log.warning("clone not brought up to date", clone=clone.name, error=str(error))
-                if await self._is_whole(clone):
+                    suspect = True
+                if not suspect or await self._is_whole(clone):
                     return
             await self._set_aside(clone)
         await self._make(clone, url)
@@ -141,7 +142,7 @@ class Clones:
         return await self.git.try_clone(clone, "rev-parse", "--git-dir") is not None
 
     async def _is_whole(self, clone: Path) -> bool:
-        """Whether what came from the server can be read; asked only when a fetch failed."""
+        """Whether what came from the server can be read."""
         walk = ("rev-list", "--objects", "--quiet", "--remotes")
         try:
             await self.git.clone(clone, *walk, deadline=FETCH)

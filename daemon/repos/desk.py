@@ -114,12 +114,25 @@ class Desk:
 
     async def _check_out(self, grant: Grant, wanted: Wanted, url: str) -> CheckedOut:
         allowed, settings = await self._allowed(grant, url)
-        clone = await self.clones.refresh(grant.workspace_id, allowed)
-        async with self.clones.hold(clone):
-            hooks.arrange(clone, co_author=hooks.co_author_wanted(settings))
-            done = await check_out(self.clones, clone, wanted)
+        co_author = hooks.co_author_wanted(settings)
+        clones = self.clones
+        clone = await clones.refresh(grant.workspace_id, allowed)
+        try:
+            done = await self._check_out_of(clone, wanted, co_author=co_author)
+        except GitError as error:
+            if error.code is None:  # we said no, not git
+                raise
+            # git fails where we see no reason: mend the clone if it is damaged, and try once more
+            log.info("checkout failed; looking at the clone", clone=clone.name, error=str(error))
+            clone = await clones.refresh(grant.workspace_id, allowed, suspect=True)
+            done = await self._check_out_of(clone, wanted, co_author=co_author)
         log.info("checked out", task_id=grant.task_id, clone=clone.name, branch=done.branch)
         return done
+
+    async def _check_out_of(self, clone: Path, wanted: Wanted, *, co_author: bool) -> CheckedOut:
+        async with self.clones.hold(clone):
+            hooks.arrange(clone, co_author=co_author)
+            return await check_out(self.clones, clone, wanted)
 
     async def _allowed(self, grant: Grant, url: str) -> tuple[str, dict[str, Any] | None]:
         """Return the repository's address as it is configured, and the workspace's settings.

@@ -50,6 +50,17 @@ def copy(path: Path, to: Path) -> Path:
     return shutil.copytree(path, to, symlinks=True)
 
 
+def unpack(repository: Path) -> None:
+    """Give every object of a bare repository a file of its own."""
+    for pack in (repository / "objects" / "pack").glob("*.pack"):
+        moved = pack.rename(repository / "moved.pack")
+        with moved.open("rb") as file:
+            subprocess.run(["git", "unpack-objects", "-q"], cwd=repository, stdin=file, check=True)
+        moved.unlink()
+        for rest in pack.parent.iterdir():
+            rest.unlink()
+
+
 @attrs.frozen
 class Remote:
     """A bare repository at `path`; `seed` is a clone of it that pushes."""
