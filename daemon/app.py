@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 import psutil
@@ -23,7 +23,9 @@ import trio
 
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
-from daemon.control import open_control
+from daemon.control import Handler, open_control
+from daemon.repos.desk import ROUTE as CHECKOUT
+from daemon.repos.desk import open_desk
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
@@ -31,11 +33,16 @@ from daemon.services import Services
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.disk import keep_disk_watched
+from daemon.upkeep.reclaim import run_reclaim
 from daemon.upkeep.renewal import run_renewal
 from daemon.wakeups import Connect, connect, run_wakeups
+from daemon.workdir.prepare import LiveRoots
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
 from shared.supervise import every, supervise
+
+if TYPE_CHECKING:
+    from daemon.repos.desk import Desk
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +57,14 @@ class OpenPool(Protocol):
     """`daemon.tasks.pool.open_pool`, as it is used here."""
 
     def __call__(
-        self, config: Config, client: Client, backlog: Backlog, *, control_port: int
+        self,
+        config: Config,
+        client: Client,
+        backlog: Backlog,
+        *,
+        control_port: int,
+        desk: Desk,
+        live: LiveRoots,
     ) -> AbstractAsyncContextManager[TaskPool]: ...
 
 
@@ -155,7 +169,15 @@ async def run_daemon(config: Config, parts: Parts) -> None:
         open_client(config) as client,
         _watchers(stop, config.parent_pid),
     ):
-        await be_present(config, client, parts, stop=stop, health=health, control_port=door.port)
+        await be_present(
+            config,
+            client,
+            parts,
+            stop=stop,
+            health=health,
+            control_port=door.port,
+            routes=door.routes,
+        )
 
 
 @asynccontextmanager
@@ -197,16 +219,26 @@ async def be_present(
     stop: Stop,
     health: Health,
     control_port: int = 0,
+    routes: dict[str, Handler] | None = None,
 ) -> None:
-    """Serve until asked to stop, then leave in order. Raises a group if a service crashes."""
+    """Serve until asked to stop, then leave in order. Raises a group if a service crashes.
+
+    `routes` are the door's; checkouts are answered there while there may be tasks.
+    """
     directory = health.directory = Directory()
+    live = LiveRoots()
+    routes = {} if routes is None else routes
     try:
         with stop.root:
-            async with trio.open_nursery() as presence:
+            async with (
+                open_desk(client, config.workspaces_root) as desk,
+                trio.open_nursery() as presence,
+            ):
                 backlog = health.backlog = Backlog(client, config.home.journals)
                 async with parts.open_pool(
-                    config, client, backlog, control_port=control_port
+                    config, client, backlog, control_port=control_port, desk=desk, live=live
                 ) as pool:
+                    routes[CHECKOUT] = desk.answer
                     health.pool = pool
                     services = Services(
                         config=config,
@@ -218,12 +250,14 @@ async def be_present(
                         freshness=Freshness(config.heartbeat_interval),
                     )
                     presence.start_soon(_start, presence, services, parts, health)
+                    presence.start_soon(run_reclaim, config, client, desk.clones, live)
                     await stop.asked.wait()
                     health.status = "stopping"
                     _close(services)
                     await pool.wait_empty()
                 presence.cancel_scope.cancel(reason="no task is left")
     finally:
+        routes.pop(CHECKOUT, None)
         health.status = "stopping"
         with trio.move_on_after(DEREGISTER, shield=True):
             await _say_goodbye(client, directory)

@@ -112,6 +112,15 @@ class Rejected(ApiError):
 
 
 @attrs.frozen(kw_only=True)
+class GcCheck:
+    """Issues and chats tell `updated_at`, runs and tasks `completed_at`."""
+
+    status: str
+    updated_at: str = ""
+    completed_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Renewal:
     """`expires_at` is empty for a token that never expires."""
 
@@ -137,6 +146,10 @@ class Client:
 
     async def repos(self, workspace_id: str) -> ReposReply:
         return await self._get(f"/api/daemon/workspaces/{workspace_id}/repos", ReposReply)
+
+    async def gc_check(self, path: str) -> GcCheck:
+        """Ask how a directory's owner is doing; `path` is e.g. `issues/{id}` (spec 01 §3.14)."""
+        return await self._get(f"/api/daemon/{path}/gc-check", GcCheck)
 
     async def profiles(self, workspace_id: str) -> list[RuntimeProfile]:
         path = f"/api/daemon/workspaces/{workspace_id}/runtime-profiles"

@@ -30,6 +30,9 @@ DEFAULT_SERVER_URL: Final = "http://localhost:8080"
 DEFAULT_PORT: Final = 19514
 _FIRST_PROFILE_PORT: Final = 19515
 
+ARTIFACT_PATTERNS: Final = ("node_modules", ".next", ".turbo")
+"""Directories that a build makes again; base names."""
+
 _PROVIDERS: Final = (
     ("claude", "CLAUDE"),
     ("codex", "CODEX"),
@@ -100,6 +103,12 @@ class Config:
     workspaces_root: Path
     shutdown_grace: float = 10.0
     min_free_disk: int = 200 * 1024**2
+    gc_enabled: bool = True
+    gc_interval: float = 3600.0
+    gc_ttl: float = 86400.0
+    gc_orphan_ttl: float = 259200.0
+    gc_artifact_ttl: float = 43200.0
+    gc_artifact_patterns: tuple[str, ...] = ARTIFACT_PATTERNS
     log_level: str = "info"
     parent_pid: int = 0
 
@@ -205,8 +214,27 @@ def load_config(
         workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
         shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
         min_free_disk=read.value("BULLPEN_MIN_FREE_DISK", parse_size, 200 * 1024**2),
+        gc_enabled=read.value("BULLPEN_GC_ENABLED", _switch, True),
+        gc_interval=read.value("BULLPEN_GC_INTERVAL", _some_time, 3600.0),
+        gc_ttl=read.value("BULLPEN_GC_TTL", _time, 86400.0),
+        gc_orphan_ttl=read.value("BULLPEN_GC_ORPHAN_TTL", _time, 259200.0),
+        gc_artifact_ttl=read.value("BULLPEN_GC_ARTIFACT_TTL", _time, 43200.0),
+        gc_artifact_patterns=read_artifact_patterns(env),
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, "info"),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
+    )
+
+
+def read_artifact_patterns(env: Mapping[str, str]) -> tuple[str, ...]:
+    """The base names of directories that builds make; what has a slash in it is none."""
+    text = env.get("BULLPEN_GC_ARTIFACT_PATTERNS", "").strip()
+    if not text:
+        return ARTIFACT_PATTERNS
+    names = [name.strip() for name in text.split(",")]
+    return tuple(
+        name
+        for name in names
+        if name not in ("", ".", "..", ".git") and not set(name) & {"/", "\\"}
     )
 
 
@@ -255,6 +283,11 @@ def _some_time(text: str) -> float:
     if seconds < 0.01:
         raise ValueError(f"{text!r} is too short; at least 10ms")
     return seconds
+
+
+def _switch(text: str) -> bool:
+    """Anything but `false` and `0` is on (spec 03 §3.2)."""
+    return text.lower() not in ("false", "0")
 
 
 def _count(text: str) -> int:

@@ -21,6 +21,7 @@ from typing import IO, Any, Final, TypeVar
 import attrs
 import click
 
+from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.settings import Settings
@@ -160,6 +161,9 @@ def logs(settings: Settings, follow: bool, lines: int) -> None:
                 file.seek(0)
             else:
                 time.sleep(LOOK)
+
+
+daemon.add_command(disk_usage)
 
 
 # -- the running daemon

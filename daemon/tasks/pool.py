@@ -20,11 +20,13 @@ import trio
 
 from daemon.agents.launch import open_agent as open_agent_program
 from daemon.tasks.task import Job, OpenAgent, TaskRunner
+from daemon.workdir.prepare import LiveRoots
 from shared.wire.task import ClaimedTask
 
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
+    from daemon.repos.desk import Desk
     from daemon.runtimes.info import RuntimeInfo
     from daemon.tasks.backlog import Backlog
 
@@ -179,13 +181,23 @@ async def open_pool(
     *,
     control_port: int = 0,
     open_agent: OpenAgent = open_agent_program,
+    desk: Desk | None = None,
+    live: LiveRoots | None = None,
 ) -> AsyncIterator[TaskPool]:
     """Open the pool of tasks. `control_port` is the port bound, for the agents' environment.
+
+    `desk` is where their agents ask for repositories, `live` the directories in use.
 
     Leaving the block normally waits for every task; call `stop` first to bound that wait.
     """
     runner = TaskRunner(
-        config, client, backlog=backlog, control_port=control_port, open_agent=open_agent
+        config,
+        client,
+        backlog=backlog,
+        control_port=control_port,
+        open_agent=open_agent,
+        desk=desk,
+        live=live,
     )
     async with trio.open_nursery() as tasks:
         yield TaskPool(config.max_concurrent_tasks, tasks, runner.run, backlog.owes)

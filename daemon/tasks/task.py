@@ -24,6 +24,7 @@ import trio
 
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.client import ApiError, Transient
+from daemon.repos.desk import Grant, mint_secret
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
 from daemon.tasks.drain import SIGN_IN, Sender, Transcript, consume
@@ -33,11 +34,13 @@ from daemon.tasks.outcome import End, Outcome
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
 from daemon.workdir.brief import render_brief
+from daemon.workdir.meta import noting
 from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
     PrepareError,
     choose,
+    places,
     prepare,
     short_path,
     write_brief,
@@ -51,6 +54,7 @@ from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, ki
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
+    from daemon.repos.desk import Desk
     from daemon.runtimes.info import RuntimeInfo
     from daemon.tasks.backlog import Backlog
 
@@ -105,6 +109,8 @@ class TaskRunner:
         open_agent: OpenAgent,
         backlog: Backlog,
         env: Mapping[str, str] = os.environ,
+        desk: Desk | None = None,
+        live: LiveRoots | None = None,
     ) -> None:
         self.config = config
         self.client = client
@@ -112,7 +118,8 @@ class TaskRunner:
         self.control_port = control_port
         self.open_agent = open_agent
         self.env = dict(env)
-        self.live = LiveRoots()
+        self.desk = desk
+        self.live = LiveRoots() if live is None else live
         self.launcher = make_launcher(config.home)
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
@@ -164,7 +171,8 @@ class _TaskRun:
         self._log = log.bind(task_id=task.id)
         self._journal = journal
         self._guards = guards
-        self._redactor = Redactor(secrets_of(task))
+        self._checkout_secret = mint_secret() if runner.desk is not None else ""
+        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
         self._transcript = Transcript(journal, self._redactor)
         self._results: list[AgentResult | None] = []
@@ -277,16 +285,19 @@ class _TaskRun:
     async def _pipeline(self, server_stop: trio.CancelScope, watchers: trio.Nursery) -> Outcome:
         task = self._task
         self._check()
+        await self._runner.live.claim(*places(task, self._runner.config.workspaces_root))
         chosen = choose(task, self._runner.config.workspaces_root, self._runner.live)
         self._guards.enter_context(self._runner.live.hold(chosen.layout.env_root))
         async with keep_lease(self._client, self._job.runtime.id, task.id):
             prepare(task, self._kind, self._provider, chosen)
+            self._guards.enter_context(noting(chosen.layout.env_root, task))
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
         self._work_dir = str(chosen.layout.work_dir)
         self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
+        self._grant_checkouts(chosen)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -302,6 +313,19 @@ class _TaskRun:
         if cap.cancelled_caught:
             self._end = "cap"
         return self._judge(self._end)
+
+    def _grant_checkouts(self, chosen: Prepared) -> None:
+        """Let the agent check out repositories, until the task's end."""
+        task, desk = self._task, self._runner.desk
+        if desk is not None:
+            grant = Grant(
+                task_id=task.id,
+                workspace_id=task.workspace_id,
+                agent_name=task.agent.name if task.agent is not None else "",
+                env_root=chosen.layout.env_root,
+                urls=frozenset(repo.url.strip() for repo in task.repos),
+            )
+            self._guards.enter_context(desk.grant(self._checkout_secret, grant))
 
     def _check(self) -> None:
         """Refuse what must not run at all. Raises TaskError."""
@@ -407,6 +431,7 @@ class _TaskRun:
             launcher=self._runner.launcher,
             tmp=self._tmp,
             as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+            checkout_secret=self._checkout_secret,
         )
         agent = task.agent
         mcp = agent.mcp_config if agent is not None else None

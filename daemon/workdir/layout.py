@@ -14,6 +14,7 @@ import attrs
 from shared.ids import InvalidId, canonical_id
 
 WORK_DIR: Final = "workdir"
+META: Final = ".gc_meta.json"
 
 
 class LayoutError(Exception):
@@ -42,6 +43,11 @@ class Layout:
     def tmp(self) -> Path:
         """The agent's TMPDIR: agent programs leave conversations in temporary files."""
         return self.env_root / "tmp"
+
+    @property
+    def meta(self) -> Path:
+        """Whose directory this is, for the reclaim."""
+        return self.env_root / META
 
     @property
     def manifest(self) -> Path:

@@ -11,13 +11,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import structlog
+import trio
 
 from daemon.workdir import sidecars
 from daemon.workdir.brief import brief_file, without_block, written_brief
@@ -27,6 +28,8 @@ from daemon.workdir.skills import SkillError, write_skills
 from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 BRIEF_FILES: Final = ("CLAUDE.md", "AGENTS.md")
 
@@ -46,11 +49,24 @@ class Prepared:
     reused: bool
 
 
+@attrs.define(eq=False)
+class _Reclaim:
+    """Somebody is about to remove an env root; `scope` calls that off until it is done."""
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    over: trio.Event = attrs.field(factory=trio.Event)
+
+
 class LiveRoots:
-    """The env roots in use by this daemon's tasks. Only `hold` changes the set."""
+    """The env roots in use by this daemon's tasks, and those about to be reclaimed.
+
+    Tasks come first: a reclaim takes only what nobody holds, and a task that comes meanwhile calls
+    it off. Only `hold` and `reclaim` change the sets.
+    """
 
     def __init__(self) -> None:
         self._roots: set[Path] = set()
+        self._reclaims: dict[Path, _Reclaim] = {}
 
     def __contains__(self, root: Path) -> bool:
         return root in self._roots
@@ -65,6 +81,41 @@ class LiveRoots:
             yield
         finally:
             self._roots.remove(root)
+
+    async def claim(self, *roots: Path) -> None:
+        """Call off what would remove these env roots; nobody removes them before the next await."""
+        while under_way := [self._reclaims[root] for root in roots if root in self._reclaims]:
+            for reclaim in under_way:
+                reclaim.scope.cancel(reason="a task needs the directory")
+                await reclaim.over.wait()
+
+    async def reclaim(self, root: Path, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do `work`, which removes the env root; None if a task has it or took it meanwhile.
+
+        When `work` returns the root is gone, or stays. It must bear being cancelled.
+        """
+        if root in self._roots or root in self._reclaims:
+            return None
+        reclaim = self._reclaims[root] = _Reclaim()
+        result: T | None = None
+        try:
+            with reclaim.scope:
+                result = await work()
+        finally:
+            del self._reclaims[root]
+            reclaim.over.set()
+        return result
+
+
+def places(task: ClaimedTask, root: Path) -> list[Path]:
+    """The env roots a task may work in."""
+    found = []
+    prior = layout_of_prior(root, task.workspace_id, task.prior_work_dir)
+    if prior is not None:
+        found.append(prior.env_root)
+    with suppress(LayoutError):
+        found.append(layout_of(root, task.workspace_id, task.id).env_root)
+    return found
 
 
 def choose(task: ClaimedTask, root: Path, live: LiveRoots) -> Prepared:

@@ -37,7 +37,7 @@ async def run_at_once(client: Client, job: Job, shutdown: trio.CancelScope) -> N
 
 @asynccontextmanager
 async def _open_pool(
-    config: Config, client: Client, backlog: Backlog, *, control_port: int, run_job: RunJob
+    config: Config, client: Client, backlog: Backlog, *, run_job: RunJob, **_: Any
 ) -> AsyncIterator[TaskPool]:
     async with trio.open_nursery() as tasks:
         yield TaskPool(config.max_concurrent_tasks, tasks, partial(run_job, client), backlog.owes)

@@ -46,6 +46,7 @@ def make_config(home: Path, **changes: Any) -> Config:
         "device_name": "box",
         "workspaces_root": home / "workspaces",
         "min_free_disk": 0,
+        "gc_enabled": False,  # it works on disk, in threads
         **changes,
     }
     return Config(**values)
