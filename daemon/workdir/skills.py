@@ -46,14 +46,13 @@ def folder_for(provider: str) -> str:
     return FOLDERS.get(provider, FALLBACK)
 
 
-def write_skills(
-    work_dir: Path, provider: str, skills: Sequence[Skill], sidecars: Sidecars
-) -> None:
-    """Write each skill into a directory of its own. Raises SkillError, OSError."""
-    parent = work_dir / folder_for(provider)
+def plan_skills(parent: Path, skills: Sequence[Skill], sidecars: Sidecars) -> None:
+    """Plan a directory of its own for each skill. Raises SkillError."""
+    if skills and not sidecars.reaches(parent):
+        raise SkillError(f"skills cannot be put into {parent}")
     for skill in skills:
-        folder = _free_folder(parent, slug(skill.name))
-        sidecars.make_dir(folder)
+        folder = _free_folder(parent, slug(skill.name), sidecars)
+        sidecars.make_skill(folder)
         sidecars.write(folder / "SKILL.md", with_frontmatter(skill, folder.name))
         for file in skill.files:
             path = check_path(skill.name, file.path)
@@ -112,10 +111,10 @@ def _quoted(description: str) -> str:
     return json.dumps(" ".join(description.split()), ensure_ascii=False)
 
 
-def _free_folder(parent: Path, name: str) -> Path:
+def _free_folder(parent: Path, name: str, sidecars: Sidecars) -> Path:
     for attempt in range(_ATTEMPTS):
         suffix = "" if attempt == 0 else "-multica" if attempt == 1 else f"-multica-{attempt}"
         folder = parent / (name + suffix)
-        if not folder.exists() and not folder.is_symlink():
+        if not sidecars.is_taken(folder):
             return folder
     raise SkillError(f"no free directory for skill {name!r} in {parent}")

@@ -10,11 +10,11 @@ import pytest
 
 from daemon.workdir.brief import BEGIN, END, without_block, written_brief
 from daemon.workdir.context import render_context, render_resources
+from daemon.workdir.errors import PrepareError
 from daemon.workdir.layout import LayoutError, layout_of, layout_of_prior
 from daemon.workdir.prepare import (
     SHORT,
     LiveRoots,
-    PrepareError,
     choose,
     prepare,
     short_path,
@@ -126,7 +126,7 @@ def test_a_redelivered_task_starts_clean(tmp_path: Path) -> None:
 def test_reuse_keeps_the_work_and_renews_our_files(tmp_path: Path) -> None:
     skills = [Skill(name="Deploy", content="old", files=[SkillFile(path="a.md", content="a")])]
     work_dir = made(tmp_path, task_of("one", skills=skills))
-    write_brief(choose(task_of("one"), tmp_path, LiveRoots()).layout, "claude", "old brief")
+    write_brief(choose(task_of("one"), tmp_path, LiveRoots()), "claude", "old brief")
     (work_dir / "repo").mkdir()
     (work_dir / "repo" / "main.py").write_text("work")
     (work_dir / ".claude/skills/mine").mkdir()
@@ -149,12 +149,12 @@ def test_reuse_keeps_the_work_and_renews_our_files(tmp_path: Path) -> None:
 def test_reuse_by_another_provider_takes_the_old_brief_away(tmp_path: Path) -> None:
     first = choose(task_of("one"), tmp_path, LiveRoots())
     prepare(task_of("one"), "direct", "claude", first)
-    write_brief(first.layout, "claude", "brief")
+    write_brief(first, "claude", "brief")
     (first.layout.work_dir / "AGENTS.md").write_text("the user's own")
     again = task_of("two", prior_work_dir=str(first.layout.work_dir))
     made(tmp_path, again, provider="demo")
     assert not (first.layout.work_dir / "CLAUDE.md").exists()
-    write_brief(first.layout, "demo", "brief")
+    write_brief(first, "demo", "brief")
     content = (first.layout.work_dir / "AGENTS.md").read_bytes()
     assert content.startswith(b"the user's own\n\n" + BEGIN)
 
