@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -39,6 +38,7 @@ from daemon.workdir.prepare import (
 )
 from shared.wire.task import ClaimedTask, ProjectResource, Skill, SkillFile, TaskAgent
 from tests.support.fake_server import WORKSPACE, uid
+from tests.support.repositories import git, make_repository, picture
 
 pytestmark = pytest.mark.together
 
@@ -82,48 +82,6 @@ class Countdown:
         self.left -= 1
         if self.left < 0:
             raise Killed
-
-
-def git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-c", "user.name=T", "-c", "user.email=t@example.test", *words],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
-
-
-def repository(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    git(folder, "init", "-q", "-b", "main")
-    (folder / "main.py").write_text("print()\n")
-    (folder / "run.sh").write_text("#!/bin/sh\n")
-    (folder / "run.sh").chmod(0o755)
-    (folder / ".claude").mkdir()
-    (folder / ".claude/settings.json").write_text("{}")
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "first")
-    (folder / "notes").write_text("not added")
-    return folder
-
-
-def picture(root: Path) -> dict[str, Any]:
-    """Every file with its bytes, mode, links and time of change; directories with their modes."""
-    found: dict[str, Any] = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        name = str(path.relative_to(root))
-        if path.is_symlink():
-            found[name] = str(path.readlink())
-        elif path.is_dir():
-            found[name] = oct(status.st_mode)
-        elif path.name != "index":  # git itself refreshes what it knows of times
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[name] = (digest, oct(status.st_mode), status.st_mtime_ns, status.st_ino)
-    return found
 
 
 @attrs.frozen(kw_only=True)
@@ -183,7 +141,7 @@ class Ground:
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Ground:
-    folder = repository(tmp_path / "project")
+    folder = make_repository(tmp_path / "project")
     return Ground(folder=folder, root=tmp_path / "root", records=tmp_path / "records")
 
 
@@ -408,8 +366,10 @@ def test_two_worktrees_share_one_exclude_file_in_any_order(ground: Ground, tmp_p
             assert (exclude.read_bytes() if exclude.exists() else None) == content
 
 
-def test_a_submodule_and_a_directory_inside_a_repository(ground: Ground, tmp_path: Path) -> None:
-    library = repository(tmp_path / "library")
+def test_a_submodule_and_a_directory_inside_a_make_repository(
+    ground: Ground, tmp_path: Path
+) -> None:
+    library = make_repository(tmp_path / "library")
     git(ground.folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(library))
     inside = ground.folder / "odd [name]* "
     inside.mkdir()
