@@ -43,7 +43,11 @@ from shared.wire.task import (
     ModelUsage,
     ProgressRequest,
     RecoverReply,
+    ResolveRequest,
+    ResolveResponse,
     SessionRequest,
+    SkillBundle,
+    SkillRef,
     StatusReply,
     Task,
     TaskMessage,
@@ -187,6 +191,14 @@ class Client:
     async def prepare_lease(self, runtime_id: str, task_id: str) -> None:
         path = f"/api/daemon/runtimes/{runtime_id}/tasks/{task_id}/prepare-lease"
         await self._post(path, {}, None, deadline=LEASE)
+
+    async def resolve_bundles(
+        self, runtime_id: str, task_id: str, refs: Sequence[SkillRef]
+    ) -> list[SkillBundle]:
+        """Fetch skills whole while their task is being prepared; changed ones as they are now."""
+        path = f"/api/daemon/runtimes/{runtime_id}/tasks/{task_id}/skill-bundles/resolve"
+        request = ResolveRequest(skills=list(refs))
+        return (await self._post(path, request, ResolveResponse, bulk=True)).bundles
 
     async def start(self, task_id: str) -> Task:
         return await self._post(_task(task_id, "start"), {}, Task)

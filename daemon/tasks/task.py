@@ -31,15 +31,19 @@ from daemon.tasks.drain import SIGN_IN, Sender, Transcript, consume
 from daemon.tasks.environment import build_environment, make_launcher, secrets_of
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
+from daemon.tasks.paths import PathLocks, enter_local_directory
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
+from daemon.workdir.borrowed import sweep
 from daemon.workdir.brief import render_brief
+from daemon.workdir.bundles import BundleCache
+from daemon.workdir.errors import PrepareError
 from daemon.workdir.meta import noting
 from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
-    PrepareError,
     choose,
+    giving_back,
     places,
     prepare,
     short_path,
@@ -120,6 +124,9 @@ class TaskRunner:
         self.env = dict(env)
         self.desk = desk
         self.live = LiveRoots() if live is None else live
+        self.paths = PathLocks()
+        self.bundles = BundleCache(client, config.workspaces_root)
+        sweep(config.home.borrowed)
         self.launcher = make_launcher(config.home)
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
@@ -271,7 +278,8 @@ class _TaskRun:
         try:
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(watch_cancel, self._client, self._task.id, server_stop)
-                outcome = await self._pipeline(server_stop, watchers)
+                with ExitStack() as place:  # a user's directory is given back before the report
+                    outcome = await self._pipeline(server_stop, watchers, place)
                 watchers.cancel_scope.cancel(reason="the work is done")
         except* Exception as group:  # noqa: BLE001 - a task's failure is reported, not raised
             raised = group
@@ -279,17 +287,31 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            outcome = outcomes.broken(_text_of(raised), work_dir=self._work_dir)
+            reason = getattr(next(_leaves(raised)), "reason", "")
+            outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
-    async def _pipeline(self, server_stop: trio.CancelScope, watchers: trio.Nursery) -> Outcome:
-        task = self._task
+    async def _pipeline(
+        self, server_stop: trio.CancelScope, watchers: trio.Nursery, place: ExitStack
+    ) -> Outcome:
+        runner = self._runner
         self._check()
-        await self._runner.live.claim(*places(task, self._runner.config.workspaces_root))
-        chosen = choose(task, self._runner.config.workspaces_root, self._runner.live)
-        self._guards.enter_context(self._runner.live.hold(chosen.layout.env_root))
-        async with keep_lease(self._client, self._job.runtime.id, task.id):
-            prepare(task, self._kind, self._provider, chosen)
+        async with keep_lease(self._client, self._job.runtime.id, self._task.id):
+            local = await enter_local_directory(
+                self._task,
+                place,
+                client=self._client,
+                config=runner.config,
+                locks=runner.paths,
+                env=runner.env,
+            )
+            self._task = task = await runner.bundles.fill(self._job.runtime.id, self._task)
+            await runner.live.claim(*places(task, runner.config.workspaces_root))
+            chosen = choose(task, runner.config.workspaces_root, runner.live, local)
+            self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
+            records = runner.config.home.borrowed
+            chosen = place.enter_context(giving_back(chosen, task.id, records))
+            chosen = prepare(task, self._kind, self._provider, chosen)
             self._guards.enter_context(noting(chosen.layout.env_root, task))
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
@@ -419,8 +441,17 @@ class _TaskRun:
     def _agent_run(self, chosen: Prepared, resume: str) -> AgentRun:
         """Say what the agent is to do, in its brief and its prompt, and with what."""
         task, config, provider = self._task, self._runner.config, self._provider
-        brief = render_brief(task, self._kind, provider=provider, resumed=bool(resume))
-        write_brief(chosen.layout, provider, brief)
+        brief = render_brief(
+            task,
+            self._kind,
+            provider=provider,
+            resumed=bool(resume),
+            skills_in=chosen.skills_in,
+            local=chosen.local is not None,
+        )
+        prompt = render_prompt(task, self._kind, resumed=bool(resume))
+        if not write_brief(chosen, provider, brief) and provider not in _INLINE_BRIEF:
+            prompt = f"{brief}\n{prompt}"
         env = build_environment(
             task,
             base=self._runner.env,
@@ -439,7 +470,7 @@ class _TaskRun:
             program=self._job.runtime.program,
             cwd=Path(self._work_dir),
             env=env,
-            prompt=render_prompt(task, self._kind, resumed=bool(resume)),
+            prompt=prompt,
             model=(agent.model if agent is not None else "") or config.models.get(provider, ""),
             thinking_level=agent.thinking_level if agent is not None else "",
             resume_session_id=resume,

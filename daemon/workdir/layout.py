@@ -23,13 +23,17 @@ class LayoutError(Exception):
 
 @attrs.frozen(kw_only=True)
 class Layout:
-    """One task's directories; `env_root` is ours alone, the agent works in `work_dir`."""
+    """One task's directories; `env_root` is ours alone, the agent works in `work_dir`.
+
+    `local` is the user's directory it works in instead of one of ours.
+    """
 
     env_root: Path
+    local: Path | None = None
 
     @property
     def work_dir(self) -> Path:
-        return self.env_root / WORK_DIR
+        return self.local if self.local is not None else self.env_root / WORK_DIR
 
     @property
     def output(self) -> Path:
