@@ -312,7 +312,9 @@ class _TaskRun:
             records = runner.config.home.borrowed
             chosen = place.enter_context(giving_back(chosen, task.id, records))
             chosen = prepare(task, self._kind, self._provider, chosen)
-            self._guards.enter_context(noting(chosen.layout.env_root, task))
+            self._guards.enter_context(
+                noting(chosen.layout.env_root, task, local_directory=local is not None)
+            )
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
