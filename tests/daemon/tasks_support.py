@@ -148,7 +148,7 @@ async def tell_journals(client: Client, folder: Path) -> None:
     async with trio.open_nursery() as telling:
         telling.start_soon(backlog.run)
         while backlog.count:  # noqa: ASYNC110 - virtual time
-            await trio.sleep(0.1)
+            await trio.sleep(1)
         telling.cancel_scope.cancel()
 
 
