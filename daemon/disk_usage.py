@@ -78,8 +78,10 @@ class CloneUse:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """One workspaces root. Sizes in bytes; `total_size_bytes` is the tasks' alone (spec 03 §25),
-    `grand_total_bytes` everything.
+    """One workspaces root. Sizes in bytes; `total_size_bytes` is the tasks' alone (spec 03 §25).
+
+    `other_size_bytes` is in further directories of ours, such as caches; `grand_total_bytes` is
+    everything.
     """
 
     workspaces_root: str
@@ -95,6 +97,7 @@ class Report:
     total_artifact_ratio: float
     total_clone_size_bytes: int
     trash_size_bytes: int
+    other_size_bytes: int
     journal_count: int
     journal_size_bytes: int
     last_reclaim_at: str = ""
@@ -105,6 +108,7 @@ class Report:
             self.total_size_bytes
             + self.total_clone_size_bytes
             + self.trash_size_bytes
+            + self.other_size_bytes
             + self.journal_size_bytes
         )
 
@@ -176,6 +180,11 @@ def scan(
         total_artifact_ratio=_ratio(artifacts, size),
         total_clone_size_bytes=sum(clone.size_bytes for clone in clones),
         trash_size_bytes=plain.tree(root / TRASH)[0],
+        other_size_bytes=sum(
+            plain.tree(path)[0]
+            for path in root.glob(".*")
+            if path.name not in (FOLDER, TRASH) and path.is_dir() and not path.is_symlink()
+        ),
         journal_count=len(files),
         journal_size_bytes=sum(_size(path) for path in files),
         last_reclaim_at=str(told.get("at") or ""),

@@ -185,7 +185,8 @@ def _show(report: Report, *, by_workspace: bool, top: int) -> None:
     click.echo(
         f"Clones: {len(report.clones)}, {size_text(report.total_clone_size_bytes)}. "
         f"Journals the server has not confirmed: {report.journal_count}, "
-        f"{size_text(report.journal_size_bytes)}. Trash: {size_text(report.trash_size_bytes)}."
+        f"{size_text(report.journal_size_bytes)}. "
+        f"Trash: {size_text(report.trash_size_bytes)}. Other: {size_text(report.other_size_bytes)}."
     )
     click.echo(f"In all: {size_text(report.grand_total_bytes)}")
     if report.last_reclaim_at:

@@ -115,7 +115,9 @@ class Clones:
         ):
             if (await git.try_clone(clone, "config", "--get-all", name)) != f"{value}\n":
                 await git.clone(clone, "config", "--replace-all", name, value)
-        await git.clone(clone, "fetch", "-q", *extra, "origin", deadline=deadline, guarded=True)
+        # FETCH_HEAD is left to `fetch_one`, which reads it
+        words = ("fetch", "-q", "--no-write-fetch-head", *extra, "origin")
+        await git.clone(clone, *words, deadline=deadline, guarded=True)
         with suppress(GitError):  # an empty repository has no HEAD
             await git.clone(
                 clone, "remote", "set-head", "origin", "--auto", deadline=LOCAL, guarded=True

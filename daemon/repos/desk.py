@@ -216,7 +216,7 @@ def _parent(workdir: str, url: str, env_root: Path) -> Path:
         raise Refused(400, "workdir is not an absolute path")
     path = Path(workdir).resolve()
     if path != root and root not in path.parents:
-        raise Refused(403, f"workdir is not in this task's directory {env_root}")
+        raise Refused(403, f"workdir is not in this task's directory; check out in {env_root}")
     if not path.is_dir():
         raise Refused(400, f"workdir is no directory: {workdir}")
     if ".git" in path.relative_to(root).parts:

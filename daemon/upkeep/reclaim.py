@@ -34,6 +34,7 @@ from daemon.upkeep.reclaim_rules import ENDPOINTS, Decision, Known, Limits, deci
 from daemon.workdir.meta import CHAT, Meta, read_meta
 from shared import times
 from shared.home import write_private
+from shared.ids import canonical_id, is_id
 from shared.supervise import every
 
 if TYPE_CHECKING:
@@ -275,22 +276,30 @@ async def run_reclaim(config: Config, client: Client, clones: Clones, live: Live
 
 
 def workspace_dirs(root: Path) -> list[Path]:
-    """The workspaces' directories; those with a leading dot are ours."""
-    if not root.is_dir():
-        return []
-    return sorted(
-        path
-        for path in root.iterdir()
-        if not path.name.startswith(".") and path.is_dir() and not path.is_symlink()
-    )
+    """The workspaces' directories."""
+    return _dirs_of_ids(root)
 
 
 def env_roots(root: Path) -> list[Path]:
-    """Every task's directory."""
-    found = []
-    for folder in workspace_dirs(root):
-        found += [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    return sorted(found)
+    """Every task's directory: `<workspace>/<task>`, both full ids.
+
+    Whatever else is there is not ours, however old: the user may have named a directory of theirs
+    as the workspaces root.
+    """
+    return [path for folder in workspace_dirs(root) for path in _dirs_of_ids(folder)]
+
+
+def _dirs_of_ids(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if is_id(path.name)
+        and path.name == canonical_id(path.name)
+        and path.is_dir()
+        and not path.is_symlink()
+    )
 
 
 def last_change(env_root: Path) -> float:

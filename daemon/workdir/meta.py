@@ -18,7 +18,6 @@ import structlog
 from daemon.workdir.layout import META
 from shared import codec, times
 from shared.codec import omitted
-from shared.home import write_private
 from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -93,6 +92,7 @@ def read_meta(env_root: Path) -> Meta | None:
 def _write(env_root: Path, meta: Meta) -> None:
     try:
         if env_root.is_dir():
-            write_private(env_root / META, codec.encode(meta).decode() + "\n")
+            # torn by a crash it says nothing, and then the directory is merely kept for longer
+            (env_root / META).write_bytes(codec.encode(meta) + b"\n")
     except OSError as error:
         log.warning("owner of a directory not noted", path=str(env_root), error=str(error))

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.fast
 
 WS = "11111111-1111-4111-8111-111111111111"
 TASK = "22222222-2222-4222-8222-222222222222"
+OTHER = "33333333-3333-4333-8333-333333333333"
 
 
 def fill(root: Path, task: str = TASK, size: int = 1000) -> Path:
@@ -42,7 +43,7 @@ def test_the_scan(tmp_path: Path) -> None:
         '{"kind":"issue","completed_at":"2026-01-01T00:00:00Z"}'
     )
     meta = (env_root / ".gc_meta.json").stat().st_size
-    fill(root, "other", 10)
+    fill(root, OTHER, 10)
     clones = root / ".repos" / WS
     for name in ("a.git", "a.git.damaged-1", ".b.git.12.new"):
         (clones / name / "refs" / "bullpen" / "x").mkdir(parents=True)
@@ -51,6 +52,8 @@ def test_the_scan(tmp_path: Path) -> None:
         "# pack\nabc refs/bullpen/x/1\nabc refs/bullpen/y/2\n"
     )
     (clones / "a.git" / "worktrees" / "app").mkdir(parents=True)
+    (root / ".skill-cache").mkdir()
+    (root / ".skill-cache" / "x").write_bytes(b"x" * 5)
     (root / ".trash").mkdir()
     (root / ".trash" / "old").write_bytes(b"x" * 7)
     (root / ".reclaim.json").write_text(
@@ -67,7 +70,7 @@ def test_the_scan(tmp_path: Path) -> None:
     assert first.size_bytes == 1000 + 500 + 10 + meta, "a file with two names counts once"
     assert first.artifact_size_bytes == 500
     assert (first.kept, second.kept) == ("its issue is open", "")
-    assert (second.kind, second.task_short) == ("unknown", "other")
+    assert (second.kind, second.task_short) == ("unknown", "33333333")
     assert report.total_size_bytes == first.size_bytes + second.size_bytes
     assert report.workspaces[0].artifact_ratio == 1000 / report.total_size_bytes
     states = {clone.name: (clone.state, clone.saved_refs) for clone in report.clones}
@@ -77,7 +80,7 @@ def test_the_scan(tmp_path: Path) -> None:
     [ready] = [clone for clone in report.clones if clone.state == "ready"]
     assert (ready.worktrees, ready.unpushed_branches) == (1, ["agent/x/1: 2 commits"])
     assert (report.trash_size_bytes, report.journal_count, report.journal_size_bytes) == (7, 1, 3)
-    parts = report.total_size_bytes + report.total_clone_size_bytes + 10
+    parts = report.total_size_bytes + report.total_clone_size_bytes + 7 + 3 + 5
     assert report.grand_total_bytes == parts
 
 
@@ -94,7 +97,7 @@ def run(home: Path, *words: str, **env: str) -> tuple[int, str, str]:
 
 def test_the_command(tmp_path: Path) -> None:
     fill(tmp_path / "workspaces", size=4000)
-    fill(tmp_path / "workspaces", "small", 1)
+    fill(tmp_path / "workspaces", OTHER, 1)
     fill(tmp_path / "profiles" / "work it" / "workspaces")
     code, out, err = run(tmp_path)
     assert code == 0

@@ -24,7 +24,7 @@ from daemon.upkeep import reclaim as reclaim_module
 from daemon.upkeep.reclaim import Pass, Reclaim, remove_tree, run_reclaim
 from daemon.workdir.prepare import LiveRoots
 from shared import times
-from tests.support.fake_server import make_config
+from tests.support.fake_server import make_config, uid
 from tests.support.git_repos import Remote, commit, git, make_remote, remove
 
 pytestmark = pytest.mark.together
@@ -59,14 +59,20 @@ class Bench:
     live: LiveRoots
     config: Config
     remote: Remote
+    names: set[str] = attrs.field(factory=set)
 
     @property
     def root(self) -> Path:
         return self.config.workspaces_root
 
+    def at(self, name: str) -> Path:
+        """Where the task of this name has its directory."""
+        self.names.add(name)
+        return self.root / WS / uid(name)
+
     def env(self, name: str, meta: dict[str, Any] | None, *, hours: float = 0) -> Path:
         """Make a task's directory with a file in it, last changed some hours ago."""
-        env_root = self.root / WS / name
+        env_root = self.at(name)
         (env_root / "workdir").mkdir(parents=True)
         (env_root / "workdir" / "file").write_text("x" * 1000)
         if meta is not None:
@@ -90,13 +96,19 @@ class Bench:
         async with self.clones.hold(clone):
             return await check_out(self.clones, clone, wanted)
 
+    def reasons(self, done: Pass) -> dict[str, str]:
+        names = {uid(name): name for name in self.names}
+        return {names[Path(path).name]: why for path, why in done.kept.items()}
+
     def saved(self) -> list[str]:
         [clone] = self.clones.all()
         return git(clone, "for-each-ref", "--format=%(refname)", "refs/bullpen").split()
 
     def there(self) -> list[str]:
+        names = {uid(name): name for name in self.names}
         folder = self.root / WS
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(names.get(path.name, path.name) for path in found)
 
     async def run(self) -> Pass:
         done = await self.reclaim.run_once()
@@ -143,13 +155,18 @@ async def test_what_is_over_goes_and_the_rest_is_explained(tmp_path: Path) -> No
         bench.env("i-live", issue("done"))
         (bench.root / ".skill-cache" / "v1").mkdir(parents=True)
         os.utime(bench.root / ".skill-cache" / "v1", (1, 1))
-        (bench.root / WS / "j-link").symlink_to(tmp_path)
-        with bench.live.hold(bench.root / WS / "i-live"):
+        bench.at("j-link").symlink_to(tmp_path)
+        for place in (bench.root / WS / "users", bench.root / "users" / uid("x"), bench.root / "u"):
+            place.mkdir(parents=True)
+            os.utime(place, (1, 1))
+        with bench.live.hold(bench.at("i-live")):
             done = await bench.run()
         assert bench.there() == [
-            "b-open", "c-broken", "d-hidden", "f-hidden", "g-nobody", "i-live", "j-link"
+            "b-open", "c-broken", "d-hidden", "f-hidden", "g-nobody", "i-live", "j-link", "users"
         ]  # fmt: skip
-        reasons = {Path(name).name: why for name, why in done.kept.items()}
+        assert (bench.root / "users" / uid("x")).exists(), "it is not ours"
+        assert (bench.root / "u").exists()
+        reasons = bench.reasons(done)
         assert reasons["b-open"] == "its issue is in_progress"
         assert "no database" in reasons["c-broken"]
         assert "does not show" in reasons["d-hidden"]
@@ -213,7 +230,7 @@ async def test_what_cannot_be_kept_stays_until_the_users_limit(tmp_path: Path) -
         (tree / ".git").write_text("gitdir: /nowhere/at/all\n")
         done = await bench.run()
         assert bench.there() == ["broken", "own"]
-        reasons = {Path(name).name: why for name, why in done.kept.items()}
+        reasons = bench.reasons(done)
         assert "mine: a repository of the agent's own has work" in reasons["own"]
         assert "it goes in 2 d" in reasons["own"]
         assert "repository is gone" in reasons["broken"]

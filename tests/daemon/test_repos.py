@@ -323,15 +323,17 @@ async def test_two_checkouts_of_a_new_repository_at_once(tmp_path: Path, remote:
         assert len(bench.clones.all()) == 1
 
 
-def _slow_git(tmp_path: Path, word: str) -> dict[str, str]:
-    """A `git` that waits before `word` for a file called `go` and notes each of its runs."""
+def _slow_git(tmp_path: Path, word: str, *, after: bool = False) -> dict[str, str]:
+    """A `git` that waits before (or after) `word` for a file called `go` and notes its runs."""
     folder = tmp_path / "slow"
     folder.mkdir()
     real = subprocess.run(["which", "git"], capture_output=True, text=True, check=True)
     script = folder / "git"
+    first = f'{real.stdout.strip()} "$@"' if after else ":"
     script.write_text(
         f"""#!/bin/sh
 case " $* " in *" {word} "*)
+  {first}
   echo run >> {folder}/runs
   while [ ! -e {folder}/go ]; do sleep 0.05; done ;;
 esac
@@ -384,13 +386,16 @@ async def test_a_fetch_goes_on_when_who_asked_leaves(tmp_path: Path, remote: Rem
     assert len(runs.read_text().splitlines()) == 1, "the clone was begun again"
 
 
+@pytest.mark.parametrize("after", [False, True])
 async def test_a_cancelled_checkout_leaves_nothing_half_done(
-    tmp_path: Path, remote: Remote
+    tmp_path: Path, remote: Remote, after: bool
 ) -> None:
     async with open_bench(tmp_path, remote) as bench:
         clone = await bench.clone()
         real = bench.clones.git
-        bench.clones.git = Git(env=git_environment(_slow_git(tmp_path, "worktree add")))
+        bench.clones.git = Git(
+            env=git_environment(_slow_git(tmp_path, "worktree add", after=after))
+        )
         async with trio.open_nursery() as asker:
             asker.start_soon(bench.check_out)
             await _until((tmp_path / "slow" / "runs").exists)

@@ -10,10 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from daemon.repos.desk import open_desk
 from daemon.workdir.meta import Meta, meta_of, noting, read_meta
 from daemon.workdir.prepare import LiveRoots, PrepareError, places
 from shared import codec
-from shared.wire.task import ClaimedTask
+from shared.wire.task import COMPLETED, ClaimedTask
+from tests.daemon.tasks_support import Script, open_bench
 
 pytestmark = pytest.mark.fast
 
@@ -138,3 +140,73 @@ async def test_a_task_waits_for_a_removal_that_cannot_be_called_off(
         await live.claim(root)
         order.append("claimed")
     assert order == ["removed", "claimed"]
+
+
+# -- in a task's run
+
+
+async def test_a_run_notes_whose_its_directory_is_and_when_it_ended(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    seen: list[Meta | None] = []
+    async with open_bench(tmp_path, Script(steps=(lambda: seen.append(read_meta(root)),))) as bench:
+        task = bench.add()
+        root = tmp_path / "workspaces" / task.claimed["workspace_id"] / task.id
+        await bench.run(task)
+        during, after = seen[0], read_meta(root)
+        assert during == Meta(
+            issue_id=task.claimed["issue_id"], workspace_id=task.claimed["workspace_id"]
+        )
+        assert after is not None
+        assert after.completed_at
+
+
+async def test_a_cancelled_run_notes_its_end_too(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with open_bench(tmp_path, Script(steps=(1000.0,))) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(20)
+        bench.server.cancel_task(task.id)
+        await bench.pool.wait_empty()
+        meta = read_meta(tmp_path / "workspaces" / task.claimed["workspace_id"] / task.id)
+        assert meta is not None
+        assert meta.completed_at
+
+
+async def test_a_run_calls_the_reclaim_of_its_directory_off(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = bench.add()
+        root = tmp_path / "workspaces" / task.claimed["workspace_id"] / task.id
+        left = []
+
+        async def reclaim() -> None:
+            left.append(await bench.runner.live.reclaim(root, trio.sleep_forever))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reclaim)
+            await wait_all_tasks_blocked()
+            await bench.run(task, within=100)
+        assert left == [None]
+        assert task.status == COMPLETED
+
+
+async def test_an_agent_may_check_out_while_its_task_runs_and_not_after(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    granted: list[int] = []
+    async with open_desk(None, tmp_path, {}) as desk:  # type: ignore[arg-type]
+
+        def look() -> None:
+            granted.append(len(desk._grants))
+
+        async with open_bench(tmp_path, Script(steps=(look,))) as bench:
+            bench.runner.desk = desk
+            task = bench.add(repos=[{"url": " https://x/y "}])
+            await bench.run(task)
+            [run] = bench.agents.runs
+            secret = run.env["MULTICA_CHECKOUT_SECRET"]
+        assert granted == [1]
+        assert desk._grants == {}
+        assert len(secret) > 20
