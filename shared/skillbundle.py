@@ -18,6 +18,9 @@ from shared.wire.task import SkillBundle, SkillFile, SkillRef
 WORKSPACE: Final = "workspace"
 """The source of skills that people wrote."""
 
+BUILTIN: Final = "builtin"
+"""The source of skills that come with the server."""
+
 
 class InvalidBundle(ValueError):
     """A bundle that is not what its reference says."""
@@ -29,9 +32,15 @@ def sha256_of(content: str) -> str:
 
 
 def make_bundle(
-    *, skill_id: str, name: str, description: str, content: str, files: Mapping[str, str]
+    *,
+    skill_id: str,
+    name: str,
+    description: str,
+    content: str,
+    files: Mapping[str, str],
+    source: str = WORKSPACE,
 ) -> SkillBundle:
-    """Build the bundle of a workspace's skill; files by path."""
+    """Build the bundle of a skill; files by path."""
     listed = [
         SkillFile(
             path=path,
@@ -43,7 +52,7 @@ def make_bundle(
     ]
     bundle = SkillBundle(
         id=skill_id,
-        source=WORKSPACE,
+        source=source,
         name=name,
         description=description,
         content=content,

@@ -10,7 +10,7 @@ from daemon.cli.named import Named, add_basics, given
 from daemon.cli.output import output_option
 from daemon.cli.settings import Settings
 
-LABELS = Named(what="label", path="/api/labels", columns=("color",))
+LABELS = Named(what="label", path="/api/labels", key="labels", columns=("color",))
 
 
 @click.group()

@@ -121,6 +121,7 @@ async def _claim_once(
             _LEASE,
             _TOKEN_LIFE,
             sorted(RESUME_UNSAFE),
+            by_ref,
         )
         for row in rows:
             tasks[row["runtime_id"]] = assemble(row, wanted[row["runtime_id"]], by_ref=by_ref)

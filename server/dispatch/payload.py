@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from server.dispatch import builtin_skills
 from server.dispatch.briefing import brief_leader
 from server.store.queries import Record
-from server.store.skills import bundle_of
 from server.store.tasks import base_fields
-from shared.skillbundle import ref_of
+from shared.skillbundle import WORKSPACE
 from shared.times import stamp
 from shared.wire.task import (
     ChatAttachment,
@@ -18,6 +18,7 @@ from shared.wire.task import (
     Repo,
     Skill,
     SkillFile,
+    SkillRef,
     TaskAgent,
 )
 
@@ -53,7 +54,7 @@ def assemble(row: Record, token: str, *, by_ref: bool = False) -> ClaimedTask:
 
 def _agent(row: Record, *, by_ref: bool) -> TaskAgent:
     agent: Mapping[str, Any] = row["agent"]
-    bundles = [bundle_of(skill) for skill in row["skills"] or ()]
+    known = row["skills"] or ()
     instructions = agent["instructions"]
     if row["squad"] is not None:
         briefing = brief_leader(row["squad"], row["roster"] or [])
@@ -62,8 +63,8 @@ def _agent(row: Record, *, by_ref: bool) -> TaskAgent:
         id=agent["id"],
         name=agent["name"],
         instructions=instructions,
-        skills=None if by_ref or not bundles else [_whole(bundle) for bundle in bundles],
-        skill_refs=[ref_of(bundle) for bundle in bundles] if by_ref and bundles else None,
+        skills=None if by_ref else [*map(_whole, known), *builtin_skills.WHOLE],
+        skill_refs=[*map(_ref, known), *builtin_skills.REFS] if by_ref else None,
         custom_env={str(key): str(value) for key, value in (agent["custom_env"] or {}).items()},
         custom_args=[str(value) for value in agent["custom_args"] or []],
         mcp_config=agent["mcp_config"],
@@ -73,13 +74,29 @@ def _agent(row: Record, *, by_ref: bool) -> TaskAgent:
     )
 
 
-def _whole(bundle: Any) -> Skill:
+def _whole(skill: Mapping[str, Any]) -> Skill:
     return Skill(
-        id=bundle.id,
-        name=bundle.name,
-        description=bundle.description,
-        content=bundle.content,
-        files=[SkillFile(path=file.path, content=file.content) for file in bundle.files],
+        id=skill["id"],
+        name=skill["name"],
+        description=skill["description"],
+        content=skill["content"],
+        files=[SkillFile(path=file["path"], content=file["content"]) for file in skill["files"]],
+    )
+
+
+def _ref(skill: Mapping[str, Any]) -> SkillRef:
+    return SkillRef(
+        id=skill["id"],
+        source=WORKSPACE,
+        name=skill["name"],
+        description=skill["description"],
+        hash=skill["hash"],
+        size_bytes=skill["size_bytes"],
+        file_count=len(skill["files"]),
+        files=[
+            SkillFile(path=file["path"], sha256=file["sha256"], size_bytes=file["size_bytes"])
+            for file in skill["files"]
+        ],
     )
 
 

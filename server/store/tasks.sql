@@ -36,7 +36,7 @@ from runtime r;
 -- agent to the runtime it is on now. The token is stored with the claim, so that neither exists
 -- alone. $1 runtimes, $2 a token hash for each, $3 the agents locked, $4 after how long a claim is
 -- delivered again, $5 lease, $6 life of the token, $7 the failure reasons that
--- spoil a session
+-- spoil a session, $8 whether the daemon wants to know only which skills there are
 with wanted as (
     select r.id as runtime_id, r.workspace_id, r.owner_id, w.token_hash
     from unnest($1::uuid[], $2::text[]) as w (runtime_id, token_hash)
@@ -172,9 +172,14 @@ left join lateral (
 ) last_run on true
 left join lateral (
     select jsonb_agg(jsonb_build_object('id', s.id, 'name', s.name, 'description', s.description,
-               'content', s.content, 'files', coalesce(
-                   (select jsonb_object_agg(f.path, f.content) from skill_file f
-                    where f.skill_id = s.id), '{}')) order by s.name, s.id) as listed
+               'hash', s.hash, 'size_bytes', s.size_bytes,
+               'content', case when not $8::boolean then s.content end, 'files', coalesce(
+                   (select jsonb_agg(jsonb_build_object('path', f.path, 'sha256', f.sha256,
+                        'size_bytes', f.size_bytes,
+                        'content', case when not $8::boolean then f.content end)
+                        order by f.path collate "C")
+                    from skill_file f where f.skill_id = s.id), '[]')) order by s.name, s.id)
+               as listed
     from agent_skill k join skill s on s.id = k.skill_id
     where k.agent_id = t.agent_id
 ) skills on true

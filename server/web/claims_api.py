@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from server.dispatch import builtin_skills, finish, heartbeat
 from server.dispatch import claim as claiming
-from server.dispatch import finish, heartbeat
 from server.dispatch.lifecycle import LEASE, PREPARING
 from server.errors import Conflict, DomainError, Invalid, NotFound
 from server.store import skills, tasks
@@ -23,7 +23,7 @@ from server.web.answers import answer
 from server.web.context import services
 from server.web.daemon_calls import canonical, change, daemon_caller, path_id
 from shared.ids import is_id
-from shared.skillbundle import WORKSPACE
+from shared.skillbundle import BUILTIN, WORKSPACE
 from shared.wire.task import (
     ClaimedTask,
     ClaimManyReply,
@@ -154,11 +154,12 @@ async def resolve_bundles(request: Request) -> Response:
             raise NotFound("task not found")
         if task["status"] not in PREPARING:
             raise Conflict("task is not preparing")
-        return await skills.bundles(conn, task["agent_id"], ids)
+        return await skills.bundles(conn, task["agent_id"], ids) if ids else {}
 
     found = await services(request).database.read(unit)
+    known = {WORKSPACE: found, BUILTIN: builtin_skills.BUNDLES}
     try:
-        bundles = [found[ref.id] for ref in wanted]
+        bundles = [known[ref.source][ref.id] for ref in wanted]
     except KeyError:
         raise NotFound("skill bundle not found") from None
     return answer(ResolveResponse(bundles=bundles))

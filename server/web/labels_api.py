@@ -37,7 +37,7 @@ async def list_labels(request: Request) -> Response:
     """GET /api/labels: by name."""
     caller = await auth.workspace(request)
     rows = await read(request, lambda conn: conn.fetch(SQL.list_labels, caller.workspace_id))
-    return answer([wire(Label, row) for row in rows])
+    return answer({"labels": [wire(Label, row) for row in rows], "total": len(rows)})
 
 
 async def get_label(request: Request) -> Response:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
+from server.dispatch import builtin_skills
 from server.store.queries import Connection
+from server.store.skills import bundle_of
+from shared import codec
+from shared.skillbundle import check
 from shared.times import now
+from shared.wire.task import SkillBundle, SkillRef
 from tests.support.api import Api, open_api
 from tests.support.rows import (
     insert,
@@ -58,7 +64,11 @@ async def test_skills_go_whole_to_those_who_do_not_keep_them() -> None:
         await api.run(lambda conn: make_task(conn, api.world))
         agent = (await claim(api))["agent"]
         assert "skill_refs" not in agent
-        assert agent["skills"] == [
+        given, builtin = agent["skills"][:2], agent["skills"][2:]
+        assert [skill["id"] for skill in builtin] == [""] * len(builtin_skills.BUNDLES)
+        assert "hash" not in builtin[0]
+        assert "source" not in builtin[0]
+        assert given == [
             {"id": audit["id"], "name": "audit", "content": "look"},
             {
                 "id": deploy["id"],
@@ -77,7 +87,7 @@ async def test_skills_go_by_reference_to_those_who_do_and_are_fetched_by_it() ->
         await api.run(lambda conn: make_task(conn, api.world))
         task = await claim(api, BY_REF)
         assert "skills" not in task["agent"]
-        refs = task["agent"]["skill_refs"]
+        refs = task["agent"]["skill_refs"][:2]
         assert refs[0] == {
             "id": audit["id"],
             "source": "workspace",
@@ -126,6 +136,73 @@ async def test_skills_go_by_reference_to_those_who_do_and_are_fetched_by_it() ->
         late = await api.owner.refused(409, "POST", path, {"skills": refs})
         assert late == "task is not preparing"
         assert await api.stranger.refused(404, "POST", path, {"skills": refs}) == "not found"
+
+
+async def test_every_agent_has_the_skills_that_come_with_the_server() -> None:
+    async with open_api() as api:
+        await api.run(lambda conn: make_task(conn, api.world))
+        task = await claim(api, BY_REF)
+        refs = task["agent"]["skill_refs"]
+        assert {ref["source"] for ref in refs} == {"builtin"}
+        assert refs[0]["id"] == f"builtin:{refs[0]['name']}"
+        assert "description" not in refs[0]
+        path = (
+            f"/api/daemon/runtimes/{api.world.runtime_id}/tasks/{task['id']}/skill-bundles/resolve"
+        )
+        answer = await api.owner.ok(200, "POST", path, {"skills": refs})
+        for ref, bundle in zip(refs, answer["bundles"], strict=True):
+            check(codec.structure(bundle, SkillBundle), codec.structure(ref, SkillRef))
+        other = {"skills": [refs[0] | {"source": "workspace"}]}
+        assert await api.owner.refused(404, "POST", path, other) == "skill bundle not found"
+        other = {"skills": [refs[0] | {"source": "elsewhere"}]}
+        assert await api.owner.refused(404, "POST", path, other) == "skill bundle not found"
+
+
+async def test_the_hash_that_is_kept_is_the_one_that_is_checked() -> None:
+    async with open_api() as api:
+        files = [
+            {"path": path, "content": f"{path} ✓\n"} for path in ("b.md", "a/é.md", "a.md", "B")
+        ]
+        body = {"name": "Größe", "description": "ä\n", "content": "x\r\ny", "files": files}
+        skill = await api.owner.ok(201, "POST", "/api/skills", body)
+        path = f"/api/skills/{skill['id']}"
+
+        async def agrees() -> str:
+            unit = partial(bundles_of, skill_id=skill["id"])
+            bundle, kept = await api.run(unit)
+            assert kept == (bundle.hash, bundle.size_bytes)
+            return str(bundle.hash)
+
+        hashes = [await agrees()]
+        for method, where, change in (
+            ("PUT", path, {"description": "z"}),
+            ("PUT", path, {"name": "Z"}),
+            ("PUT", f"{path}/files", {"path": "c.md", "content": "new"}),
+            ("PUT", f"{path}/files", {"path": "c.md", "content": "newer"}),
+            ("PUT", path, {"content": "c", "files": files[:1]}),
+            ("PUT", path, {"files": []}),
+        ):
+            await api.owner.ok(200, method, where, change)
+            hashes.append(await agrees())
+        (row,) = await api.fetch(
+            "insert into skill_file (skill_id, path, content) values ($1, 'x', 'y') returning id",
+            skill["id"],
+        )
+        hashes.append(await agrees())
+        await api.owner.ok(204, "DELETE", f"{path}/files/{row['id']}")
+        assert await agrees() == hashes[-2]
+        assert len(set(hashes)) == len(hashes)
+
+
+async def bundles_of(conn: Connection, skill_id: str) -> tuple[SkillBundle, tuple[str, int]]:
+    """A skill's bundle, hashed here, and the hash and size kept beside it."""
+    row = await conn.fetchrow(
+        "select s.*, (select coalesce(jsonb_object_agg(path, content), '{}') from skill_file"
+        " where skill_id = s.id) as files from skill s where id = $1",
+        skill_id,
+    )
+    assert row is not None
+    return bundle_of(row), (row["hash"], row["size_bytes"])
 
 
 async def test_a_project_and_its_repositories() -> None:

@@ -33,7 +33,7 @@ async def test_a_label_is_shown_whole() -> None:
             "updated_at": bug["updated_at"],
         }
         art = await make(api, "art", "#00FF00")
-        assert await api.owner.get("/api/labels") == [art, bug]
+        assert await api.owner.get("/api/labels") == {"labels": [art, bug], "total": 2}
         assert await api.owner.get(f"/api/labels/{bug['id']}") == bug
         assert [e.payload for e in api.events("label:created")] == [{"label": bug}, {"label": art}]
         assert await api.stranger.refused(404, "GET", f"/api/labels/{bug['id']}")
