@@ -1,7 +1,9 @@
 """`python -m daemon`: the daemon in the foreground, until SIGINT, SIGTERM or `/shutdown`.
 
 Settings come from the environment and the config file; the log goes to stderr. Exits 0 after an
-orderly stop and 1, with one line saying why, when it cannot start or had to give up.
+orderly stop and 1, with one line saying why, when it cannot start or had to give up. With `--check`
+it only reads the settings, looks for agent programs and asks the server, says what it found, and
+touches nothing a running daemon has.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from daemon.agents.discovery import discover
 from daemon.agents.launch import DRIVERS
 from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
-from daemon.client import Client
+from daemon.client import ApiError, Client, open_client
 from daemon.config import Config, ConfigError, load_config
 from daemon.control import AlreadyRunning
+from daemon.notify import Notifier, take_notifier
+from daemon.reload import Load
 from daemon.tasks.report import replay
 from daemon.workspaces.programs import ProgramFinder
 from daemon.workspaces.sync import SignInRefused
+from shared import __version__
 from shared.log import set_up
 
 
@@ -32,12 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m daemon", description=__doc__)
     parser.add_argument("--home", help="where Bullpen keeps its files")
     parser.add_argument("--profile", default="", help="CLI profile")
+    parser.add_argument("--check", action="store_true", help="only say whether it could start")
     given = parser.parse_args(arguments)
     reasons: list[str] = []
+    notifier = take_notifier(os.environ, os.getpid())
+    load = partial(load_config, dict(os.environ), home=given.home, profile=given.profile)
     try:
-        config = load_config(home=given.home, profile=given.profile)
+        config = load()
         set_up(config.log_level)
-        run = partial(run_daemon, config, parts_of(config))
+        os.environ.update(config.environment)
+        if given.check:
+            trio.run(check, config)
+            return 0
+        run = partial(run_daemon, config, parts_of(config, load, notifier))
         trio.run(run, strict_exception_groups=True)
     except* (ConfigError, AlreadyRunning, SignInRefused) as group:
         reasons = [str(error) for error in _leaves(group)]
@@ -46,16 +58,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if reasons else 0
 
 
-def parts_of(config: Config) -> Parts:
+async def check(config: Config) -> None:
+    """Try what a start needs and print what came of it. Raises SignInRefused.
+
+    A server that is away is no reason against a start: the daemon waits for it.
+    """
+    programs = await discover(config.agents, os.environ)
+    server = config.server_url
+    try:
+        async with open_client(config) as client:
+            await client.workspaces()
+    except ApiError as error:
+        if error.unauthorized:
+            raise SignInRefused(
+                "the server refuses this daemon's token: run `bullpen login`"
+            ) from error
+        server = f"{server} (no answer: {error})"
+    lines = [
+        f"version: {__version__}",
+        f"home: {config.home.root}",
+        f"server: {server}",
+        f"agents: {', '.join(f'{p.provider} {p.version}' for p in programs) or 'none found'}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Notifier()) -> Parts:
     """The real parts: this machine's agent programs and this home's journals."""
+    finder = ProgramFinder(partial(discover, config.agents), os.environ)
+    written = dict(config.environment)
+
+    def adopt(changed: Config) -> None:
+        for name in written.keys() - changed.environment.keys():
+            os.environ.pop(name, None)
+        written.clear()
+        written.update(changed.environment)
+        os.environ.update(written)
+        set_up(changed.log_level)
+        finder.look_with(partial(discover, changed.agents))
 
     async def replay_journals(client: Client) -> None:
         await replay(client, config.home.journals)
 
     return Parts(
-        discover=ProgramFinder(partial(discover, config.agents), os.environ),
+        discover=finder,
         families=frozenset(DRIVERS) - {DEMO},
         replay=replay_journals,
+        load=load,
+        adopt=adopt,
+        notifier=notifier,
     )
 
 

@@ -24,6 +24,8 @@ import trio
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
 from daemon.control import open_control
+from daemon.notify import Notifier, run_notify
+from daemon.reload import Load, run_reload
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
@@ -33,6 +35,7 @@ from daemon.upkeep.renewal import run_renewal
 from daemon.wakeups import Connect, connect, run_wakeups
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
+from shared.mailbox import Nudge
 from shared.supervise import every, supervise
 
 log = structlog.get_logger(__name__)
@@ -42,6 +45,9 @@ CLAIM_GRACE: Final = 3.0
 
 PARENT_LOOK: Final = 1.0
 """Seconds between looks whether the process that started us is still there."""
+
+DRAIN_LOOK: Final = 0.2
+"""Seconds between looks whether the last task has ended; somebody is waiting at a terminal."""
 
 Replay = Callable[[Client], Awaitable[None]]
 
@@ -54,6 +60,10 @@ class OpenPool(Protocol):
     ) -> AbstractAsyncContextManager[TaskPool]: ...
 
 
+def adopt_nothing(config: Config) -> None:
+    """Stand in where nothing outside the tree depends on settings."""
+
+
 async def replay_nothing(client: Client) -> None:
     """Stand in where there are no journals."""
 
@@ -63,7 +73,8 @@ class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
 
     `discover` finds agent programs, `replay` sends what journals of earlier processes still owe
-    the server, `families` are the protocols custom runtimes may use.
+    the server, `families` are the protocols custom runtimes may use. `load` reads the settings
+    again when the config file has changed, None never; `adopt` is told of those to use from then.
     """
 
     discover: Discover
@@ -71,17 +82,34 @@ class Parts:
     replay: Replay = replay_nothing
     open_pool: OpenPool = open_pool
     connect: Connect = connect
+    load: Load | None = None
+    adopt: Callable[[Config], None] = adopt_nothing
+    notifier: Notifier = attrs.field(factory=Notifier)
 
 
 @attrs.define(eq=False)
 class Stop:
     """The one way to end the daemon: `ask` once for an orderly stop, `insist` to cut it short.
 
-    Anyone asks; `root` is cancelled by the second signal only.
+    Anyone asks; `root` is cancelled by the second signal only. `drain` asks for a stop that waits
+    for every task, claiming nothing new; `resume` takes that back. `draining` says which holds.
     """
 
     asked: trio.Event = attrs.field(factory=trio.Event)
     root: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    draining: bool = False
+    changed: Nudge = attrs.field(factory=Nudge)
+
+    def drain(self) -> dict[str, Any]:
+        log.info("stopping once no task is left")
+        self.draining = True
+        self.changed.nudge()
+        return {"status": "draining"}
+
+    def resume(self) -> dict[str, Any]:
+        self.draining = False
+        self.changed.nudge()
+        return {"status": "stopping" if self.asked.is_set() else "running"}
 
     def ask(self, reason: str) -> None:
         if not self.asked.is_set():
@@ -106,9 +134,10 @@ class Health:
     pool: TaskPool | None = None
     directory: Directory | None = None
     sync: Sync | None = None
+    stop: Stop | None = None
 
     def tell(self) -> dict[str, Any]:
-        """The object of spec 01 §6.1; `problem` is ours and there only while there is one."""
+        """The object of spec 01 §6.1; what follows `workspaces` is ours, there when it applies."""
         told: dict[str, Any] = {
             "status": self.status,
             "pid": os.getpid(),
@@ -126,6 +155,10 @@ class Health:
             if self.directory
             else [],
         }
+        if self.config.service:
+            told["service"] = self.config.service
+        if self.stop and self.stop.draining:
+            told["draining"] = True
         if self.sync and self.sync.problem:
             told["problem"] = self.sync.problem
         return told
@@ -146,8 +179,15 @@ async def run_daemon(config: Config, parts: Parts) -> None:
     Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
     """
     stop, health = Stop(), Health(config)
+    commands = {"/drain": stop.drain, "/resume": stop.resume}
     async with (
-        open_control(config.home, config.control_port, status=health.tell, stop=stop.ask) as door,
+        open_control(
+            config.home,
+            config.control_port,
+            status=health.tell,
+            stop=stop.ask,
+            commands=commands,
+        ) as door,
         open_client(config) as client,
         _watchers(stop, config.parent_pid),
     ):
@@ -196,11 +236,14 @@ async def be_present(
 ) -> None:
     """Serve until asked to stop, then leave in order. Raises a group if a service crashes."""
     directory = health.directory = Directory()
+    health.stop = stop
     try:
         with stop.root:
             async with trio.open_nursery() as presence:
                 async with parts.open_pool(config, client, control_port=control_port) as pool:
                     health.pool = pool
+                    if config.trial:
+                        pool.pause()
                     services = Services(
                         config=config,
                         client=client,
@@ -209,9 +252,11 @@ async def be_present(
                         actions=Actions(client),
                         freshness=Freshness(config.heartbeat_interval),
                     )
-                    presence.start_soon(_start, presence, services, parts, health)
+                    presence.start_soon(_start, presence, services, parts, health, stop)
+                    presence.start_soon(run_notify, parts.notifier, health.tell)
                     await stop.asked.wait()
                     health.status = "stopping"
+                    parts.notifier.tell(STOPPING=1)
                     _close(services)
                     await pool.wait_empty()
                 presence.cancel_scope.cancel(reason="no task is left")
@@ -221,18 +266,48 @@ async def be_present(
             await _say_goodbye(client, directory)
 
 
-async def _start(presence: trio.Nursery, services: Services, parts: Parts, health: Health) -> None:
+async def _start(
+    presence: trio.Nursery, services: Services, parts: Parts, health: Health, stop: Stop
+) -> None:
     """Start every service; ready when the first registrations have been tried."""
+    presence.start_soon(_watch_drain, stop, services.pool)
     presence.start_soon(run_renewal, services.client)
     presence.start_soon(_replay, services, parts.replay)
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)
-    health.sync = Sync(services, parts.discover, parts.families)
+    sync = health.sync = Sync(services, parts.discover, parts.families)
+    if parts.load is not None:
+        adopt = partial(_adopt, services, sync, parts)
+        presence.start_soon(run_reload, services.config, parts.load, adopt)
     await presence.start(health.sync.run)
     if health.status == "starting":
         health.status = "running"
         log.info("running", server_url=services.config.server_url)
+    if services.config.trial:
+        stop.ask("the trial start has succeeded")
+
+
+def _adopt(services: Services, sync: Sync, parts: Parts, config: Config) -> None:
+    """Hand changed settings to everyone who keeps a copy, and compare what follows from them."""
+    services.config = config
+    services.client.use_token(config.token)
+    services.pool.adopt(config)
+    parts.adopt(config)
+    sync.look_again()
+
+
+async def _watch_drain(stop: Stop, pool: TaskPool) -> None:
+    """Hold the claim barrier while a stop waits for tasks, and stop when none is left."""
+    while True:
+        await stop.changed.wait()
+        while stop.draining:
+            pool.pause()
+            if not pool.slots_out:
+                stop.ask("asked to, and no task is left")
+                return
+            await trio.sleep(DRAIN_LOOK)
+        pool.resume()
 
 
 async def _replay(services: Services, replay: Replay) -> None:

@@ -13,9 +13,11 @@ from daemon.runtimes.freshness import Freshness
 from daemon.tasks.pool import TaskPool
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)
 class Services:
-    """`claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them.
+    """Set once, but for `config`, which a change of the config file replaces (`reload.py`).
+
+    `claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them.
 
     `journals_replayed` is set once what earlier processes still owed the server has been sent;
     until then nothing is recovered and nothing claimed.

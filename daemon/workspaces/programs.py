@@ -36,6 +36,11 @@ class ProgramFinder:
         self._is_runnable = is_runnable
         self._known: dict[str, Program] | None = None
 
+    def look_with(self, look: Look) -> None:
+        """Look differently from now on, as if for the first time."""
+        self._look = look
+        self._known = None
+
     async def __call__(self) -> list[Program]:
         """Return the programs there are, in the order they were first found."""
         found = {program.provider: program for program in await self._look(self._search())}

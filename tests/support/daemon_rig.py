@@ -15,6 +15,8 @@ from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import Client
 from daemon.config import Config
+from daemon.notify import Notifier
+from daemon.reload import Load
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
 from tests.support.fake_server import FakeServer, client_of, make_config
@@ -85,6 +87,8 @@ async def open_rig(
     run_job: RunJob = run_at_once,
     replay: Callable[[Client], Awaitable[None]] | None = None,
     families: frozenset[str] = frozenset({"claude", "codex"}),
+    load: Load | None = None,
+    notifier: Notifier | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Run a daemon for the block; leaving it stops the daemon in order and checks the slots."""
@@ -100,6 +104,8 @@ async def open_rig(
         families=families,
         open_pool=partial(_open_pool, run_job=run_job),
         connect=server.connect,
+        load=load,
+        notifier=notifier or Notifier(),
         **({"replay": replay} if replay else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
