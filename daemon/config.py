@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
 
 import attrs
 
@@ -161,13 +162,14 @@ def load_config(
     *,
     home: str | Path | None = None,
     profile: str = "",
+    file: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read and check every setting; `flags` holds variables given on the command line.
 
-    Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
+    `file` stands for the config file's object, if given. Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
     """
     place = find_home(env, home=home, profile=profile)
-    file = read_config_file(place)
+    file = read_config_file(place) if file is None else file
     written = _settings(place, file)
     read = _Reader(written, env, flags or {})
     hostname = socket.gethostname()
@@ -238,6 +240,13 @@ def load_config(
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{place.config_file}: there is no setting {name}{hint}")
     return config
+
+
+def check_config_file(home: Home, file: Mapping[str, Any]) -> None:
+    """Check what would become the config file, whether signed in or not. Raises ConfigError."""
+    env = {"BULLPEN_DAEMON_ID": str(UUID(int=0))}  # none is minted for a look
+    token = _text(file, "token") or "any"
+    load_config(env, home=home.base, profile=home.profile, file={**file, "token": token})
 
 
 def read_config_file(home: Home) -> dict[str, Any]:
