@@ -26,6 +26,8 @@ from daemon.control import AlreadyRunning
 from daemon.notify import Notifier, take_notifier
 from daemon.reload import Load
 from daemon.tasks.report import replay
+from daemon.upkeep.installation import Installer, NotUpdatable, find_installation
+from daemon.upkeep.update import Successor, become, refuse
 from daemon.workspaces.programs import ProgramFinder
 from daemon.workspaces.sync import SignInRefused
 from shared import __version__
@@ -40,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say whether it could start")
     given = parser.parse_args(arguments)
     reasons: list[str] = []
+    successor: Successor | None = None
     notifier = take_notifier(os.environ, os.getpid())
-    load = partial(load_config, dict(os.environ), home=given.home, profile=given.profile)
+    started_with = dict(os.environ)
+    load = partial(load_config, started_with, home=given.home, profile=given.profile)
     try:
         config = load()
         set_up(config.log_level)
@@ -50,11 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trio.run(check, config)
             return 0
         run = partial(run_daemon, config, parts_of(config, load, notifier))
-        trio.run(run, strict_exception_groups=True)
+        successor = trio.run(run, strict_exception_groups=True)
     except* (ConfigError, AlreadyRunning, SignInRefused) as group:
         reasons = [str(error) for error in _leaves(group)]
     for reason in reasons:
         sys.stderr.write(f"daemon: {reason}\n")
+    if successor is not None:
+        words = sys.argv[1:] if arguments is None else arguments
+        command = [sys.executable, "-P", "-m", "daemon", *words]
+        become(successor, command, started_with, notifier.environment)
     return 1 if reasons else 0
 
 
@@ -97,6 +105,16 @@ def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Noti
         set_up(changed.log_level)
         finder.look_with(partial(discover, changed.agents))
 
+    installer, never_updates = (
+        None,
+        refuse(parent_pid=config.parent_pid, launched_by=config.launched_by),
+    )
+    if not never_updates:
+        try:
+            installer = Installer(find_installation(), config.home, os.environ)
+        except NotUpdatable as error:
+            never_updates = str(error)
+
     async def replay_journals(client: Client) -> None:
         await replay(client, config.home.journals)
 
@@ -107,6 +125,8 @@ def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Noti
         load=load,
         adopt=adopt,
         notifier=notifier,
+        installer=installer,
+        never_updates=never_updates,
     )
 
 

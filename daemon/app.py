@@ -32,6 +32,7 @@ from daemon.runtimes.freshness import Freshness
 from daemon.services import Services
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.renewal import run_renewal
+from daemon.upkeep.update import Successor, Updater, Updates
 from daemon.wakeups import Connect, connect, run_wakeups
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
@@ -75,6 +76,7 @@ class Parts:
     `discover` finds agent programs, `replay` sends what journals of earlier processes still owe
     the server, `families` are the protocols custom runtimes may use. `load` reads the settings
     again when the config file has changed, None never; `adopt` is told of those to use from then.
+    `installer` changes Bullpen's own version; without one, `never_updates` says why.
     """
 
     discover: Discover
@@ -84,6 +86,8 @@ class Parts:
     connect: Connect = connect
     load: Load | None = None
     adopt: Callable[[Config], None] = adopt_nothing
+    installer: Updates | None = None
+    never_updates: str = "this daemon cannot change its version"
     notifier: Notifier = attrs.field(factory=Notifier)
 
 
@@ -93,10 +97,12 @@ class Stop:
 
     Anyone asks; `root` is cancelled by the second signal only. `drain` asks for a stop that waits
     for every task, claiming nothing new; `resume` takes that back. `draining` says which holds.
+    `make_room` ends the daemon for a `successor`.
     """
 
     asked: trio.Event = attrs.field(factory=trio.Event)
     root: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    successor: Successor | None = None
     draining: bool = False
     changed: Nudge = attrs.field(factory=Nudge)
 
@@ -105,6 +111,11 @@ class Stop:
         self.draining = True
         self.changed.nudge()
         return {"status": "draining"}
+
+    def make_room(self, successor: Successor) -> None:
+        if not self.asked.is_set():
+            self.successor = successor
+        self.ask(f"making room for version {successor.version}")
 
     def resume(self) -> dict[str, Any]:
         self.draining = False
@@ -173,10 +184,10 @@ def duration_text(seconds: float) -> str:
     return f"{minute}m{second}s" if minute else f"{second}s"
 
 
-async def run_daemon(config: Config, parts: Parts) -> None:
+async def run_daemon(config: Config, parts: Parts) -> Successor | None:
     """Be the daemon until a signal, `/shutdown` or the end of the parent process.
 
-    Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
+    Returns who takes over, if the daemon made room after an update. Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
     """
     stop, health = Stop(), Health(config)
     commands = {"/drain": stop.drain, "/resume": stop.resume}
@@ -192,6 +203,7 @@ async def run_daemon(config: Config, parts: Parts) -> None:
         _watchers(stop, config.parent_pid),
     ):
         await be_present(config, client, parts, stop=stop, health=health, control_port=door.port)
+    return stop.successor
 
 
 @asynccontextmanager
@@ -256,7 +268,8 @@ async def be_present(
                     presence.start_soon(run_notify, parts.notifier, health.tell)
                     await stop.asked.wait()
                     health.status = "stopping"
-                    parts.notifier.tell(STOPPING=1)
+                    if stop.successor is None:  # a manager would end us, whoever comes next
+                        parts.notifier.tell(STOPPING=1)
                     _close(services)
                     await pool.wait_empty()
                 presence.cancel_scope.cancel(reason="no task is left")
@@ -273,6 +286,14 @@ async def _start(
     presence.start_soon(_watch_drain, stop, services.pool)
     presence.start_soon(run_renewal, services.client)
     presence.start_soon(_replay, services, parts.replay)
+    updater = Updater(
+        services=services,
+        installer=parts.installer,
+        make_room=stop.make_room,
+        refusal=parts.never_updates,
+    )
+    services.actions.update = updater.answer
+    presence.start_soon(supervise, "updates", updater.run)
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)

@@ -112,20 +112,20 @@ def start(settings: Settings, /, foreground: bool, check: bool, **given: str | b
     if foreground:
         # Ctrl-C reaches the daemon itself, and nobody above it loses patience with its grace.
         os.execve(command[0], command, env)  # noqa: S606
-    manager = _service(settings)
+    manager = service_of(settings)
     if manager is None:
-        _start(settings, env)
+        launch(settings, env)
         return
     _refuse_flags(manager, given)
     _refuse_second(settings)
-    _through(settings, manager.start)
+    through(settings, manager.start)
 
 
 @daemon.command()
 @click.pass_obj
 def stop(settings: Settings) -> None:
     """Stop the daemon; tasks get a few seconds to end."""
-    _stop(settings)
+    halt(settings)
 
 
 @daemon.command()
@@ -135,18 +135,18 @@ def stop(settings: Settings) -> None:
 def restart(settings: Settings, /, force: bool, **given: str | bool | None) -> None:
     """Start the daemon anew once no task is left; nothing new is begun meanwhile."""
     env = _environment(settings, given)
-    manager = _service(settings)
+    manager = service_of(settings)
     if manager is not None:
         _refuse_flags(manager, given)
     prove(settings, env)
     if not force:
         drain(settings)
-    if not _stop(settings, quiet=not force):
+    if not halt(settings, quiet=not force):
         raise CliError("the old daemon is still finishing a task; try again when it has ended")
     if manager is None:
-        _start(settings, env)
+        launch(settings, env)
     else:
-        _through(settings, manager.restart)
+        through(settings, manager.restart)
 
 
 @daemon.command()
@@ -159,7 +159,7 @@ def install(settings: Settings, /, **given: str | bool | None) -> None:
     try:
         manager = find_manager(settings)
         drain(settings)
-        if not _stop(settings, quiet=True):
+        if not halt(settings, quiet=True):
             raise CliError("the running daemon has not ended yet; try again when it has")
         begin = _log_size(settings.home)
         told = manager.install(_command(settings), env)
@@ -269,6 +269,11 @@ class Running:
     health: dict[str, Any]
 
 
+def find_running(settings: Settings) -> Running | None:
+    """The daemon of these settings' home, if it runs and answers."""
+    return _find(settings.home)
+
+
 def _find(home: Home, timeout: float = PROBE) -> Running | None:
     """Ask the daemon of this home; None if nobody answers as it would."""
     try:
@@ -308,7 +313,11 @@ def _refuse_second(settings: Settings) -> None:
         )
 
 
-def _start(settings: Settings, env: Mapping[str, str]) -> None:
+def launch(settings: Settings, env: Mapping[str, str]) -> None:
+    """Start a detached daemon and wait until it is ready or says why it is not.
+
+    Raises CliError, with what it said last, if it ended or is neither in time.
+    """
     _refuse_second(settings)
     path = _log_file(settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -398,7 +407,7 @@ def drain(settings: Settings) -> None:
         raise
 
 
-def _service(settings: Settings) -> Manager | None:
+def service_of(settings: Settings) -> Manager | None:
     """The manager that has this daemon as a service, if one has."""
     try:
         manager = find_manager(settings)
@@ -415,7 +424,7 @@ def _refuse_flags(manager: Manager, given: Mapping[str, str | bool | None]) -> N
         )
 
 
-def _through(settings: Settings, act: Callable[[], None]) -> None:
+def through(settings: Settings, act: Callable[[], None]) -> None:
     """Have the service manager do something and tell how the daemon is. Raises CliError."""
     begin = _log_size(settings.home)
     try:
@@ -439,7 +448,7 @@ def _tell_state(settings: Settings) -> None:
     notice(f"Log: {_log_file(settings.home)}")
 
 
-def _stop(settings: Settings, *, quiet: bool = False) -> bool:
+def halt(settings: Settings, *, quiet: bool = False) -> bool:
     """Stop the daemon if it runs; False if it had not ended in time."""
     running = _find(settings.home)
     if running is None:

@@ -19,6 +19,7 @@ from daemon.notify import Notifier
 from daemon.reload import Load
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
+from daemon.upkeep.update import Updates
 from tests.support.fake_server import FakeServer, client_of, make_config
 
 RunJob = Callable[[Client, Job, trio.CancelScope], Awaitable[None]]
@@ -89,6 +90,7 @@ async def open_rig(
     families: frozenset[str] = frozenset({"claude", "codex"}),
     load: Load | None = None,
     notifier: Notifier | None = None,
+    installer: Updates | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Run a daemon for the block; leaving it stops the daemon in order and checks the slots."""
@@ -106,6 +108,8 @@ async def open_rig(
         connect=server.connect,
         load=load,
         notifier=notifier or Notifier(),
+        installer=installer,
+        **({"never_updates": ""} if installer else {}),
         **({"replay": replay} if replay else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
