@@ -94,16 +94,17 @@ async def check(config: Config) -> None:
 def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Notifier()) -> Parts:
     """The real parts: this machine's agent programs and this home's journals."""
     finder = ProgramFinder(partial(discover, config.agents), os.environ)
-    written = dict(config.environment)
+    now = config
 
     def adopt(changed: Config) -> None:
-        for name in written.keys() - changed.environment.keys():
-            os.environ.pop(name, None)
-        written.clear()
-        written.update(changed.environment)
-        os.environ.update(written)
+        nonlocal now
         set_up(changed.log_level)
-        finder.look_with(partial(discover, changed.agents))
+        for name in now.environment.keys() - changed.environment.keys():
+            os.environ.pop(name, None)
+        os.environ.update(changed.environment)
+        if (changed.agents, changed.environment) != (now.agents, now.environment):
+            finder.look_with(partial(discover, changed.agents))
+        now = changed
 
     installer, never_updates = (
         None,

@@ -88,9 +88,9 @@ class Installation:
         wanted = ["--outdated", "--format", "json"]
         if self.kind == "uv tool":
             return [self.tool, "pip", "list", *wanted, "--python", str(self._python)]
-        pip = [self.tool, "runpip", self.prefix.name]
-        if self.kind == "pip":
-            pip = [self.tool, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        if self.kind == "pipx":  # whose pip may be uv's, which knows less
+            return [self.tool, "runpip", self.prefix.name, "list", *wanted]
+        pip = [self.tool, "-m", "pip", "--disable-pip-version-check", "--no-input"]
         return [*pip, "list", *wanted, "--not-required"]
 
     def beside(self, folder: Path, version: str) -> list[list[str]]:

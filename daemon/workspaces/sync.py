@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LOOK_AGAIN: Final = 300.0
+LOOK_AGAIN: Final = 60.0
 """Seconds between looks for agent programs. People install one and expect it to show up; each look
-asks the file system for every command there is."""
+asks the file system for every command there is, and starts only what is new or changed."""
 
 START_BACKOFF: Final = Backoff(first=1.0, limit=30.0)
 
