@@ -20,12 +20,11 @@ from daemon.agents.discovery import discover
 from daemon.agents.launch import DRIVERS
 from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
-from daemon.client import ApiError, Client, open_client
+from daemon.client import ApiError, open_client
 from daemon.config import Config, ConfigError, load_config
 from daemon.control import AlreadyRunning
 from daemon.notify import Notifier, take_notifier
 from daemon.reload import Load
-from daemon.tasks.report import replay
 from daemon.upkeep.installation import Installer, NotUpdatable, find_installation
 from daemon.upkeep.update import Successor, become, refuse
 from daemon.workspaces.programs import ProgramFinder
@@ -92,7 +91,7 @@ async def check(config: Config) -> None:
 
 
 def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Notifier()) -> Parts:
-    """The real parts: this machine's agent programs and this home's journals."""
+    """The real parts: this machine's agent programs, settings and installation."""
     finder = ProgramFinder(partial(discover, config.agents), os.environ)
     now = config
 
@@ -116,13 +115,9 @@ def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Noti
         except NotUpdatable as error:
             never_updates = str(error)
 
-    async def replay_journals(client: Client) -> None:
-        await replay(client, config.home.journals)
-
     return Parts(
         discover=finder,
         families=frozenset(DRIVERS) - {DEMO},
-        replay=replay_journals,
         load=load,
         adopt=adopt,
         notifier=notifier,

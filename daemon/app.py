@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 import psutil
@@ -23,21 +23,30 @@ import trio
 
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
-from daemon.control import open_control
+from daemon.control import Handler, open_control
 from daemon.notify import Notifier, run_notify
 from daemon.reload import Load, run_reload
+from daemon.repos.desk import ROUTE as CHECKOUT
+from daemon.repos.desk import open_desk
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
 from daemon.services import Services
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool, open_pool
+from daemon.upkeep.disk import keep_disk_watched
+from daemon.upkeep.reclaim import run_reclaim
 from daemon.upkeep.renewal import run_renewal
 from daemon.upkeep.update import Successor, Updater, Updates
 from daemon.wakeups import Connect, connect, run_wakeups
+from daemon.workdir.prepare import LiveRoots
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
 from shared.mailbox import Nudge
 from shared.supervise import every, supervise
+
+if TYPE_CHECKING:
+    from daemon.repos.desk import Desk
 
 log = structlog.get_logger(__name__)
 
@@ -50,14 +59,19 @@ PARENT_LOOK: Final = 1.0
 DRAIN_LOOK: Final = 0.2
 """Seconds between looks whether the last task has ended; somebody is waiting at a terminal."""
 
-Replay = Callable[[Client], Awaitable[None]]
-
 
 class OpenPool(Protocol):
     """`daemon.tasks.pool.open_pool`, as it is used here."""
 
     def __call__(
-        self, config: Config, client: Client, *, control_port: int
+        self,
+        config: Config,
+        client: Client,
+        backlog: Backlog,
+        *,
+        control_port: int,
+        desk: Desk,
+        live: LiveRoots,
     ) -> AbstractAsyncContextManager[TaskPool]: ...
 
 
@@ -65,23 +79,18 @@ def adopt_nothing(config: Config) -> None:
     """Stand in where nothing outside the tree depends on settings."""
 
 
-async def replay_nothing(client: Client) -> None:
-    """Stand in where there are no journals."""
-
-
 @attrs.frozen(kw_only=True)
 class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
 
-    `discover` finds agent programs, `replay` sends what journals of earlier processes still owe
-    the server, `families` are the protocols custom runtimes may use. `load` reads the settings
-    again when the config file has changed, None never; `adopt` is told of those to use from then.
-    `installer` changes Bullpen's own version; without one, `never_updates` says why.
+    `discover` finds agent programs, `families` are the protocols custom runtimes may use. `load`
+    reads the settings again when the config file has changed, None never; `adopt` is told of those
+    to use from then. `installer` changes Bullpen's own version; without one, `never_updates` says
+    why.
     """
 
     discover: Discover
     families: frozenset[str] = frozenset()
-    replay: Replay = replay_nothing
     open_pool: OpenPool = open_pool
     connect: Connect = connect
     load: Load | None = None
@@ -143,6 +152,7 @@ class Health:
     started: float = attrs.field(factory=trio.current_time)
     status: str = "starting"
     pool: TaskPool | None = None
+    backlog: Backlog | None = None
     directory: Directory | None = None
     sync: Sync | None = None
     stop: Stop | None = None
@@ -170,8 +180,14 @@ class Health:
             told["service"] = self.config.service
         if self.stop and self.stop.draining:
             told["draining"] = True
-        if self.sync and self.sync.problem:
-            told["problem"] = self.sync.problem
+        problems = [
+            self.sync.problem if self.sync else "",
+            self.pool.held_back if self.pool else "",
+        ]
+        if any(problems):
+            told["problem"] = "; ".join(filter(None, problems))
+        if self.backlog:
+            told["unreported_task_count"] = self.backlog.count
         return told
 
 
@@ -202,7 +218,15 @@ async def run_daemon(config: Config, parts: Parts) -> Successor | None:
         open_client(config) as client,
         _watchers(stop, config.parent_pid),
     ):
-        await be_present(config, client, parts, stop=stop, health=health, control_port=door.port)
+        await be_present(
+            config,
+            client,
+            parts,
+            stop=stop,
+            health=health,
+            control_port=door.port,
+            routes=door.routes,
+        )
     return stop.successor
 
 
@@ -245,14 +269,27 @@ async def be_present(
     stop: Stop,
     health: Health,
     control_port: int = 0,
+    routes: dict[str, Handler] | None = None,
 ) -> None:
-    """Serve until asked to stop, then leave in order. Raises a group if a service crashes."""
+    """Serve until asked to stop, then leave in order. Raises a group if a service crashes.
+
+    `routes` are the door's; checkouts are answered there while there may be tasks.
+    """
     directory = health.directory = Directory()
     health.stop = stop
+    live = LiveRoots()
+    routes = {} if routes is None else routes
     try:
         with stop.root:
-            async with trio.open_nursery() as presence:
-                async with parts.open_pool(config, client, control_port=control_port) as pool:
+            async with (
+                open_desk(client, config.workspaces_root) as desk,
+                trio.open_nursery() as presence,
+            ):
+                backlog = health.backlog = Backlog(client, config.home.journals)
+                async with parts.open_pool(
+                    config, client, backlog, control_port=control_port, desk=desk, live=live
+                ) as pool:
+                    routes[CHECKOUT] = desk.answer
                     health.pool = pool
                     if config.trial:
                         pool.pause()
@@ -260,12 +297,14 @@ async def be_present(
                         config=config,
                         client=client,
                         pool=pool,
+                        backlog=backlog,
                         directory=directory,
                         actions=Actions(client),
                         freshness=Freshness(config.heartbeat_interval),
                     )
                     presence.start_soon(_start, presence, services, parts, health, stop)
                     presence.start_soon(run_notify, parts.notifier, health.tell)
+                    presence.start_soon(run_reclaim, config, client, desk.clones, live)
                     await stop.asked.wait()
                     health.status = "stopping"
                     if stop.successor is None:  # a manager would end us, whoever comes next
@@ -274,6 +313,7 @@ async def be_present(
                     await pool.wait_empty()
                 presence.cancel_scope.cancel(reason="no task is left")
     finally:
+        routes.pop(CHECKOUT, None)
         health.status = "stopping"
         with trio.move_on_after(DEREGISTER, shield=True):
             await _say_goodbye(client, directory)
@@ -285,7 +325,6 @@ async def _start(
     """Start every service; ready when the first registrations have been tried."""
     presence.start_soon(_watch_drain, stop, services.pool)
     presence.start_soon(run_renewal, services.client)
-    presence.start_soon(_replay, services, parts.replay)
     updater = Updater(
         services=services,
         installer=parts.installer,
@@ -294,6 +333,8 @@ async def _start(
     )
     services.actions.update = updater.answer
     presence.start_soon(supervise, "updates", updater.run)
+    presence.start_soon(supervise, "backlog", services.backlog.run)
+    presence.start_soon(keep_disk_watched, services)
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)
@@ -329,15 +370,6 @@ async def _watch_drain(stop: Stop, pool: TaskPool) -> None:
                 return
             await trio.sleep(DRAIN_LOOK)
         pool.resume()
-
-
-async def _replay(services: Services, replay: Replay) -> None:
-    """Settle the past before new work begins; a failure there must not keep the daemon idle."""
-    try:
-        await replay(services.client)
-    except Exception:
-        log.exception("journals of earlier runs were not replayed")
-    services.journals_replayed.set()
 
 
 def _close(services: Services) -> None:

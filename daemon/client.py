@@ -43,7 +43,11 @@ from shared.wire.task import (
     ModelUsage,
     ProgressRequest,
     RecoverReply,
+    ResolveRequest,
+    ResolveResponse,
     SessionRequest,
+    SkillBundle,
+    SkillRef,
     StatusReply,
     Task,
     TaskMessage,
@@ -112,6 +116,15 @@ class Rejected(ApiError):
 
 
 @attrs.frozen(kw_only=True)
+class GcCheck:
+    """Issues and chats tell `updated_at`, runs and tasks `completed_at`."""
+
+    status: str
+    updated_at: str = ""
+    completed_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Renewal:
     """`expires_at` is empty for a token that never expires."""
 
@@ -142,6 +155,10 @@ class Client:
 
     async def repos(self, workspace_id: str) -> ReposReply:
         return await self._get(f"/api/daemon/workspaces/{workspace_id}/repos", ReposReply)
+
+    async def gc_check(self, path: str) -> GcCheck:
+        """Ask how a directory's owner is doing; `path` is e.g. `issues/{id}` (spec 01 §3.14)."""
+        return await self._get(f"/api/daemon/{path}/gc-check", GcCheck)
 
     async def profiles(self, workspace_id: str) -> list[RuntimeProfile]:
         path = f"/api/daemon/workspaces/{workspace_id}/runtime-profiles"
@@ -179,6 +196,14 @@ class Client:
     async def prepare_lease(self, runtime_id: str, task_id: str) -> None:
         path = f"/api/daemon/runtimes/{runtime_id}/tasks/{task_id}/prepare-lease"
         await self._post(path, {}, None, deadline=LEASE)
+
+    async def resolve_bundles(
+        self, runtime_id: str, task_id: str, refs: Sequence[SkillRef]
+    ) -> list[SkillBundle]:
+        """Fetch skills whole while their task is being prepared; changed ones as they are now."""
+        path = f"/api/daemon/runtimes/{runtime_id}/tasks/{task_id}/skill-bundles/resolve"
+        request = ResolveRequest(skills=list(refs))
+        return (await self._post(path, request, ResolveResponse, bulk=True)).bundles
 
     async def start(self, task_id: str) -> Task:
         return await self._post(_task(task_id, "start"), {}, Task)

@@ -47,6 +47,9 @@ DEFAULT_SERVER_URL: Final = "http://localhost:8080"
 DEFAULT_PORT: Final = 19514
 _FIRST_PROFILE_PORT: Final = 19515
 
+ARTIFACT_PATTERNS: Final = ("node_modules", ".next", ".turbo")
+"""Directories that a build makes again; base names."""
+
 _UNITS: Final = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -59,6 +62,7 @@ _UNITS: Final = {
     "d": 86400.0,
 }
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _LONGEST: Final = (2**63 - 1) / 1e9
 """Seconds. More does not fit the grammar's native type, 64-bit nanoseconds."""
 
@@ -70,6 +74,8 @@ class ConfigError(Exception):
 @attrs.frozen(kw_only=True)
 class Config:
     """Everything the daemon was told. Durations are seconds; 0 means "no limit" where allowed.
+
+    `min_free_disk` is in bytes; with less, no new task is claimed.
 
     `parent_pid` is the process whose end ends the daemon too; 0 for none. `service` names the
     service manager that started it. `runtime_name` stands in runtimes' names in place of the
@@ -105,15 +111,16 @@ class Config:
     environment: Mapping[str, str] = attrs.field(factory=dict)
     control_port: int = DEFAULT_PORT
     workspaces_root: Path
+    auto_update: bool = False
+    auto_update_interval: float = 21600.0
+    shutdown_grace: float = 10.0
+    min_free_disk: int = 200 * 1024**2
     gc_enabled: bool = True
     gc_interval: float = 3600.0
     gc_ttl: float = 86400.0
     gc_orphan_ttl: float = 259200.0
     gc_artifact_ttl: float = 43200.0
-    gc_artifact_patterns: tuple[str, ...] = ("node_modules", ".next", ".turbo")
-    auto_update: bool = False
-    auto_update_interval: float = 21600.0
-    shutdown_grace: float = 10.0
+    gc_artifact_patterns: tuple[str, ...] = ARTIFACT_PATTERNS
     log_level: str = "info"
     parent_pid: int = 0
 
@@ -135,6 +142,14 @@ def parse_duration(text: str) -> float:
     if total > _LONGEST:
         raise ValueError(f"{text!r} is too long")
     return sign * total
+
+
+def parse_size(text: str) -> int:
+    """Read `200MB`, `1.5 GiB` or `0` as bytes; every unit counts by 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 200MB or 2GB")
+    return int(float(match[1]) * 1024 ** "_kmgt".index(match[2].lower() or "_"))
 
 
 def normalise_server_url(text: str) -> str:
@@ -222,15 +237,16 @@ def load_config(
         workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
         gc_enabled=read.value("BULLPEN_GC_ENABLED", _switch, True) and not keep,
         gc_interval=read.value("BULLPEN_GC_INTERVAL", _some_time, 3600.0),
-        gc_ttl=read.value("BULLPEN_GC_TTL", _some_time, 86400.0),
-        gc_orphan_ttl=read.value("BULLPEN_GC_ORPHAN_TTL", _some_time, 259200.0),
+        gc_ttl=read.value("BULLPEN_GC_TTL", _time, 86400.0),
+        gc_orphan_ttl=read.value("BULLPEN_GC_ORPHAN_TTL", _time, 259200.0),
         gc_artifact_ttl=read.value("BULLPEN_GC_ARTIFACT_TTL", _time, 43200.0),
         gc_artifact_patterns=read.value(
-            "BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ("node_modules", ".next", ".turbo")
+            "BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS
         ),
         auto_update=read.value("BULLPEN_DAEMON_AUTO_UPDATE", _switch, False),
         auto_update_interval=read.value("BULLPEN_DAEMON_AUTO_UPDATE_INTERVAL", _some_time, 21600.0),
         shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
+        min_free_disk=read.value("BULLPEN_MIN_FREE_DISK", parse_size, 200 * 1024**2),
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, read.value("LOG_LEVEL", _level, "info")),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )
@@ -247,6 +263,11 @@ def check_config_file(home: Home, file: Mapping[str, Any]) -> None:
     env = {"BULLPEN_DAEMON_ID": str(UUID(int=0))}  # none is minted for a look
     token = _text(file, "token") or "any"
     load_config(env, home=home.base, profile=home.profile, file={**file, "token": token})
+
+
+def read_artifact_patterns(env: Mapping[str, str]) -> tuple[str, ...]:
+    """The base names of directories that builds make; what has a slash in it is none."""
+    return _Reader(env).value("BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS)
 
 
 def read_config_file(home: Home) -> dict[str, Any]:
@@ -352,7 +373,8 @@ def _names(text: str) -> tuple[str, ...] | None:
 def _base_names(text: str) -> tuple[str, ...]:
     """Names of directories to clear: one with a separator could reach out of a task's directory."""
     names = (part.strip() for part in text.split(","))
-    return tuple(name for name in names if name and "/" not in name and "\\" not in name)
+    never = ("", ".", "..", ".git")
+    return tuple(name for name in names if name not in never and not set(name) & {"/", "\\"})
 
 
 def _words(text: str) -> tuple[str, ...]:

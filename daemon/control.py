@@ -3,18 +3,20 @@
 Holding the port is what makes this the only daemon of its profile; a lock on a file in the home
 does so where the port is chosen freely. It is opened first and closed last, so that a successor
 can never meet a predecessor that still works. Requests come from the command line over loopback.
-Changing anything takes the secret from the daemon's file, and requests that a browser made for some web page
-are refused altogether (spec 03 §6, hazard).
+Changing anything takes the secret from the daemon's file, and requests that a browser made for some
+web page are refused altogether (spec 03 §6, hazard). Other parts of the daemon answer paths of
+their own (`routes`) and check for themselves who asks.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
+import math
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +40,10 @@ EXCHANGE: Final = 10.0
 """Seconds for one connection's only request and answer."""
 
 CONNECTIONS: Final = 32
-"""Connections served at a time; more are closed at once."""
+"""Connections served at a time; more are closed at once. Long answers are not counted."""
+
+LONG_ANSWERS: Final = 256
+"""Answers of `routes` under way at a time."""
 
 LONGEST_HEAD: Final = 16 * 1024
 LONGEST_BODY: Final = 64 * 1024
@@ -67,12 +72,28 @@ class Asked:
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: dict[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(default=b"", repr=False)
+
+
+Handler = Callable[[Asked], Awaitable[Answer]]
+"""Answers one path and never raises. It may take its time: it is cancelled when the asker leaves."""
+
+
+@attrs.define(eq=False)
+class _Seats:
+    """How many connections are served; one that waits for a long answer has left its seat."""
+
+    busy: int = 0
+    long: int = 0
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Control:
-    """The open door. `secret` must accompany every request that changes something."""
+    """The open door. `secret` must accompany every request that changes something.
+
+    `routes` are the paths others answer; who adds one takes it out again.
+    """
 
     port: int
     secret: str = attrs.field(repr=False)
@@ -80,11 +101,12 @@ class Control:
     stop: Callable[[str], None]
     commands: Mapping[str, Callable[[], dict[str, Any]]] = attrs.field(factory=dict)
     """Path -> what to do, at once, and the answer. They take the secret, as /shutdown does."""
+    routes: dict[str, Handler] = attrs.field(factory=dict)
+    seats: _Seats = attrs.field(factory=_Seats)
 
     def answer(self, asked: Asked) -> Answer:
         """Decide on a request (spec 01 §6)."""
-        host = asked.headers.get("host", "").rsplit(":", 1)[0]
-        if host not in _NAMES or "origin" in asked.headers:
+        if _is_foreign(asked):
             return Answer(status=403, text="forbidden\n")
         if asked.path == "/health":
             return Answer(status=200, value=self.status())
@@ -106,17 +128,17 @@ class Control:
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Answer the one request of a connection and close it; never raises for the peer's sake."""
         try:
-            with trio.move_on_after(EXCHANGE):
-                await self._exchange(stream)
+            with trio.move_on_after(EXCHANGE) as limit:
+                await self._exchange(stream, limit)
         except (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("control connection broken", error=str(error))
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _exchange(self, stream: trio.abc.Stream) -> None:
+    async def _exchange(self, stream: trio.abc.Stream, limit: trio.CancelScope) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         request: h11.Request | None = None
-        received = 0
+        body = bytearray()
         answer: Answer | None = None
         while True:
             try:
@@ -129,19 +151,25 @@ class Control:
             elif isinstance(event, h11.Request):
                 request = event
             elif isinstance(event, h11.Data):
-                received += len(event.data)
-                if received > LONGEST_BODY:
+                body += event.data
+                if len(body) > LONGEST_BODY:
                     answer = Answer(status=413, text="request too large\n")
                     break
             elif isinstance(event, h11.ConnectionClosed):
                 return
             else:
                 break
-        asked = None if request is None else _asked(request)
+        asked = None if request is None else _asked(request, bytes(body))
         if answer is None:
             assert asked is not None
             try:
-                answer = self.answer(asked)
+                route = None if _is_foreign(asked) else self.routes.get(asked.path)
+                if route is None:
+                    answer = self.answer(asked)
+                else:
+                    answer = await self._answer_long(route, asked, stream, limit)
+                    if answer is None:
+                        return
             except Exception:
                 log.exception("control request failed", path=asked.path)
                 answer = Answer(status=500, text="internal error\n")
@@ -149,12 +177,51 @@ class Control:
         if asked is not None and asked.path == "/shutdown" and answer.status == 200:
             self.stop("asked to by /shutdown")
 
+    async def _answer_long(
+        self, route: Handler, asked: Asked, stream: trio.abc.Stream, limit: trio.CancelScope
+    ) -> Answer | None:
+        """Let a route answer, however long it takes; None when the asker left before."""
+        if self.seats.long >= LONG_ANSWERS:
+            return Answer(status=503, text="too many requests at a time\n")
+        answer: Answer | None = None
+        self.seats.long += 1
+        self.seats.busy -= 1
+        limit.deadline = math.inf
+        try:
+            async with trio.open_nursery() as work:
 
-def _asked(request: h11.Request) -> Asked:
+                async def watch() -> None:
+                    with suppress(trio.BrokenResourceError):
+                        while await stream.receive_some(4096):
+                            pass
+                    work.cancel_scope.cancel(reason="the asker left")
+
+                work.start_soon(watch)
+                try:
+                    answer = await route(asked)
+                except Exception:
+                    log.exception("control request failed", path=asked.path)
+                    answer = Answer(status=500, text="internal error\n")
+                work.cancel_scope.cancel(reason="answered")
+        finally:
+            self.seats.long -= 1
+            self.seats.busy += 1
+        limit.deadline = trio.current_time() + EXCHANGE
+        return answer
+
+
+def _is_foreign(asked: Asked) -> bool:
+    """Whether a browser asks for some web page, or anybody by another name than this machine's."""
+    host = asked.headers.get("host", "").rsplit(":", 1)[0]
+    return host not in _NAMES or "origin" in asked.headers
+
+
+def _asked(request: h11.Request, body: bytes) -> Asked:
     return Asked(
         method=request.method.decode("ascii"),
         path=request.target.decode("ascii").split("?", 1)[0],
         headers={name.decode(): value.decode("latin-1") for name, value in request.headers},
+        body=body,
     )
 
 
@@ -233,18 +300,17 @@ async def open_control(
 
 
 async def _accept(control: Control, listeners: list[trio.SocketListener]) -> None:
-    busy = 0
+    seats = control.seats
 
     async def serve(stream: trio.SocketStream) -> None:
-        nonlocal busy
-        if busy >= CONNECTIONS:
+        if seats.busy >= CONNECTIONS:
             await trio.aclose_forcefully(stream)
             return
-        busy += 1
+        seats.busy += 1
         try:
             await control.serve(stream)
         finally:
-            busy -= 1
+            seats.busy -= 1
 
     await trio.serve_listeners(serve, listeners)
 

@@ -10,6 +10,7 @@ from daemon.config import Config
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 
 
@@ -18,16 +19,13 @@ class Services:
     """Set once, but for `config`, which a change of the config file replaces (`reload.py`).
 
     `claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them.
-
-    `journals_replayed` is set once what earlier processes still owed the server has been sent;
-    until then nothing is recovered and nothing claimed.
     """
 
     config: Config
     client: Client
     pool: TaskPool
+    backlog: Backlog
     actions: Actions
     freshness: Freshness
     directory: Directory = attrs.field(factory=Directory)
     claims: set[trio.CancelScope] = attrs.field(factory=set)
-    journals_replayed: trio.Event = attrs.field(factory=trio.Event)

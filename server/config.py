@@ -26,6 +26,23 @@ class ConfigError(Exception):
     """A setting is wrong; the text names the variable and the rule."""
 
 
+DAY: Final = 86400.0
+
+
+@attrs.frozen(kw_only=True)
+class Kept:
+    """How long what is only looked back at is kept; seconds."""
+
+    deliveries: float = 30 * DAY
+    """Calls of webhooks, with their bodies."""
+    skipped_runs: float = 90 * DAY
+    """Runs of autopilots that did not begin."""
+    archived: float = 180 * DAY
+    """What people have archived in their inbox."""
+    machines: float = 7 * DAY
+    """Machines that went away and that nothing refers to."""
+
+
 @attrs.frozen(kw_only=True)
 class Config:
     """All settings of one server process. Durations are seconds, sizes bytes."""
@@ -43,7 +60,7 @@ class Config:
     public_url: str = ""
     """How people reach the server; empty means: as the request at hand did."""
     allowed_origins: tuple[str, ...] = ()
-    """Other origins whose pages may open the browser websocket."""
+    """Other origins whose pages may call the API and open the browser websocket."""
     trusted_proxies: tuple[Network, ...] = ()
     """Peers whose X-Forwarded-* headers are believed."""
     max_body: int = 10 * 1024 * 1024
@@ -52,6 +69,7 @@ class Config:
     offline_grace: float = 900.0
     """For so long after that it may come back before what it runs is failed."""
     sweep_interval: float = 10.0
+    kept: Kept = Kept()
     agent_runs_per_issue: int = 20
     """How many runs agents may cause on one issue in an hour before a person is asked."""
     agent_runs_per_agent: int = 60
@@ -59,6 +77,18 @@ class Config:
     """How long a chain of runs may get in which each caused the next."""
     drain: float = 5.0
     """How long open connections may go on after the order to stop."""
+    smtp_host: str = ""
+    """The mail server; without one, sign-in codes stand in the log."""
+    smtp_port: int = 587
+    smtp_security: str = "starttls"
+    smtp_user: str = ""
+    smtp_password: str = attrs.field(default="", repr=False)
+    smtp_from: str = ""
+    allow_signup: bool = False
+    """Whether people whom nobody invited may make an account."""
+    allowed_emails: tuple[str, ...] = ()
+    allowed_email_domains: tuple[str, ...] = ()
+    """Who may make one all the same; if anybody is named, nobody else may."""
     metrics_token: str = attrs.field(default="", repr=False)
     """Without one, /metrics answers only to this machine."""
     log_level: str = "info"
@@ -88,16 +118,26 @@ def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
         "jwt_secret": _jwt_secret(read.text("BULLPEN_JWT_SECRET", "")),
         "session_ttl": read.seconds("BULLPEN_SESSION_TTL", 30 * 86400.0, 60, 365 * 86400),
         "public_url": _public_url(read.text("BULLPEN_PUBLIC_URL", "")),
-        "allowed_origins": read.items("BULLPEN_ALLOWED_ORIGINS"),
+        "allowed_origins": _origins(read.items("BULLPEN_ALLOWED_ORIGINS")),
         "trusted_proxies": _networks(read.items("BULLPEN_TRUSTED_PROXIES")),
         "max_body": read.number("BULLPEN_MAX_BODY", 10 * 1024 * 1024, 1024, 1 << 30),
         "offline_after": read.seconds("BULLPEN_OFFLINE_AFTER", 45.0, 1, 86400),
         "offline_grace": read.seconds("BULLPEN_OFFLINE_GRACE", 900.0, 0, 7 * 86400),
         "sweep_interval": read.seconds("BULLPEN_SWEEP_INTERVAL", 10.0, 0.1, 3600),
+        "kept": Kept(
+            deliveries=read.days("BULLPEN_KEEP_DELIVERIES_DAYS", 30),
+            skipped_runs=read.days("BULLPEN_KEEP_SKIPPED_RUNS_DAYS", 90),
+            archived=read.days("BULLPEN_KEEP_ARCHIVED_DAYS", 180),
+            machines=read.days("BULLPEN_KEEP_MACHINES_DAYS", 7),
+        ),
         "agent_runs_per_issue": read.number("BULLPEN_AGENT_RUNS_PER_ISSUE", 20, 1, 10_000),
         "agent_runs_per_agent": read.number("BULLPEN_AGENT_RUNS_PER_AGENT", 60, 1, 10_000),
         "agent_depth": read.number("BULLPEN_AGENT_DEPTH", 24, 1, 10_000),
         "drain": read.seconds("BULLPEN_DRAIN", 5.0, 0, 600),
+        **_mail(read),
+        "allow_signup": read.flag("BULLPEN_ALLOW_SIGNUP", default=False),
+        "allowed_emails": _lower(read.items("BULLPEN_ALLOWED_EMAILS")),
+        "allowed_email_domains": _lower(read.items("BULLPEN_ALLOWED_EMAIL_DOMAINS")),
         "metrics_token": read.text("BULLPEN_METRICS_TOKEN", ""),
         "log_level": _level(read.text("BULLPEN_LOG_LEVEL", "info")),
         "user_email": read.text("BULLPEN_USER_EMAIL", "local@bullpen.local").lower(),
@@ -119,11 +159,29 @@ class _Reader:
     def items(self, name: str) -> tuple[str, ...]:
         return tuple(item for part in self.text(name, "").split(",") if (item := part.strip()))
 
+    def flag(self, name: str, *, default: bool) -> bool:
+        text = self.text(name, "").lower()
+        if not text:
+            return default
+        if text not in {"1", "true", "yes", "on", "0", "false", "no", "off"}:
+            raise ConfigError(f"{name} must be true or false, not {text!r}")
+        return text in {"1", "true", "yes", "on"}
+
+    def one_of(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        text = self.text(name, default).lower()
+        if text not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {text!r}")
+        return text
+
     def number(self, name: str, default: int, low: int, high: int) -> int:
         return int(self._bounded(name, default, low, high, int))
 
     def seconds(self, name: str, default: float, low: float, high: float) -> float:
         return self._bounded(name, default, low, high, float)
+
+    def days(self, name: str, default: float) -> float:
+        """Seconds, from a number of days."""
+        return DAY * self._bounded(name, default, 0.01, 36500, float)
 
     def _bounded(self, name: str, default: float, low: float, high: float, kind: type) -> float:
         text = self.text(name, "")
@@ -136,6 +194,35 @@ class _Reader:
         if not low <= value <= high:
             raise ConfigError(f"{name} must be between {low:g} and {high:g}, not {text}")
         return value
+
+
+_SMTP_PORTS: Final = {"starttls": 587, "tls": 465, "none": 25}
+
+
+def _mail(read: _Reader) -> dict[str, Any]:
+    """The mail server; only `BULLPEN_SMTP_HOST` switches mail on."""
+    host = read.text("BULLPEN_SMTP_HOST", "")
+    security = read.one_of("BULLPEN_SMTP_SECURITY", "starttls", tuple(_SMTP_PORTS))
+    sender = read.text("BULLPEN_SMTP_FROM", "")
+    user, password = read.text("BULLPEN_SMTP_USER", ""), read.text("BULLPEN_SMTP_PASSWORD", "")
+    if host and "@" not in sender:
+        raise ConfigError("BULLPEN_SMTP_FROM must be the address mail comes from")
+    if bool(user) != bool(password):
+        raise ConfigError("BULLPEN_SMTP_USER and BULLPEN_SMTP_PASSWORD belong together")
+    if user and security == "none":
+        raise ConfigError("BULLPEN_SMTP_SECURITY=none would send the password in clear text")
+    return {
+        "smtp_host": host,
+        "smtp_port": read.number("BULLPEN_SMTP_PORT", _SMTP_PORTS[security], 1, 65535),
+        "smtp_security": security,
+        "smtp_user": user,
+        "smtp_password": password,
+        "smtp_from": sender,
+    }
+
+
+def _lower(items: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item.lower().removeprefix("@") for item in items)
 
 
 def _database_url(text: str) -> str | None:
@@ -159,6 +246,19 @@ def _public_url(text: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ConfigError(f"BULLPEN_PUBLIC_URL must be an http or https address, not {text!r}")
     return text.rstrip("/")
+
+
+def _origins(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Scheme and host, as browsers say it; a star would let every page act for who is signed in."""
+    found: list[str] = []
+    for item in items:
+        parts = urlsplit(item.rstrip("/"))
+        if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path or parts.query:
+            raise ConfigError(
+                f"BULLPEN_ALLOWED_ORIGINS must be like https://host or http://host:port, not {item!r}"
+            )
+        found.append(f"{parts.scheme}://{parts.netloc.lower()}")
+    return tuple(found)
 
 
 def _networks(items: tuple[str, ...]) -> tuple[Network, ...]:

@@ -80,6 +80,11 @@ class Database:
         with trio.fail_after(deadline, shield=True):
             return await self._cross(self._persistent(unit, one_statement))
 
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are open, how many of them idle, and how many there may be."""
+        pool = self._pool
+        return pool.get_size(), pool.get_idle_size(), pool.get_max_size()
+
     async def notify(self, channel: str, payload: str) -> None:
         """Tell all listeners of a channel; at most 7,999 bytes."""
 

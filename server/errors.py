@@ -66,7 +66,11 @@ class Unprocessable(DomainError):
 
 
 class TooMany(DomainError):
-    """Slow down (429)."""
+    """Slow down (429); `after`: seconds until it makes sense to try again."""
+
+    def __init__(self, text: str, *, after: float = 60.0, **extra: Any) -> None:
+        super().__init__(text, **extra)
+        self.after = after
 
 
 class Unavailable(DomainError):

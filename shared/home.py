@@ -61,6 +61,11 @@ class Home:
         return self.root / "journals"
 
     @property
+    def borrowed(self) -> Path:
+        """One record a directory of the user's that a task works in now (or did in a crash)."""
+        return self.root / "borrowed"
+
+    @property
     def workspaces(self) -> Path:
         """Where tasks get their work directories."""
         return self.root / "workspaces"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 import structlog
+import trio
 from hypothesis import HealthCheck, settings
 
 # How fast examples are drawn says something of the machine, not of the code.
@@ -26,6 +31,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(
                 f"{item.nodeid} has no tier; mark it with one of {sorted(TIERS)}"
             )
+
+
+@pytest.fixture(autouse=True)
+def no_threads_on_virtual_time(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Virtual time runs on while a thread works, so there the disk is synced in the task itself."""
+
+    async def at_once(action: Callable[[], None]) -> None:
+        await trio.lowlevel.checkpoint()
+        action()
+
+    if any(request.node.get_closest_marker(tier) for tier in ("fast", "simulation")):
+        monkeypatch.setattr("daemon.tasks.journal._in_thread", at_once)
+
+
+RUN_MARK = "PYTEST_RUN_MARK"
+"""A variable that every process a test starts inherits, so that what it leaves is known by it."""
+
+
+@pytest.fixture(autouse=True)
+def no_agent_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves an agent, or anything an agent started, alive."""
+    if not any(request.node.get_closest_marker(t) for t in ("together", "browser", "real_agents")):
+        yield
+        return
+    mark = os.environ[RUN_MARK] = f"{os.getpid()}-{request.node.name}"
+    yield
+    del os.environ[RUN_MARK]
+    deadline = time.monotonic() + 5
+    while (left := _agents_of(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left, f"agents left: {left}"
+
+
+def _agents_of(mark: str) -> list[str]:
+    """The commands of the processes that run on behalf of a task of this test."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            environ = process.environ()
+            if environ.get(RUN_MARK) == mark and "MULTICA_TASK_ID" in environ:
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 class ExpectedErrors:

@@ -23,6 +23,7 @@ from typing import IO, Any, Final, TypeVar
 import attrs
 import click
 
+from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.service import Manager, ServiceError, find_manager
@@ -254,6 +255,9 @@ def logs(settings: Settings, follow: bool, lines: int) -> None:
                 file.seek(0)
             else:
                 time.sleep(LOOK)
+
+
+daemon.add_command(disk_usage)
 
 
 # -- the running daemon

@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "squad": ("daemon.cli.squad_group:squad", "Work with squads and their members."),
     "skill": ("daemon.cli.skill_group:skill", "Work with skills: what agents are taught."),
     "project": ("daemon.cli.project_group:project", "Work with projects and their resources."),
+    "repo": ("daemon.cli.repo_group:repo", "Check out repositories inside a task."),
     "label": ("daemon.cli.label_group:label", "Work with labels."),
     "workspace": ("daemon.cli.workspace_group:workspace", "Work with workspaces."),
     "runtime": ("daemon.cli.runtime_group:runtime", "Work with runtimes."),

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+HELD_BACK: Final = 120.0
+"""Seconds the reports of an earlier process may hold up a runtime's work. Afterwards it works
+without recovery: what has a journal is reported by name, the rest meets the server's time-outs."""
+
 RECOVER_WITHIN: Final = 5.0
 """Seconds recover-orphans may take, and may therefore hold up a stop."""
 
@@ -45,13 +49,17 @@ async def run_runtime(services: Services, runtime: RuntimeInfo) -> None:
 
 
 async def _recover_orphans(services: Services, runtime_id: str, gone: Callable[[], None]) -> None:
-    """Fail what an earlier process left in flight, once the journals have been replayed.
+    """Fail what an earlier process left in flight and has no journal, once all journals are told.
 
     Not while the pool has a task of this runtime: the call would fail it (spec 01 §3.15). Until it
     has succeeded nothing is claimed, and its answer is waited for even when cancelled, so it can
     never hit a task of our own.
     """
-    await services.journals_replayed.wait()
+    with trio.move_on_after(HELD_BACK) as held_back:
+        await services.backlog.wait_told(runtime_id)
+    if held_back.cancelled_caught:
+        log.warning("reports are still owed; working without recovery", runtime_id=runtime_id)
+        return
     failures = 0
     while runtime_id not in services.pool.active_runtimes():
         try:

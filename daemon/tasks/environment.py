@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from daemon.repos import desk
 from shared.home import Home, write_private
 from shared.wire.task import ClaimedTask
 
@@ -62,6 +63,7 @@ def build_environment(
     launcher: Path,
     tmp: Path,
     as_root: bool,
+    checkout_secret: str = "",
 ) -> dict[str, str]:
     """Return the complete environment of the agent's process.
 
@@ -86,6 +88,8 @@ def build_environment(
         "PATH": os.pathsep.join(filter(None, (str(launcher), base.get("PATH", os.defpath)))),
         "TMPDIR": str(tmp),
     }
+    if checkout_secret:
+        env[desk.SECRET] = checkout_secret
     if task.autopilot_run_id:
         env["MULTICA_AUTOPILOT_RUN_ID"] = task.autopilot_run_id
     if task.autopilot_id:

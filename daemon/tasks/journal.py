@@ -2,24 +2,29 @@
 
 Everything is written here before it is sent. The transcript's sender reads what it sends from the
 file, so an outage costs disk and not memory. The file goes only when the server has confirmed all
-of it; what a dead daemon left is read again by `open_left` at the next start. Woken by nobody: the
+of it; what a dead daemon left is read again at the next start (`tasks/backlog.py`). Woken by nobody: the
 task appends, the sender reads, `grown` tells it when. It ends with `remove`, or stays.
 
 Format: a line a record, a JSON object with one key that names the record. A line without its
-newline was torn by a crash and never happened.
+newline was torn by a crash and never happened. What a full disk does not take is kept in memory,
+as the tail of the file it will be, and written when there is room: a running task goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
 import attrs
 import structlog
+import trio
 
 from daemon.tasks.outcome import Outcome
 from shared import codec
@@ -33,6 +38,12 @@ SUFFIX: Final = ".jsonl"
 BATCH_ITEMS: Final = 100
 BATCH_BYTES: Final = 256 * 1024
 """A batch's size on disk, near enough its size on the wire; one item may exceed it alone."""
+
+
+BEHIND_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes one journal keeps in memory while the disk is full; a task that says more fails."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class JournalError(Exception):
@@ -80,46 +91,52 @@ class Batch:
 
 
 class Journal:
-    """An open journal. One task appends; one sender reads and confirms."""
+    """An open journal. One task appends; one sender reads and confirms.
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    `unwanted` says that the server has ended the task itself: no outcome is owed.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.grown = Nudge()
         self.claim: Claim | None = None
         self.started = False
+        self.unwanted = False
         self.session: Session | None = None
         self.usage: list[ModelUsage] = []
         self.outcome: Outcome | None = None
         self.last_seq = 0
         self.confirmed = Position(seq=0, offset=0)
-        self._file = file
-        for record in _records(file):
-            with contextlib.suppress(codec.DecodeError):  # damaged: the rest is good
-                self._take_in(record)
-        self._size = file.tell()
-        with _as_journal_error(self.path):
-            file.truncate(self._size)
+        self._descriptor = descriptor
+        self._behind = bytearray()
+        self._size = 0
+        with _as_journal_error(path):
+            with path.open("rb") as file:
+                for record, self._size in _lines(file):
+                    with contextlib.suppress(codec.DecodeError):  # damaged: the rest is good
+                        self._take_in(record)
+            os.ftruncate(descriptor, self._size)
 
     # -- what the task writes
 
     def note_claim(self, claim: Claim) -> None:
-        """Begin: on disk before the task is touched. What an earlier delivery decided is void."""
+        """Begin. What an earlier delivery decided is void."""
         self._begin(claim)
-        self._append("claim", claim, durable=True)
+        self._append("claim", claim)
 
     def note_started(self) -> None:
         self.started = True
         self._append("started", True)
 
     def note_session(self, session: Session) -> None:
-        """Keep the resume pointer: on disk before it is sent."""
+        """Keep the resume pointer; `save` before it is sent."""
         self.session = session
-        self._append("session", session, durable=True)
+        self._append("session", session)
 
     def note_message(self, message: TaskMessage) -> None:
         """Append a transcript item under the task's next number; its own `seq` is ignored.
 
-        In the page cache only: it survives this process, not the machine.
+        Without `save` it is in the page cache only: it survives this process, not the machine.
         """
         self._append("item", attrs.evolve(message, seq=self.last_seq + 1))
         self.last_seq += 1
@@ -130,9 +147,26 @@ class Journal:
         self._append("usage", self.usage)
 
     def note_outcome(self, outcome: Outcome) -> None:
-        """Decide: on disk before it is reported for the first time."""
+        """Decide; `save` before it is reported for the first time."""
         self.outcome = outcome
-        self._append("outcome", outcome, durable=True)
+        self._append("outcome", outcome)
+
+    def note_unwanted(self) -> None:
+        """Note that the server has ended the task: usage and transcript are owed, no outcome."""
+        self.unwanted = True
+        self._append("unwanted", True)
+
+    async def save(self) -> None:
+        """Have the disk itself keep everything up to here, before it is told to the server.
+
+        In a thread, because a busy disk takes its time; a disk that fails is only logged, since
+        what cannot be kept can still be told.
+        """
+        self._write_out()
+        try:
+            await _in_thread(partial(os.fsync, self._descriptor))
+        except OSError as error:
+            log.error("journal not saved", path=str(self.path), error=str(error))  # noqa: TRY400
 
     # -- what the sender reads and confirms
 
@@ -147,17 +181,15 @@ class Journal:
         end = self.confirmed
         if not self.unsent:
             return Batch(messages=messages, end=end)
-        with _as_journal_error(self.path):
-            self._file.seek(self.confirmed.offset)
-            for record, offset in _lines(self._file):
-                message = _item(record)
-                if message is not None:
-                    if messages and offset - self.confirmed.offset > size:
-                        break
-                    messages.append(message)
-                    end = Position(seq=message.seq, offset=offset)
-                    if len(messages) >= items:
-                        break
+        for record, offset in self._records_behind(end.offset):
+            message = _item(record)
+            if message is not None:
+                if messages and offset - self.confirmed.offset > size:
+                    break
+                messages.append(message)
+                end = Position(seq=message.seq, offset=offset)
+                if len(messages) >= items:
+                    break
         return Batch(messages=messages, end=end)
 
     def confirm(self, end: Position) -> None:
@@ -175,22 +207,54 @@ class Journal:
 
     def close(self) -> None:
         """Close the file and leave it for the next start. Idempotent."""
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     # --
 
-    def _append(self, kind: str, value: Any, *, durable: bool = False) -> None:
+    def _append(self, kind: str, value: Any) -> None:
+        if self._descriptor < 0:
+            raise JournalError(f"journal {self.path} is closed")
         line = codec.encode({kind: value}) + b"\n"
-        with _as_journal_error(self.path):
-            self._file.seek(self._size)
-            self._file.write(line)
-            self._file.flush()
-            if durable:
-                os.fsync(self._file.fileno())
+        self._behind += line
         self._size += len(line)
+        self._write_out()
+
+    def _write_out(self) -> None:
+        """Write what is not on disk yet; while there is no room it waits in memory."""
+        full = False
+        while self._behind and not full:
+            try:
+                end = os.pwrite(self._descriptor, self._behind, self._size - len(self._behind))
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise JournalError(f"journal {self.path}: {error}") from error
+                end, full = 0, True
+            whole = end if end == len(self._behind) else self._behind.rfind(b"\n", 0, end) + 1
+            del self._behind[:whole]  # whole lines, so that reading goes on at a line
+            full = full or not whole
+        if full and len(self._behind) > BEHIND_LIMIT:
+            raise JournalError(f"journal {self.path}: no space left on the disk for too long")
+
+    def _records_behind(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Read the records from `offset` on, each with the offset behind it."""
+        written = self._size - len(self._behind)
+        if offset < written:
+            with _as_journal_error(self.path), self.path.open("rb") as file:
+                file.seek(offset)
+                for record, end in _lines(file):
+                    if end > written:  # half of a line that waits in memory
+                        break
+                    yield record, end
+            offset = written
+        waiting = io.BytesIO(bytes(self._behind))
+        waiting.seek(offset - written)
+        for record, end in _lines(waiting):
+            yield record, written + end
 
     def _begin(self, claim: Claim) -> None:
-        self.claim, self.started = claim, False
+        self.claim, self.started, self.unwanted = claim, False, False
         self.session, self.usage, self.outcome = None, [], None
 
     def _take_in(self, record: dict[str, Any]) -> None:
@@ -200,6 +264,8 @@ class Journal:
                 self._begin(codec.structure(value, Claim))
             case {"started": _}:
                 self.started = True
+            case {"unwanted": _}:
+                self.unwanted = True
             case {"session": value}:
                 self.session = codec.structure(value, Session)
             case {"item": {"seq": int(seq)}}:
@@ -217,7 +283,7 @@ def open_journal(folder: Path, claim: Claim) -> Journal:
 
     Raises JournalError.
     """
-    journal = _open(folder / f"{claim.task_id}{SUFFIX}", create=True)
+    journal = _open(path_of(folder, claim.task_id), create=True)
     try:
         journal.note_claim(claim)
     except JournalError:
@@ -226,27 +292,45 @@ def open_journal(folder: Path, claim: Claim) -> Journal:
     return journal
 
 
-def open_left(folder: Path) -> Iterator[Journal]:
-    """Open every journal in the folder, oldest first; the caller closes or removes each."""
-    with contextlib.suppress(FileNotFoundError):
-        paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-        for path in paths:
-            try:
-                yield _open(path, create=False)
-            except JournalError as error:
-                log.error("journal cannot be read", path=str(path), error=str(error))  # noqa: TRY400
+def reopen_journal(folder: Path, task_id: str) -> Journal:
+    """Open what an earlier run of a task left. Raises JournalError."""
+    return _open(path_of(folder, task_id), create=False)
+
+
+def left_journals(folder: Path) -> dict[str, str]:
+    """List the journals in the folder, oldest first: task id to runtime id, which may be "".
+
+    The runtime is in the first line, so that no journal has to be read whole for it.
+    """
+    left: dict[str, str] = {}
+    for _, path in sorted((path.stat().st_mtime, path) for path in folder.glob(f"*{SUFFIX}")):
+        runtime_id = ""
+        with contextlib.suppress(OSError, codec.DecodeError), path.open("rb") as file:
+            for record, _ in _lines(file):
+                runtime_id = codec.structure(record.get("claim", {}), Claim).runtime_id
+                break
+        left[path.name.removesuffix(SUFFIX)] = runtime_id
+    return left
+
+
+def path_of(folder: Path, task_id: str) -> Path:
+    return folder / f"{task_id}{SUFFIX}"
+
+
+async def _in_thread(action: partial[None]) -> None:
+    await trio.to_thread.run_sync(action)
 
 
 def _open(path: Path, *, create: bool) -> Journal:
     with _as_journal_error(path):
         if create:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
-        file = os.fdopen(os.open(path, flags, 0o600), "r+b")
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        descriptor = os.open(path, flags, 0o600)
     try:
-        return Journal(path, file)
+        return Journal(path, descriptor)
     except BaseException:
-        file.close()
+        os.close(descriptor)
         raise
 
 
@@ -254,17 +338,8 @@ def _open(path: Path, *, create: bool) -> Journal:
 def _as_journal_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: the file is closed
+    except OSError as error:
         raise JournalError(f"journal {path}: {error}") from error
-
-
-def _records(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Read all whole records and leave the file behind the last of them."""
-    good = 0
-    for record, offset in _lines(file):
-        good = offset
-        yield record
-    file.seek(good)
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:

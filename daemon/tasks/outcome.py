@@ -23,6 +23,8 @@ CODEX_INACTIVITY: Final = (
     "codex app-server no progress timeout",
 )
 
+INTERRUPTED_ERROR: Final = "the daemon died while the agent was working"
+
 SHUTDOWN_ERROR: Final = "the daemon stopped while the agent was working"
 
 _NOTHING: Final = AgentResult(status="failed", error="the agent's process left no result")
@@ -99,6 +101,17 @@ def broken(error: str, *, reason: str = "", work_dir: str = "") -> Outcome:
     """The outcome of a task that failed before or beside its agent (spec 03 §13.8)."""
     return Outcome(
         completed=False, text=error, reason=reason or failure.classify(error), work_dir=work_dir
+    )
+
+
+def interrupted(session_id: str = "", work_dir: str = "") -> Outcome:
+    """The outcome of a run whose daemon died: another one may resume its session."""
+    return Outcome(
+        completed=False,
+        text=INTERRUPTED_ERROR,
+        reason=failure.RUNTIME_RECOVERY,
+        session_id=session_id,
+        work_dir=work_dir,
     )
 
 

@@ -20,17 +20,17 @@ import trio
 
 from daemon.agents.launch import open_agent as open_agent_program
 from daemon.tasks.task import Job, OpenAgent, TaskRunner
+from daemon.workdir.prepare import LiveRoots
 from shared.wire.task import ClaimedTask
 
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
+    from daemon.repos.desk import Desk
     from daemon.runtimes.info import RuntimeInfo
+    from daemon.tasks.backlog import Backlog
 
 log = structlog.get_logger(__name__)
-
-CRASH_REPORT_WITHIN = 10.0
-"""Seconds a crashed task's report may take; afterwards the server's own time-outs fail the task."""
 
 
 @attrs.define(eq=False)
@@ -44,7 +44,8 @@ class _Held:
 RunJob = Callable[[Job, trio.CancelScope], Awaitable[None]]
 """Runs one job to its end, inside the given scope; never raises for known ends."""
 
-ReportCrash = Callable[[Job, BaseException], Awaitable[None]]
+Owes = Callable[[str], bool]
+"""Whether an earlier run of a task, by id, is still to be reported."""
 
 
 class TaskPool:
@@ -52,6 +53,7 @@ class TaskPool:
 
     A slot is out from before the claim until the task's very end, so "no slot is out" means that
     no claim is under way and no task is left. Every method but the two waits is synchronous.
+    `held_back` says why no slot is given out at present; "" when they are.
     """
 
     def __init__(
@@ -59,14 +61,15 @@ class TaskPool:
         slots: int,
         nursery: trio.Nursery,
         run_job: RunJob,
-        report_crash: ReportCrash,
+        owes: Owes,
         adopt: Callable[[Config], None] | None = None,
     ) -> None:
         self.capacity = slots
+        self.held_back = ""
         self._adopt = adopt
         self._nursery = nursery
         self._run_job = run_job
-        self._report_crash = report_crash
+        self._owes = owes
         self._free = list(range(slots))
         self._out: set[int] = set()
         self._paused = False
@@ -95,8 +98,8 @@ class TaskPool:
         return frozenset(held.job.runtime.id for held in self._held.values())
 
     def try_take_slot(self) -> int | None:
-        """Take the lowest free slot; None when all are out or admission is closed."""
-        if not self._admitting or self._paused or not self._free:
+        """Take the lowest free slot; None when all are out, held back, or admission is closed."""
+        if not self._admitting or self.held_back or self._paused or not self._free:
             return None
         slot = heapq.heappop(self._free)
         self._out.add(slot)
@@ -144,6 +147,12 @@ class TaskPool:
             self._adopt(config)
         self._announce()
 
+    def hold_back(self, reason: str) -> None:
+        """Give out no slots for now, or again with ""; tasks in hand go on."""
+        if reason != self.held_back:
+            self.held_back = reason
+            self._announce()
+
     def close(self) -> None:
         """Admit nothing more. Tasks claimed by now may still be handed over."""
         self._admitting = False
@@ -159,12 +168,13 @@ class TaskPool:
     def hand_over(self, task: ClaimedTask, slot: int, runtime: RuntimeInfo) -> bool:
         """Run a claimed task in its slot. False: the slot went back.
 
-        That is when the task is in hand already, or when the pool has ended.
+        That is when the task is in hand already, or was and is not reported yet, or when the pool
+        has ended.
 
         The server delivers at least once (spec 01 §3.5); a second run would wipe the first one's
         directory.
         """
-        if task.id in self._held:
+        if task.id in self._held or self._owes(task.id):
             log.warning("task is in hand already; redelivery ignored", task_id=task.id)
             self.give_back(slot)
             return False
@@ -189,42 +199,43 @@ class TaskPool:
         self._changed = trio.Event()
 
     async def _run(self, held: _Held) -> None:
-        job = held.job
-        crash: BaseException | None = None
+        """Run one job; what its run leaves untold is the backlog's, so a bug costs one task."""
+        task_id = held.job.task.id
         try:
-            try:
-                await self._run_job(job, held.shutdown)
-            except* Exception as group:  # noqa: BLE001 - any bug of one task must not reach the others
-                crash = group
-            if crash is not None:
-                log.error("task crashed", task_id=job.task.id, exc_info=crash)
-                await self._contain(job, crash)
+            await self._run_job(held.job, held.shutdown)
+        except* Exception as crash:
+            log.exception("task crashed", task_id=task_id, exc_info=crash)
         finally:
-            del self._held[job.task.id]
-            self.give_back(job.slot)
-
-    async def _contain(self, job: Job, crash: BaseException) -> None:
-        """Tell the server of a crash, whatever else is being cancelled; never raise."""
-        try:
-            with trio.move_on_after(CRASH_REPORT_WITHIN, shield=True):
-                await self._report_crash(job, crash)
-        except* Exception:
-            log.exception("crash not reported", task_id=job.task.id)
+            del self._held[task_id]
+            self.give_back(held.job.slot)
 
 
 @asynccontextmanager
 async def open_pool(
     config: Config,
     client: Client,
+    backlog: Backlog,
     *,
     control_port: int = 0,
     open_agent: OpenAgent = open_agent_program,
+    desk: Desk | None = None,
+    live: LiveRoots | None = None,
 ) -> AsyncIterator[TaskPool]:
     """Open the pool of tasks. `control_port` is the port bound, for the agents' environment.
 
+    `desk` is where their agents ask for repositories, `live` the directories in use.
+
     Leaving the block normally waits for every task; call `stop` first to bound that wait.
     """
-    runner = TaskRunner(config, client, control_port=control_port, open_agent=open_agent)
+    runner = TaskRunner(
+        config,
+        client,
+        backlog=backlog,
+        control_port=control_port,
+        open_agent=open_agent,
+        desk=desk,
+        live=live,
+    )
     async with trio.open_nursery() as tasks:
         slots = config.max_concurrent_tasks
-        yield TaskPool(slots, tasks, runner.run, runner.report_crash, runner.adopt)
+        yield TaskPool(slots, tasks, runner.run, backlog.owes, runner.adopt)

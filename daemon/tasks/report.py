@@ -2,15 +2,14 @@
 
 Usage goes first, then completion or failure; both calls may be repeated at will, because the server
 answers a task that has ended already with what it is (spec 01 §3.13). `settle` returns when both are
-confirmed or refused for good. Whoever calls it bounds it; the journal keeps what was not told.
-`replay` does the same for the journals an earlier process left.
+confirmed or refused for good. Whoever calls it bounds it; the journal keeps what was not told, and
+`tasks/backlog.py` goes on with it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,7 +17,7 @@ import trio
 
 from daemon.client import ApiError, Rejected
 from daemon.tasks.drain import SIGN_IN, Sender
-from daemon.tasks.journal import Journal, JournalError, Session, open_left
+from daemon.tasks.journal import Journal, Session
 from daemon.tasks.outcome import Outcome
 from shared import failure
 from shared.wire.task import FailRequest, ModelUsage, SessionRequest
@@ -39,9 +38,6 @@ USAGE_LEADS: Final = 2
 
 TRANSCRIPT_LEADS: Final = 30.0
 """Seconds the rest of the transcript may hold up the report; it is sent all the same."""
-
-REPLAY_WITHIN: Final = 120.0
-"""Seconds one old journal may hold up everything else at the daemon's start."""
 
 
 def wait_before(attempt: int) -> float:
@@ -149,52 +145,3 @@ async def pin_session(client: Client, task_id: str, session: Session) -> None:
     while not await _told(task_id, lambda: client.session(task_id, request)):
         await trio.sleep(wait_before(attempt))
         attempt += 1
-
-
-async def replay(client: Client, folder: Path) -> int:
-    """Tell the server what the journals in `folder` still hold; return how many were settled.
-
-    Called once at the daemon's start, before orphans are recovered: a task that had finished is
-    completed instead of failed. A task that had not finished gets its transcript, session and
-    usage, and is left for the recovery. Waits for ever for a server that is away, but only
-    REPLAY_WITHIN for one that is there and does not take a journal; that one stays for the next
-    start, as does one that cannot be read.
-    """
-    settled = 0
-    for journal in open_left(folder):
-        task_id = journal.path.stem
-        log.info("replaying journal", task_id=task_id, finished=journal.outcome is not None)
-        try:
-            await _wait_for_server(client)
-            with trio.move_on_after(REPLAY_WITHIN) as limit:
-                await _replay_one(client, journal, task_id)
-                settled += 1
-            if limit.cancelled_caught:
-                log.error("journal not taken by the server; kept", task_id=task_id)
-        except JournalError as error:
-            log.error("journal not replayed", task_id=task_id, error=str(error))  # noqa: TRY400
-        finally:
-            journal.close()
-    return settled
-
-
-async def _wait_for_server(client: Client) -> None:
-    """Return once the server answers anything but "later"."""
-    attempt = 0
-    while True:
-        try:
-            await client.workspaces()
-        except ApiError as error:
-            if _is_final(error):
-                return
-            log.warning("server not ready; journals wait", error=str(error))
-        else:
-            return
-        await trio.sleep(min(wait_before(attempt), 15.0))
-        attempt += 1
-
-
-async def _replay_one(client: Client, journal: Journal, task_id: str) -> None:
-    if journal.session is not None and journal.outcome is None:
-        await pin_session(client, task_id, journal.session)
-    await close_journal(client, journal, Sender(client, journal, task_id=task_id), task_id)

@@ -4,7 +4,8 @@ The pool starts it with a claimed task and the scope that a stop of the daemon c
 task's journal, its directory, its watchers, its agent and its sender. Its scopes are, outermost
 first, `shutdown`, `server_stop`, the wall clock, and the watchdog's deadline on every receive; what
 is reported follows from which of them was caught and what the agent still said. It ends when the
-server has confirmed everything, or at a stop after a bounded attempt: the journal keeps the rest.
+server has confirmed everything, or after a bounded attempt, shorter at a stop: the journal keeps
+the rest, and the backlog or the next start goes on with it.
 """
 
 from __future__ import annotations
@@ -23,20 +24,27 @@ import trio
 
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.client import ApiError, Transient
+from daemon.repos.desk import Grant, mint_secret
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
 from daemon.tasks.drain import SIGN_IN, Sender, Transcript, consume
 from daemon.tasks.environment import build_environment, make_launcher, secrets_of
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
+from daemon.tasks.paths import PathLocks, enter_local_directory
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
+from daemon.workdir.borrowed import sweep
 from daemon.workdir.brief import render_brief
+from daemon.workdir.bundles import BundleCache
+from daemon.workdir.errors import PrepareError
+from daemon.workdir.meta import noting
 from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
-    PrepareError,
     choose,
+    giving_back,
+    places,
     prepare,
     short_path,
     write_brief,
@@ -50,7 +58,9 @@ from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, ki
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
+    from daemon.repos.desk import Desk
     from daemon.runtimes.info import RuntimeInfo
+    from daemon.tasks.backlog import Backlog
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +68,10 @@ OpenAgent = Callable[[AgentRun], AbstractAsyncContextManager[Agent]]
 
 STOP_WITHIN: Final = 14.0
 """Seconds an agent's last messages are waited for: its stop takes at most 12."""
+
+REPORT_WITHIN: Final = 124.0
+"""Seconds a task keeps its slot while the server does not take its report (the reference's whole
+schedule, spec 03 §30); then the backlog goes on, and the slot is free for other work."""
 
 CLOSE_WITHIN: Final = 10.0
 """Seconds a task may take to report when it is being cut short; the journal keeps the rest."""
@@ -97,14 +111,22 @@ class TaskRunner:
         *,
         control_port: int = 0,
         open_agent: OpenAgent,
+        backlog: Backlog,
         env: Mapping[str, str] = os.environ,
+        desk: Desk | None = None,
+        live: LiveRoots | None = None,
     ) -> None:
         self.config = config
         self.client = client
+        self.backlog = backlog
         self.control_port = control_port
         self.open_agent = open_agent
         self.env = dict(env)
-        self.live = LiveRoots()
+        self.desk = desk
+        self.live = LiveRoots() if live is None else live
+        self.paths = PathLocks()
+        self.bundles = BundleCache(client, config.workspaces_root)
+        sweep(config.home.borrowed)
         self.launcher = make_launcher(config.home)
 
     def adopt(self, config: Config) -> None:
@@ -115,7 +137,7 @@ class TaskRunner:
         self.config = config
 
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
-        """Run one job to its end. Known ends return; only a bug or a dead journal raises."""
+        """Run one job to its end. Known ends return; only a bug raises."""
         task = job.task
         claim = Claim(
             task_id=task.id,
@@ -126,17 +148,22 @@ class TaskRunner:
             provider=job.runtime.provider,
             claimed_at=times.fine_stamp(times.now()),
         )
-        journal = open_journal(self.config.home.journals, claim)
         try:
+            journal = open_journal(self.config.home.journals, claim)
+        except JournalError as error:
+            log.error("task not begun", task_id=task.id, error=str(error))  # noqa: TRY400
+            with shutdown, trio.move_on_after(REPORT_WITHIN):
+                await report.settle(self.client, task.id, [], outcomes.broken(str(error)))
+            return
+        told = False
+        try:
+            await journal.save()
             with ExitStack() as guards:
-                await _TaskRun(self, job, journal, guards).run(shutdown)
+                told = await _TaskRun(self, job, journal, guards).run(shutdown)
         finally:
             journal.close()
-
-    async def report_crash(self, job: Job, crash: BaseException) -> None:
-        """Report a task that ended by a bug of ours as failed."""
-        failed = outcomes.broken(f"internal error: {_text_of(crash)}")
-        await report.settle(self.client, job.task.id, [], failed)
+            if not told:
+                self.backlog.leave(task.id, job.runtime.id)
 
 
 class _TaskRun:
@@ -158,7 +185,8 @@ class _TaskRun:
         self._log = log.bind(task_id=task.id)
         self._journal = journal
         self._guards = guards
-        self._redactor = Redactor(secrets_of(task))
+        self._checkout_secret = mint_secret() if runner.desk is not None else ""
+        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
         self._transcript = Transcript(journal, self._redactor)
         self._results: list[AgentResult | None] = []
@@ -170,22 +198,26 @@ class _TaskRun:
         self._unwanted = False
         self._decided = False
 
-    async def run(self, shutdown: trio.CancelScope) -> None:
+    async def run(self, shutdown: trio.CancelScope) -> bool:
+        """Do the work and report it; False when the journal still owes the server something."""
         async with trio.open_nursery() as side:
             side.start_soon(self._sender.run)
             server_stop = trio.CancelScope()
-            closed = False
+            told = given_up = False
             try:
                 with shutdown:
                     with server_stop:
                         self._outcome = await self._work(server_stop)
                     self._unwanted = server_stop.cancelled_caught
-                    await self._close(still_wanted=self._still_wanted)
-                    closed = True
+                    with trio.move_on_after(REPORT_WITHIN) as patience:
+                        told = await self._close(still_wanted=self._still_wanted)
+                    given_up = patience.cancelled_caught
             finally:
-                if not closed:  # a stop of the daemon, or a bug
+                if not (told or given_up):  # a stop of the daemon, or a bug
                     with trio.move_on_after(CLOSE_WITHIN, shield=True):
-                        await self._close()
+                        told = await self._close()
+                side.cancel_scope.cancel(reason="the task is over")
+        return told
 
     # -- the end
 
@@ -203,6 +235,8 @@ class _TaskRun:
         if outcome is not None:
             text = self._redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
+        else:
+            self._note(self._journal.note_unwanted)
 
     def _note(self, note: Callable[[], None]) -> None:
         """Journal what can still be told without a journal, for as long as we live."""
@@ -211,10 +245,11 @@ class _TaskRun:
         except JournalError as error:
             self._log.error("not journalled", error=str(error))
 
-    async def _close(self, *, still_wanted: report.StillWanted | None = None) -> None:
-        """Tell the server everything; return when it has confirmed."""
+    async def _close(self, *, still_wanted: report.StillWanted | None = None) -> bool:
+        """Tell the server everything; return True when it has confirmed."""
         await self._sender.stop()
         self._decide()
+        await self._journal.save()
         await report.close_journal(
             self._client, self._journal, self._sender, self._task.id, still_wanted
         )
@@ -224,6 +259,7 @@ class _TaskRun:
             completed=outcome is not None and outcome.completed,
             reason=outcome.reason if outcome is not None else "ended by the server",
         )
+        return True
 
     async def _still_wanted(self) -> bool:
         """The last look before the report: a task the server has ended is not reported."""
@@ -249,7 +285,8 @@ class _TaskRun:
         try:
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(watch_cancel, self._client, self._task.id, server_stop)
-                outcome = await self._pipeline(server_stop, watchers)
+                with ExitStack() as place:  # a user's directory is given back before the report
+                    outcome = await self._pipeline(server_stop, watchers, place)
                 watchers.cancel_scope.cancel(reason="the work is done")
         except* Exception as group:  # noqa: BLE001 - a task's failure is reported, not raised
             raised = group
@@ -257,22 +294,39 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            outcome = outcomes.broken(_text_of(raised), work_dir=self._work_dir)
+            reason = getattr(next(_leaves(raised)), "reason", "")
+            outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
-    async def _pipeline(self, server_stop: trio.CancelScope, watchers: trio.Nursery) -> Outcome:
-        task = self._task
+    async def _pipeline(
+        self, server_stop: trio.CancelScope, watchers: trio.Nursery, place: ExitStack
+    ) -> Outcome:
+        runner = self._runner
         self._check()
-        chosen = choose(task, self._runner.config.workspaces_root, self._runner.live)
-        self._guards.enter_context(self._runner.live.hold(chosen.layout.env_root))
-        async with keep_lease(self._client, self._job.runtime.id, task.id):
-            prepare(task, self._kind, self._provider, chosen)
+        async with keep_lease(self._client, self._job.runtime.id, self._task.id):
+            local = await enter_local_directory(
+                self._task,
+                place,
+                client=self._client,
+                config=runner.config,
+                locks=runner.paths,
+                env=runner.env,
+            )
+            self._task = task = await runner.bundles.fill(self._job.runtime.id, self._task)
+            await runner.live.claim(*places(task, runner.config.workspaces_root))
+            chosen = choose(task, runner.config.workspaces_root, runner.live, local)
+            self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
+            records = runner.config.home.borrowed
+            chosen = place.enter_context(giving_back(chosen, task.id, records))
+            chosen = prepare(task, self._kind, self._provider, chosen)
+            self._guards.enter_context(noting(chosen.layout.env_root, task))
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
         self._work_dir = str(chosen.layout.work_dir)
         self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
+        self._grant_checkouts(chosen)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -288,6 +342,19 @@ class _TaskRun:
         if cap.cancelled_caught:
             self._end = "cap"
         return self._judge(self._end)
+
+    def _grant_checkouts(self, chosen: Prepared) -> None:
+        """Let the agent check out repositories, until the task's end."""
+        task, desk = self._task, self._runner.desk
+        if desk is not None:
+            grant = Grant(
+                task_id=task.id,
+                workspace_id=task.workspace_id,
+                agent_name=task.agent.name if task.agent is not None else "",
+                env_root=chosen.layout.env_root,
+                urls=frozenset(repo.url.strip() for repo in task.repos),
+            )
+            self._guards.enter_context(desk.grant(self._checkout_secret, grant))
 
     def _check(self) -> None:
         """Refuse what must not run at all. Raises TaskError."""
@@ -353,7 +420,7 @@ class _TaskRun:
                 pinned = True
                 session = Session(session_id=session_id, work_dir=self._work_dir)
                 self._journal.note_session(session)
-                watchers.start_soon(report.pin_session, self._client, self._task.id, session)
+                watchers.start_soon(self._pin, session)
 
         agent: Agent | None = None
         try:
@@ -373,11 +440,25 @@ class _TaskRun:
             if agent is not None:
                 self._results.append(agent.result)
 
+    async def _pin(self, session: Session) -> None:
+        """Keep the resume pointer, then tell it."""
+        await self._journal.save()
+        await report.pin_session(self._client, self._task.id, session)
+
     def _agent_run(self, chosen: Prepared, resume: str) -> AgentRun:
         """Say what the agent is to do, in its brief and its prompt, and with what."""
         task, config, provider = self._task, self._runner.config, self._provider
-        brief = render_brief(task, self._kind, provider=provider, resumed=bool(resume))
-        write_brief(chosen.layout, provider, brief)
+        brief = render_brief(
+            task,
+            self._kind,
+            provider=provider,
+            resumed=bool(resume),
+            skills_in=chosen.skills_in,
+            local=chosen.local is not None,
+        )
+        prompt = render_prompt(task, self._kind, resumed=bool(resume))
+        if not write_brief(chosen, provider, brief) and provider not in _INLINE_BRIEF:
+            prompt = f"{brief}\n{prompt}"
         env = build_environment(
             task,
             base=self._runner.env,
@@ -388,6 +469,7 @@ class _TaskRun:
             launcher=self._runner.launcher,
             tmp=self._tmp,
             as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+            checkout_secret=self._checkout_secret,
         )
         agent = task.agent
         mcp = agent.mcp_config if agent is not None else None
@@ -395,7 +477,7 @@ class _TaskRun:
             program=self._job.runtime.program,
             cwd=Path(self._work_dir),
             env=env,
-            prompt=render_prompt(task, self._kind, resumed=bool(resume)),
+            prompt=prompt,
             model=(agent.model if agent is not None else "") or config.models.get(provider, ""),
             thinking_level=agent.thinking_level if agent is not None else "",
             resume_session_id=resume,

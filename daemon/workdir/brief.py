@@ -17,7 +17,7 @@ import attrs
 from daemon.workdir import texts
 from daemon.workdir.context import fenced_json, quote
 from daemon.workdir.prompt import comment_hint, is_squad_leader, no_action_rule, reply_block
-from daemon.workdir.skills import FOLDERS, folder_for
+from daemon.workdir.skills import FALLBACK, folder_for
 from shared.wire.task import ClaimedTask, ProjectResource
 
 BEGIN: Final = b"<!-- BEGIN MULTICA-RUNTIME (auto-managed; do not edit) -->"
@@ -56,15 +56,27 @@ def written_brief(before: bytes | None, brief: str) -> bytes:
 
 
 def without_block(content: bytes) -> bytes | None:
-    """Return what the file held before the brief came; None if there was no file."""
+    """Return what the file held before the brief came; None if there was no file.
+
+    What somebody wrote behind the block meanwhile stays, on a line of its own.
+    """
     place = _locate(content)
     if place is None:
         return content
     start, end = place
     before, after = content[:start], content[end:]
-    if before.endswith(_SEPARATOR):
-        return before[: -len(_SEPARATOR)] + after
+    for separator in (_SEPARATOR, b"\r\n\r\n"):
+        if before.endswith(separator):
+            before = before[: -len(separator)]
+            glued = before and after and not before.endswith(b"\n")
+            return before + (separator[: len(separator) // 2] if glued else b"") + after
     return before + after or None
+
+
+def block_of(content: bytes) -> bytes:
+    """Return the block in a file as it stands there; b"" without one."""
+    start, end = _locate(content) or (0, 0)
+    return content[start:end]
 
 
 def _locate(content: bytes) -> tuple[int, int] | None:
@@ -91,6 +103,8 @@ class _Facts:
     kind: str
     provider: str
     resumed: bool
+    skills_in: str
+    local: bool
 
     @property
     def on_issue(self) -> bool:
@@ -100,9 +114,28 @@ class _Facts:
 _Section = tuple[str, Callable[[_Facts], str]]
 
 
-def render_brief(task: ClaimedTask, kind: str, *, provider: str, resumed: bool) -> str:
-    """Return the brief of a task; sections that do not apply or have nothing to say are left out."""
-    facts = _Facts(task=task, kind=kind, provider=provider, resumed=resumed)
+def render_brief(
+    task: ClaimedTask,
+    kind: str,
+    *,
+    provider: str,
+    resumed: bool,
+    skills_in: str = "",
+    local: bool = False,
+) -> str:
+    """Return the brief of a task; sections that do not apply or have nothing to say are left out.
+
+    `skills_in` is where the skills are if it is not the provider's usual place, `local` says that
+    the agent works in a directory of the user's.
+    """
+    facts = _Facts(
+        task=task,
+        kind=kind,
+        provider=provider,
+        resumed=resumed,
+        skills_in=skills_in or folder_for(provider),
+        local=local,
+    )
     parts = [texts.HEADER]
     for title, render in _SECTIONS:
         body = render(facts).strip()
@@ -236,10 +269,10 @@ def _skills(facts: _Facts) -> str:
     skills = (agent.skills if agent is not None else None) or []
     if not skills or facts.kind == "quick_create":
         return ""
-    if facts.provider in FOLDERS or facts.provider == "codex":
+    if facts.skills_in != FALLBACK:
         where = "These skills are installed; your program discovers them by itself."
     else:
-        where = f"These skills are in `{folder_for(facts.provider)}`; read a `SKILL.md` to use it."
+        where = f"These skills are in `{facts.skills_in}`; read a `SKILL.md` to use it."
     lines = [
         f"- {skill.name}"
         + (f": {' '.join(skill.description.split())}" if skill.description.strip() else "")
@@ -272,6 +305,7 @@ _SECTIONS: Final[tuple[_Section, ...]] = (
     ("Workspace Context", lambda facts: facts.task.workspace_context),
     ("Available Commands", _commands),
     ("Comment Formatting", _if_on_issue(texts.COMMENT_FORMATTING)),
+    ("Local Directory", lambda facts: texts.LOCAL_DIRECTORY if facts.local else ""),
     ("Repositories", _repositories),
     ("Project Context", _project),
     ("Issue Metadata", _if_on_issue(texts.METADATA)),

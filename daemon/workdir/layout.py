@@ -14,6 +14,7 @@ import attrs
 from shared.ids import InvalidId, canonical_id
 
 WORK_DIR: Final = "workdir"
+META: Final = ".gc_meta.json"
 
 
 class LayoutError(Exception):
@@ -22,13 +23,17 @@ class LayoutError(Exception):
 
 @attrs.frozen(kw_only=True)
 class Layout:
-    """One task's directories; `env_root` is ours alone, the agent works in `work_dir`."""
+    """One task's directories; `env_root` is ours alone, the agent works in `work_dir`.
+
+    `local` is the user's directory it works in instead of one of ours.
+    """
 
     env_root: Path
+    local: Path | None = None
 
     @property
     def work_dir(self) -> Path:
-        return self.env_root / WORK_DIR
+        return self.local if self.local is not None else self.env_root / WORK_DIR
 
     @property
     def output(self) -> Path:
@@ -42,6 +47,11 @@ class Layout:
     def tmp(self) -> Path:
         """The agent's TMPDIR: agent programs leave conversations in temporary files."""
         return self.env_root / "tmp"
+
+    @property
+    def meta(self) -> Path:
+        """Whose directory this is, for the reclaim."""
+        return self.env_root / META
 
     @property
     def manifest(self) -> Path:

@@ -11,22 +11,28 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import structlog
+import trio
 
-from daemon.workdir import sidecars
+from daemon.workdir.borrowed import Borrowed, give_back, give_back_left
 from daemon.workdir.brief import brief_file, without_block, written_brief
 from daemon.workdir.context import ISSUE_CONTEXT, RESOURCES, render_context, render_resources
+from daemon.workdir.errors import PrepareError
 from daemon.workdir.layout import Layout, LayoutError, layout_of, layout_of_prior
-from daemon.workdir.skills import SkillError, write_skills
+from daemon.workdir.local import LocalDirectory
+from daemon.workdir.sidecars import Sidecars, clean_up
+from daemon.workdir.skills import FALLBACK, SkillError, folder_for, plan_skills
 from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 BRIEF_FILES: Final = ("CLAUDE.md", "AGENTS.md")
 
@@ -34,23 +40,39 @@ SHORT: Final = 60
 """Bytes of a TMPDIR that leave enough room for the names of sockets."""
 
 
-class PrepareError(Exception):
-    """The working directory cannot be made; the text is meant for the task's error field."""
-
-
 @attrs.frozen(kw_only=True)
 class Prepared:
-    """A directory ready for an agent. `reused`: it is the one the prior task worked in."""
+    """A directory for an agent. `reused`: it is the one the prior task worked in.
+
+    `borrowed` is what is known of a user's directory; None for one of ours. `skills_in` says where
+    the skills are, below the directory.
+    """
 
     layout: Layout
     reused: bool
+    local: LocalDirectory | None = None
+    borrowed: Borrowed | None = attrs.field(default=None, eq=False)
+    skills_in: str = ""
+
+
+@attrs.define(eq=False)
+class _Reclaim:
+    """Somebody is about to remove an env root; `scope` calls that off until it is done."""
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    over: trio.Event = attrs.field(factory=trio.Event)
 
 
 class LiveRoots:
-    """The env roots in use by this daemon's tasks. Only `hold` changes the set."""
+    """The env roots in use by this daemon's tasks, and those about to be reclaimed.
+
+    Tasks come first: a reclaim takes only what nobody holds, and a task that comes meanwhile calls
+    it off. Only `hold` and `reclaim` change the sets.
+    """
 
     def __init__(self) -> None:
         self._roots: set[Path] = set()
+        self._reclaims: dict[Path, _Reclaim] = {}
 
     def __contains__(self, root: Path) -> bool:
         return root in self._roots
@@ -66,27 +88,88 @@ class LiveRoots:
         finally:
             self._roots.remove(root)
 
+    async def claim(self, *roots: Path) -> None:
+        """Call off what would remove these env roots; nobody removes them before the next await."""
+        while under_way := [self._reclaims[root] for root in roots if root in self._reclaims]:
+            for reclaim in under_way:
+                reclaim.scope.cancel(reason="a task needs the directory")
+                await reclaim.over.wait()
 
-def choose(task: ClaimedTask, root: Path, live: LiveRoots) -> Prepared:
+    async def reclaim(self, root: Path, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do `work`, which removes the env root; None if a task has it or took it meanwhile.
+
+        When `work` returns the root is gone, or stays. It must bear being cancelled.
+        """
+        if root in self._roots or root in self._reclaims:
+            return None
+        reclaim = self._reclaims[root] = _Reclaim()
+        result: T | None = None
+        try:
+            with reclaim.scope:
+                result = await work()
+        finally:
+            del self._reclaims[root]
+            reclaim.over.set()
+        return result
+
+
+def places(task: ClaimedTask, root: Path) -> list[Path]:
+    """The env roots a task may work in."""
+    found = []
+    prior = layout_of_prior(root, task.workspace_id, task.prior_work_dir)
+    if prior is not None:
+        found.append(prior.env_root)
+    with suppress(LayoutError):
+        found.append(layout_of(root, task.workspace_id, task.id).env_root)
+    return found
+
+
+def choose(
+    task: ClaimedTask, root: Path, live: LiveRoots, local: LocalDirectory | None = None
+) -> Prepared:
     """Choose the task's directory: the prior one if it is ours, there and free, else its own.
 
-    Nothing is written. Raises PrepareError.
+    With `local` it is the user's, whatever the task did before. Nothing is written. Raises
+    PrepareError.
     """
     prior = layout_of_prior(root, task.workspace_id, task.prior_work_dir)
     if (
-        prior is not None
+        local is None
+        and prior is not None
         and prior.env_root not in live
         and prior.work_dir.is_dir()
         and not prior.work_dir.is_symlink()
+        and not prior.env_root.is_symlink()
     ):
         return Prepared(layout=prior, reused=True)
     try:
-        return Prepared(layout=layout_of(root, task.workspace_id, task.id), reused=False)
+        layout = layout_of(root, task.workspace_id, task.id)
     except LayoutError as error:
         raise PrepareError(str(error)) from error
+    if local is not None:
+        layout = attrs.evolve(layout, local=local.path)
+    return Prepared(layout=layout, reused=False, local=local)
 
 
-def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> None:
+@contextmanager
+def giving_back(chosen: Prepared, task_id: str, records: Path) -> Iterator[Prepared]:
+    """Lend a user's directory for the block: afterwards it is as it was (spec 05 §14).
+
+    Entered before the first write, so that a failure half way leaves nothing either. `records` is
+    the folder of what is borrowed. For one of our own directories it does nothing.
+    """
+    if chosen.local is None:
+        yield chosen
+        return
+    give_back_left(records, chosen.local.path)
+    borrowed = Borrowed(records, task_id, chosen.local.path, chosen.layout.env_root)
+    try:
+        yield attrs.evolve(chosen, borrowed=borrowed)
+    finally:
+        give_back(borrowed.path)
+
+
+def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> Prepared:
     """Create or refresh the directories, context files and skills (spec 05 §2, §10).
 
     A fresh directory that exists already is from an earlier delivery of the same task, which never
@@ -97,14 +180,22 @@ def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> No
         if not chosen.reused and layout.env_root.exists():
             shutil.rmtree(layout.env_root)
         layout.env_root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for folder in (layout.work_dir, layout.output, layout.logs, layout.tmp):
+        folders = (layout.output, layout.logs, layout.tmp)
+        for folder in folders if chosen.local is not None else (layout.work_dir, *folders):
             folder.mkdir(mode=0o755, exist_ok=True)
         if chosen.reused:
-            sidecars.clean_up(layout.manifest, below=layout.work_dir)
+            clean_up(layout.manifest, below=layout.work_dir)
             _remove_foreign_briefs(layout.work_dir, provider)
-        _write_sidecars(task, kind, provider, layout)
+        planned = Sidecars(layout.work_dir)
+        skills_in = _plan(task, kind, provider, layout, planned)
+        if chosen.borrowed is not None and chosen.local is not None:
+            chosen.borrowed.put(planned, brief_file(provider), chosen.local.excludes)
+        else:
+            planned.save(layout.manifest)
+            planned.create()
     except (OSError, SkillError) as error:
         raise PrepareError(f"cannot prepare {layout.work_dir}: {error}") from error
+    return attrs.evolve(chosen, skills_in=skills_in)
 
 
 @contextmanager
@@ -130,31 +221,39 @@ def short_path(folder: Path) -> Iterator[Path]:
         link.unlink(missing_ok=True)
 
 
-def write_brief(layout: Layout, provider: str, brief: str) -> None:
-    """Put the brief into the provider's file, around whatever else it holds; failing only warns."""
+def write_brief(chosen: Prepared, provider: str, brief: str) -> bool:
+    """Put the brief into the provider's file, around whatever else it holds.
+
+    False if it is in no file: then the agent must be told in another way.
+    """
     name = brief_file(provider)
     if name is None:
-        return
-    path = layout.work_dir / name
+        return False
+    if chosen.borrowed is not None:
+        return chosen.borrowed.write_brief(name, brief)
+    path = chosen.layout.work_dir / name
     try:
         before = path.read_bytes() if path.exists() else None
         path.write_bytes(written_brief(before, brief))
     except OSError as error:
         log.warning("brief not written", path=str(path), error=str(error))
+        return False
+    return True
 
 
-def _write_sidecars(task: ClaimedTask, kind: str, provider: str, layout: Layout) -> None:
+def _plan(task: ClaimedTask, kind: str, provider: str, layout: Layout, planned: Sidecars) -> str:
+    """Plan context files and skills; return where the skills are, below the work directory."""
     skills = (task.agent.skills if task.agent is not None else None) or []
-    created = sidecars.Sidecars(layout.manifest)
-    try:
-        context = render_context(task, kind, [skill.name for skill in skills])
-        created.write(layout.work_dir / ISSUE_CONTEXT, context)
-        resources = render_resources(task)
-        if resources is not None:
-            created.write(layout.work_dir / RESOURCES, resources)
-        write_skills(layout.work_dir, provider, skills, created)
-    finally:
-        created.save()
+    names = [skill.name for skill in skills]
+    planned.write(layout.work_dir / ISSUE_CONTEXT, render_context(task, kind, names))
+    resources = render_resources(task)
+    if resources is not None:
+        planned.write(layout.work_dir / RESOURCES, resources)
+    place = folder_for(provider)
+    if not planned.reaches(layout.work_dir / place):
+        place = FALLBACK  # a link of the user's leads out of the directory
+    plan_skills(layout.work_dir / place, skills, planned)
+    return place
 
 
 def _remove_foreign_briefs(work_dir: Path, provider: str) -> None:

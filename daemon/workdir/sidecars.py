@@ -1,73 +1,128 @@
 """The files we put into a working directory, remembered so that exactly they can be taken out.
 
 A path that exists already is the user's or the agent's: it is never written and never removed
-(spec 05 §14). The manifest lies beside the working directory, not in it. All calls are small and
-synchronous.
+(spec 05 §14). What will be created is planned first and listed in the manifest before the first
+of it is there, so that a crash at any moment leaves nothing that nobody knows of. The manifest
+lies beside the working directory, not in it. All calls are small and synchronous.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
+
+from shared.home import write_private
 
 log = structlog.get_logger(__name__)
 
 
 class Sidecars:
-    """Records what it creates; `save` writes the manifest."""
+    """A plan of directories and files below `root`; `create` carries it out."""
 
-    def __init__(self, manifest: Path) -> None:
-        self._manifest = manifest
-        self._files: list[str] = []
-        self._dirs: list[str] = []
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = root.resolve()
+        self.files: dict[Path, bytes] = {}
+        self.dirs: list[Path] = []
+        self.skills: list[Path] = []
+
+    def is_taken(self, path: Path) -> bool:
+        """Whether anything is there or will be."""
+        return os.path.lexists(path) or path in self.files or path in self.dirs
+
+    def reaches(self, path: Path) -> bool:
+        """Whether the path can be made inside the root: no file and no link leads elsewhere."""
+        there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        return there.is_dir() and there.resolve().is_relative_to(self._real)
 
     def make_dir(self, path: Path) -> None:
-        """Create a directory and its missing parents; what existed is not recorded."""
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        self._dirs += [str(folder) for folder in reversed(missing)]
+        """Plan a directory and its missing parents; what exists is not ours."""
+        for folder in reversed((path, *path.parents)):
+            if not self.is_taken(folder):
+                self.dirs.append(folder)
+
+    def make_skill(self, path: Path) -> None:
+        """Plan a directory that is ours with everything that comes into it."""
+        self.make_dir(path)
+        self.skills.append(path)
 
     def write(self, path: Path, text: str) -> bool:
-        """Create a file, its parents too; False, and nothing written, if anything is there."""
-        if path.exists() or path.is_symlink():
+        """Plan a file, its parents too; False, and nothing planned, if it cannot be ours."""
+        if self.is_taken(path) or not self.reaches(path.parent):
             return False
         self.make_dir(path.parent)
-        path.write_text(text, encoding="utf-8", errors="replace", newline="")
-        self._files.append(str(path))
+        self.files[path] = text.encode("utf-8", "replace")
         return True
 
-    def save(self) -> None:
-        manifest = {"files": self._files, "dirs": self._dirs}
-        self._manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    def create(self) -> None:
+        """Make everything. What somebody else has made since the plan is left alone."""
+        for folder in self.dirs:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o755)
+        for path, data in self.files.items():
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                log.warning("file came up meanwhile; left alone", path=str(path))
+
+    def save(self, manifest: Path) -> None:
+        """Write the manifest: on disk before `create`."""
+        listed = {
+            "files": [str(path) for path in self.files],
+            "dirs": [str(path) for path in self.dirs],
+            "skills": [str(path) for path in self.skills],
+        }
+        write_private(manifest, json.dumps(listed, indent=2) + "\n")
 
 
 def clean_up(manifest: Path, *, below: Path) -> None:
     """Remove what an earlier manifest lists below `below`, then the manifest; never user content.
 
-    Directories that are not empty stay. Entries outside `below` are ignored: a manifest that an
-    agent changed must not reach further than the agent could.
+    A skill's directory goes with all that is in it, or the next run would put its successor under
+    another name; other directories only if they are empty. Entries outside `below` are ignored: a
+    manifest that an agent changed must not reach further than the agent could.
     """
     try:
-        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        listed: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
         files, dirs = _paths(listed["files"], below), _paths(listed["dirs"], below)
+        skills = _paths(listed.get("skills", ()), below)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("sidecar manifest unreadable", path=str(manifest), error=str(error))
         return
+    for path in skills:
+        if not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
     for path in files:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-    for path in sorted(dirs, key=lambda each: len(each.parts), reverse=True):
+    for path in deepest_first(dirs):
         with contextlib.suppress(OSError):  # not empty: someone else's content
             path.rmdir()
     manifest.unlink(missing_ok=True)
 
 
+def deepest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda each: len(each.parts), reverse=True)
+
+
 def _paths(texts: Iterable[object], below: Path) -> list[Path]:
-    paths = [Path(text) for text in texts if isinstance(text, str)]
-    return [path for path in paths if ".." not in path.parts and path.is_relative_to(below)]
+    """The listed paths that are below `below`, links on the way resolved."""
+    real = below.resolve()
+    return [
+        path
+        for path in (Path(text) for text in texts if isinstance(text, str))
+        if ".." not in path.parts
+        and path != below
+        and path.is_relative_to(below)
+        and path.parent.resolve().is_relative_to(real)
+    ]

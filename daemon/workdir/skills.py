@@ -6,13 +6,13 @@ is checked, wherever the skill came from. Only the writing touches the disk.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from daemon.workdir.frontmatter import with_frontmatter
 from daemon.workdir.sidecars import Sidecars
 from shared.wire.task import Skill
 
@@ -34,8 +34,10 @@ FOLDERS: Final = {
 FALLBACK: Final = ".agent_context/skills"
 """Where the others' skills are put; the brief says so."""
 
+SLUG_LIMIT: Final = 200
+"""File systems take names of 255 bytes; some room is for the suffix of a second one."""
+
 _ATTEMPTS: Final = 64
-_NAME_LINE = re.compile(r"^name:[ \t]*\S", re.MULTILINE)
 
 
 class SkillError(Exception):
@@ -46,15 +48,15 @@ def folder_for(provider: str) -> str:
     return FOLDERS.get(provider, FALLBACK)
 
 
-def write_skills(
-    work_dir: Path, provider: str, skills: Sequence[Skill], sidecars: Sidecars
-) -> None:
-    """Write each skill into a directory of its own. Raises SkillError, OSError."""
-    parent = work_dir / folder_for(provider)
+def plan_skills(parent: Path, skills: Sequence[Skill], sidecars: Sidecars) -> None:
+    """Plan a directory of its own for each skill. Raises SkillError."""
+    if skills and not sidecars.reaches(parent):
+        raise SkillError(f"skills cannot be put into {parent}")
     for skill in skills:
-        folder = _free_folder(parent, slug(skill.name))
-        sidecars.make_dir(folder)
-        sidecars.write(folder / "SKILL.md", with_frontmatter(skill, folder.name))
+        folder = _free_folder(parent, slug(skill.name), sidecars)
+        sidecars.make_skill(folder)
+        text = with_frontmatter(skill.content, name=folder.name, description=skill.description)
+        sidecars.write(folder / "SKILL.md", text)
         for file in skill.files:
             path = check_path(skill.name, file.path)
             if path.lower() == "skill.md":
@@ -64,8 +66,9 @@ def write_skills(
 
 
 def slug(name: str) -> str:
-    """Return the directory name a skill's name stands for."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "skill"
+    """Return the directory name a skill's name stands for, at most SLUG_LIMIT characters."""
+    whole = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return whole[:SLUG_LIMIT].strip("-") or "skill"
 
 
 def check_path(skill: str, path: str) -> str:
@@ -84,38 +87,10 @@ def check_path(skill: str, path: str) -> str:
     return clean
 
 
-def with_frontmatter(skill: Skill, name: str) -> str:
-    """Return the skill's text with a frontmatter that at least names it."""
-    text = skill.content
-    block = _frontmatter(text)
-    if block is None:
-        lines = [f"name: {name}"]
-        if skill.description.strip():
-            lines.append(f"description: {_quoted(skill.description)}")
-        return "---\n" + "\n".join(lines) + "\n---\n\n" + text
-    if _NAME_LINE.search(block):
-        return text
-    opening = text.index("\n") + 1
-    return f"{text[:opening]}name: {name}\n{text[opening:]}"
-
-
-def _frontmatter(text: str) -> str | None:
-    """Return what stands between the opening and the closing `---` lines, or None."""
-    opening = re.match(r"---\r?\n", text)
-    if opening is None:
-        return None
-    closing = re.search(r"^---\r?$", text[opening.end() :], re.MULTILINE)
-    return text[opening.end() :][: closing.start()] if closing is not None else None
-
-
-def _quoted(description: str) -> str:
-    return json.dumps(" ".join(description.split()), ensure_ascii=False)
-
-
-def _free_folder(parent: Path, name: str) -> Path:
+def _free_folder(parent: Path, name: str, sidecars: Sidecars) -> Path:
     for attempt in range(_ATTEMPTS):
         suffix = "" if attempt == 0 else "-multica" if attempt == 1 else f"-multica-{attempt}"
         folder = parent / (name + suffix)
-        if not folder.exists() and not folder.is_symlink():
+        if not sidecars.is_taken(folder):
             return folder
     raise SkillError(f"no free directory for skill {name!r} in {parent}")

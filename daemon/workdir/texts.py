@@ -61,6 +61,12 @@ afterwards (`rm`; on Windows `Remove-Item`). Never pass the body inline, because
 substitutes in it; never through a here-document on stdin, because it can swallow flags and old \
 Windows shells lose non-ASCII text. Line breaks are real line breaks in the file, never `\\n`."""
 
+LOCAL_DIRECTORY: Final = """\
+You work in a directory of the user's own, not in a scratch copy: what you change there is changed. \
+The instructions between the MULTICA-RUNTIME marks, `.agent_context`, `.multica` and the skills that \
+were installed for you are taken out again when you have ended; never commit them and leave the marks \
+alone."""
+
 REPOSITORIES: Final = """\
 Check one out with `bullpen repo checkout <url> [--ref <branch-or-sha>]`: you get a worktree on a \
 branch of its own. Nothing is checked out beforehand. The repositories of this task:"""

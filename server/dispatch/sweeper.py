@@ -21,6 +21,7 @@ import attrs
 import structlog
 import trio
 
+from server.config import Kept
 from server.consequences import Consequence, TaskAvailable
 from server.database import Database
 from server.dispatch import events
@@ -46,7 +47,6 @@ _SILENCE: Final = timedelta(seconds=7200)
 """Without a transcript row for so long, a long run counts as stuck; a single tool call may take this
 long. The reference ends every run after 9000 s, working or not."""
 
-_FORGET: Final = timedelta(days=7)
 _REDELIVER_AFTER: Final = timedelta(seconds=REDELIVER_AFTER)
 _DUE: Final = timedelta(minutes=2)
 """How long a parked task is announced: far more than a round, so that one round may be lost."""
@@ -79,6 +79,8 @@ class Settings(Protocol):
     def offline_grace(self) -> float: ...
     @property
     def sweep_interval(self) -> float: ...
+    @property
+    def kept(self) -> Kept: ...
 
 
 @attrs.frozen
@@ -119,11 +121,15 @@ async def run_sweeper(
     while True:
         await trio.sleep(config.sweep_interval)
         grown_up = trio.current_time() - start >= config.offline_after
-        for rule in rules(config.offline_after, config.offline_grace, judge_silence=grown_up):
+        for rule in rules(
+            config.offline_after, config.offline_grace, judge_silence=grown_up, kept=config.kept
+        ):
             await _apply(database, hub, rule)
 
 
-def rules(offline_after: float, grace: float = 900.0, *, judge_silence: bool = True) -> list[Rule]:
+def rules(
+    offline_after: float, grace: float = 900.0, *, judge_silence: bool = True, kept: Kept = Kept()
+) -> list[Rule]:
     """The rules in the order they run: a task of a lost machine is not merely late."""
     silence = [
         Rule(partial(stale_runtimes, after=timedelta(seconds=offline_after))),
@@ -137,7 +143,7 @@ def rules(offline_after: float, grace: float = 900.0, *, judge_silence: bool = T
         Rule(stuck_tasks),
         Rule(expired_tasks),
         Rule(due_tasks, drains=False),
-        Rule(forget),
+        Rule(partial(forget, kept=kept)),
     ]
 
 
@@ -203,12 +209,17 @@ async def due_tasks(conn: Connection) -> list[Consequence]:
     return [TaskAvailable(row["runtime_id"], row["id"]) for row in rows]
 
 
-async def forget(conn: Connection) -> list[Consequence]:
+async def forget(conn: Connection, *, kept: Kept = Kept()) -> list[Consequence]:
     """Rows that have no further use: dead tokens, machines that nothing refers to."""
     await conn.execute(SQL.forget_tokens)
     await conn.execute(SQL.forget_daemon_tokens)
-    await conn.execute(SQL.forget_records)
-    rows = await conn.fetch(SQL.forget_runtimes, _FORGET)
+    await conn.execute(
+        SQL.forget_records,
+        timedelta(seconds=kept.deliveries),
+        timedelta(seconds=kept.skipped_runs),
+        timedelta(seconds=kept.archived),
+    )
+    rows = await conn.fetch(SQL.forget_runtimes, timedelta(seconds=kept.machines))
     return [
         events.runtimes_changed(workspace_id, action="runtime_gc")
         for workspace_id in sorted({row["workspace_id"] for row in rows})

@@ -24,7 +24,7 @@ from server.push.peer import control_of, run_peer
 from server.store import access
 from server.store.queries import Connection
 from server.store.tasks import Caller
-from server.web import auth, health
+from server.web import auth
 from server.web.answers import error_answer
 from server.web.auth import Actor
 from server.web.context import Services, services
@@ -162,10 +162,10 @@ async def _answer(parts: Services, actor: Actor, noted: dict[str, bool]) -> list
         acks, consequences = await parts.database.write(unit)
     except Exception as error:  # noqa: BLE001 - whatever it is, silence is the protocol's answer
         log.warning("heartbeats were not taken", count=len(noted), error=str(error))
-        health.BEATS.labels("failed").inc(len(noted))
+        parts.hub.tally.beats["failed"] += len(noted)
         return []
     parts.hub.announce(consequences)
-    health.BEATS.labels("taken").inc(len(acks))
+    parts.hub.tally.beats["taken"] += len(acks)
     return list(acks)
 
 

@@ -11,10 +11,12 @@ and `member:<workspace id>:<user id>` mark sockets that close when that right is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import attrs
 import structlog
 import trio
 
@@ -45,6 +47,7 @@ class Peer:
         self.code = 1000
         self.reason = ""
         self.topics: set[str] = set()
+        self.tally = hub.tally
         self._hub = hub
 
     def subscribe(self, topic: str) -> None:
@@ -66,6 +69,28 @@ class Peer:
             self.closing.set()
 
 
+@attrs.define
+class Tally:
+    """Numbers for whoever measures; changed by the sockets, the relay and the hub as they go."""
+
+    opened: Counter[str] = attrs.field(factory=Counter)
+    closed: Counter[str] = attrs.field(factory=Counter)
+    frames: Counter[str] = attrs.field(factory=Counter)
+    """Received, by kind of socket, as the two above."""
+    beats: Counter[str] = attrs.field(factory=Counter)
+    """Heartbeats that came over sockets: taken, failed."""
+    wakeups: Counter[str] = attrs.field(factory=Counter)
+    """Tasks that were told to a runtime: hit when its daemon listened here, miss otherwise."""
+    relayed: Counter[str] = attrs.field(factory=Counter)
+    """Consequences: in, out."""
+    resyncs: int = 0
+
+    @property
+    def open(self) -> dict[str, int]:
+        """Sockets that are open now, by kind."""
+        return {name: count - self.closed[name] for name, count in self.opened.items()}
+
+
 class Hub:
     """Who wants to hear what. Everything here is synchronous: no lock is needed."""
 
@@ -73,6 +98,8 @@ class Hub:
         self.topics: dict[str, set[Peer]] = {}
         self.peers: set[Peer] = set()
         self.evictions = 0
+        self.tally = Tally()
+        self._own_observers: list[Observer] = []
         self._observers: list[Observer] = []
         self._outgoing: tuple[
             trio.MemorySendChannel[Consequence], trio.MemoryReceiveChannel[Consequence]
@@ -89,6 +116,10 @@ class Hub:
         self._observers.append(observer)
         self._missed_observers.append(missed)
 
+    def observe_own(self, observer: Observer) -> None:
+        """Have what this process announces, and nothing else, shown to `observer`."""
+        self._own_observers.append(observer)
+
     def missed_news(self) -> None:
         """Other processes announced something we did not hear."""
         for missed in self._missed_observers:
@@ -102,6 +133,8 @@ class Hub:
     def announce(self, consequences: Iterable[Consequence]) -> None:
         """Tell this process's peers now, and other processes soon."""
         for consequence in consequences:
+            for observer in self._own_observers:
+                observer(consequence)
             self.deliver(consequence)
             if self._relaying:
                 try:
@@ -131,6 +164,7 @@ class Hub:
             self._deliver_event(consequence)
         elif isinstance(consequence, TaskAvailable):
             topic = f"runtime:{consequence.runtime_id}"
+            self.tally.wakeups["hit" if topic in self.topics else "miss"] += 1
             self._send(
                 {topic}, lambda: frame.task_available(consequence.runtime_id, consequence.task_id)
             )

@@ -16,7 +16,6 @@ import trio
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from server.push.hub import Peer
-from server.web import health
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +88,7 @@ async def run_peer(
                 break
             except KeyError:
                 continue  # a binary message: nothing of ours
-            health.FRAMES.labels(name).inc()
+            peer.tally.frames[name] += 1
             take(text)
         left = True
         scope.cancel(reason="peer left")
@@ -118,7 +117,7 @@ async def run_peer(
         await peer.closing.wait()
         scope.cancel(reason=peer.reason)
 
-    health.SOCKETS.labels(name).inc()
+    peer.tally.opened[name] += 1
     try:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as parts:
@@ -129,7 +128,7 @@ async def run_peer(
                 if work is not None:
                     parts.start_soon(work)  # type: ignore[arg-type]
     finally:
-        health.SOCKETS.labels(name).dec()
+        peer.tally.closed[name] += 1
     if not left:
         await close(websocket, peer.code, peer.reason)
 

@@ -22,7 +22,6 @@ from server.consequences import Consequence, ProfilesChanged, TaskAvailable, Tok
 from server.database import Database
 from server.push.hub import RESTART, Hub
 from server.store.queries import Connection
-from server.web import health
 from shared import codec
 from shared.supervise import Backoff, supervise
 from shared.wire.event import Event
@@ -137,7 +136,7 @@ class _Relay:
 
     def _catch_up(self, why: str) -> None:
         log.warning("sending every socket off to catch up", why=why)
-        health.RELAY_GAPS.inc()
+        self._hub.tally.resyncs += 1
         self._hub.missed_news()
         self._hub.close_all(RESTART, "catch up")
 
@@ -155,7 +154,7 @@ class _Relay:
                 continue
             if gap:
                 self._catch_up("another server's announcements were lost")
-            health.RELAYED.labels("in").inc(len(batch))
+            self._hub.tally.relayed["in"] += len(batch)
             for consequence in batch:
                 self._hub.deliver(consequence)
 
@@ -173,7 +172,7 @@ class _Relay:
             parts = split(self._me, self._number, write(batch))
             unit: Any = partial(_notify, parts=parts)
             await self._database.write(unit, one_statement=True)
-            health.RELAYED.labels("out").inc(len(batch))
+            self._hub.tally.relayed["out"] += len(batch)
 
 
 def _notify(conn: Connection, parts: list[str]) -> Awaitable[Any]:

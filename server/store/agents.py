@@ -207,7 +207,11 @@ async def active_on_runtime(conn: Connection, runtime_id: str) -> list[str]:
 
 
 async def delete_runtime(conn: Connection, runtime_id: str) -> None:
-    """Delete a locked runtime without active agents, and the archived agents bound to it."""
+    """Delete a locked runtime without active agents, and the archived agents bound to it.
+
+    With them go archived squads that they led; active ones must not be there.
+    """
+    await conn.execute(SQL.delete_archived_squads, runtime_id)
     await conn.execute(SQL.delete_archived_agents, runtime_id)
     await conn.execute(SQL.delete_runtime, runtime_id)
 

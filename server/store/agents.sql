@@ -130,6 +130,26 @@ where (t.runtime_id = $1 or a.runtime_id = $1)
 order by t.id
 limit 10000;
 
+-- name: squads_led_from
+-- Squads in use whose leader is bound to a runtime.
+select s.name from squad s join agent a on a.id = s.leader_id
+where a.runtime_id = $1 and s.archived_at is null
+order by s.name
+limit 10;
+
+-- name: delete_archived_squads
+-- Squads nobody uses any more, which would keep their leader from being deleted.
+delete from squad s using agent a
+where a.id = s.leader_id and a.runtime_id = $1 and s.archived_at is not null;
+
+-- name: pause_autopilots
+-- What starts by itself and would be done on a runtime. Returns what changed.
+update autopilot p set status = 'paused', updated_at = now()
+from agent a
+where p.assignee_type = 'agent' and p.assignee_id = a.id and a.runtime_id = $1
+  and p.workspace_id = a.workspace_id and p.status = 'active'
+returning p.id;
+
 -- name: delete_archived_agents
 delete from agent where runtime_id = $1 and archived_at is not null;
 

@@ -23,3 +23,10 @@ async def bind_to_comment(
     if attachment_ids:
         args = (issue.workspace_id, issue.id, comment_id, list(attachment_ids))
         await conn.execute(SQL.bind_comment, *args)
+
+
+async def release_from_comment(
+    conn: Connection, issue: Issue, comment_id: str, kept: Sequence[str]
+) -> None:
+    """Take all files but some from a comment; they stay with its issue."""
+    await conn.execute(SQL.release_comment, issue.id, comment_id, list(kept))

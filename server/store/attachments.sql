@@ -50,3 +50,8 @@ where workspace_id = $1 and id = any($3::uuid[])
 update attachment set comment_id = $3
 where workspace_id = $1 and id = any($4::uuid[]) and comment_id is null
   and (issue_id = $2 or (issue_id is null and chat_session_id is null));
+
+-- name: release_comment
+-- Those a comment no longer carries stay with its issue. $1 issue, $2 comment, $3 those it keeps
+update attachment set comment_id = null, issue_id = coalesce(issue_id, $1)
+where comment_id = $2 and id <> all($3::uuid[]);

@@ -35,6 +35,7 @@ __all__ = [
     "revoke_token",
     "update_user",
     "update_workspace",
+    "user_of",
     "workspaces_of",
 ]
 
@@ -53,13 +54,13 @@ class TokenState:
 async def get_user(conn: Connection, user_id: str) -> User | None:
     """Return the user, or None when the account is gone."""
     row = await conn.fetchrow(SQL.get_user, user_id)
-    return None if row is None else _user(row)
+    return None if row is None else user_of(row)
 
 
 async def update_user(conn: Connection, user_id: str, changes: Mapping[str, Any]) -> User | None:
     """Write the given columns and no others; None when the account is gone."""
     row = await conn.fetchrow(SQL.update_user, user_id, dict(changes))
-    return None if row is None else _user(row)
+    return None if row is None else user_of(row)
 
 
 async def workspaces_of(
@@ -153,7 +154,8 @@ async def find_token(conn: Connection, token_hash: str) -> TokenState | None:
     return TokenState(user_id=row["user_id"], expires_at=row["expires_at"], valid=row["valid"])
 
 
-def _user(row: Record) -> User:
+def user_of(row: Record) -> User:
+    """A row of app_user as callers see it."""
     return User(
         id=row["id"],
         name=row["name"],

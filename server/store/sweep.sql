@@ -142,22 +142,25 @@ delete from task_token where expires_at < statement_timestamp();
 delete from daemon_token where expires_at < statement_timestamp();
 
 -- name: forget_records
--- What is kept for looking back, and only for a while: calls of webhooks 30 days, requests to
--- machines an hour, runs that were skipped 90 days, what people archived half a year. Each time at
--- most a batch of each, so that a long pause is made up for in pieces.
+-- What is kept for looking back, and only for a while: calls of webhooks for $1, runs that were
+-- skipped for $2, what people archived for $3, requests to machines an hour. Each time at most a batch
+-- of each, so that a long pause is made up for in pieces.
 with calls as (
     delete from webhook_delivery where id in (
-        select id from webhook_delivery where received_at < now() - interval '30 days' limit 1000)
+        select id from webhook_delivery where received_at < now() - $1::interval limit 1000)
 ), requests as (
     delete from runtime_request where id in (
         select id from runtime_request where expires_at < now() - interval '1 hour' limit 1000)
 ), links as (
     delete from sign_in_link where code_hash in (
         select code_hash from sign_in_link where expires_at < now() - interval '1 day' limit 1000)
+), codes as (
+    delete from verification_code where id in (
+        select id from verification_code where expires_at < now() - interval '1 day' limit 1000)
 ), runs as (
     delete from autopilot_run where id in (
         select id from autopilot_run
-        where status = 'skipped' and completed_at < now() - interval '90 days' limit 1000)
+        where status = 'skipped' and completed_at < now() - $2::interval limit 1000)
 )
 delete from inbox_item where id in (
-    select id from inbox_item where archived and created_at < now() - interval '180 days' limit 1000);
+    select id from inbox_item where archived and created_at < now() - $3::interval limit 1000);

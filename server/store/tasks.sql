@@ -409,8 +409,19 @@ with task as (
     set input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
         cache_read_tokens = excluded.cache_read_tokens,
         cache_write_tokens = excluded.cache_write_tokens, updated_at = now()
+    returning *
 )
-select * from task;
+select task.*, array(
+    -- what was there before this statement, which is what a statement sees
+    select jsonb_build_object('provider', n.provider, 'model', n.model,
+        'input', n.input_tokens - coalesce(o.input_tokens, 0),
+        'output', n.output_tokens - coalesce(o.output_tokens, 0),
+        'cache_read', n.cache_read_tokens - coalesce(o.cache_read_tokens, 0),
+        'cache_write', n.cache_write_tokens - coalesce(o.cache_write_tokens, 0))
+    from stored n
+    left join task_usage o on o.task_id = n.task_id and o.provider = n.provider
+        and o.model = n.model) as grown
+from task;
 
 -- name: pending_of_runtime
 -- What a runtime has before it: queued for it, or claimed by it and not started. At most 1000.

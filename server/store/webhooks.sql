@@ -7,6 +7,13 @@ select t.id, t.autopilot_id, t.enabled, t.provider, t.signing_secret, t.event_fi
 from autopilot_trigger t join autopilot p on p.id = t.autopilot_id
 where t.webhook_token = $1 and t.kind = 'webhook';
 
+-- name: trigger_by_id
+-- As trigger_by_token. $1 trigger
+select t.id, t.autopilot_id, t.enabled, t.provider, t.signing_secret, t.event_filters, t.timezone,
+       p.workspace_id, p.status as autopilot_status
+from autopilot_trigger t join autopilot p on p.id = t.autopilot_id
+where t.id = $1;
+
 -- name: recent
 -- How many calls came in the last minute. $1 trigger
 select count(*) from webhook_delivery
@@ -15,10 +22,11 @@ where trigger_id = $1 and received_at > now() - interval '1 minute';
 -- name: record
 -- No row when a call with this key was taken already. $1 workspace, $2 autopilot, $3 trigger,
 -- $4 provider, $5 event, $6 key, $7 what of the signature, $8 status, $9 content type, $10 body,
--- $11 error
+-- $11 error, $12 the call it repeats, or null
 insert into webhook_delivery (workspace_id, autopilot_id, trigger_id, provider, event, dedupe_key,
-    signature_status, status, content_type, raw_body, error, attempt_count, last_attempt_at)
-values ($1, $2, $3, $4, $5, nullif($6, ''), $7, $8, $9, $10, nullif($11, ''), 1, now())
+    signature_status, status, content_type, raw_body, error, replayed_from_id, attempt_count,
+    last_attempt_at)
+values ($1, $2, $3, $4, $5, nullif($6, ''), $7, $8, $9, $10, nullif($11, ''), $12, 1, now())
 on conflict (trigger_id, dedupe_key)
     where dedupe_key is not null and status not in ('rejected', 'failed') do nothing
 returning id;

@@ -6,6 +6,7 @@ the caller learns nothing but that it happened.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -56,8 +57,13 @@ def error_answer(error: errors.DomainError) -> Response:
     """The error envelope; `plain` errors carry the same text as text/plain (spec 01 §0)."""
     body = codec.encode({"error": error.text, **error.extra}) + b"\n"
     media = PLAIN if getattr(error, "plain", False) else "application/json"
-    headers = {"retry-after": "1"} if isinstance(error, errors.Unavailable) else None
-    return Response(body, status_of(error), headers, media)
+    return Response(body, status_of(error), _when_to_retry(error), media)
+
+
+def _when_to_retry(error: errors.DomainError) -> dict[str, str] | None:
+    if isinstance(error, errors.TooMany):
+        return {"retry-after": str(max(1, math.ceil(error.after)))}
+    return {"retry-after": "1"} if isinstance(error, errors.Unavailable) else None
 
 
 async def domain_error(_: Request, error: Exception) -> Response:

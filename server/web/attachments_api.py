@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.errors import Forbidden, Invalid, NotFound, TooLarge, Unsupported
 from server.store import work
+from server.store.adornments import show_file
 from server.store.attachments import SQL
 from server.store.queries import Connection, Record
 from server.web import auth
@@ -28,7 +29,6 @@ from server.web.context import services
 from server.web.fields import id_of, text_of
 from server.web.issue_changes import existing
 from server.web.unit import path_id, read, viewer_of, write
-from shared.times import stamp
 
 LARGEST: Final = 25 * 1024 * 1024
 LARGEST_PREVIEW: Final = 2 * 1024 * 1024
@@ -41,11 +41,6 @@ _INLINE: Final = frozenset(
     {"image/png", "image/jpeg", "image/gif", "image/webp", "video/mp4", "audio/mpeg", "text/plain"}
 )
 _TEXTS: Final = frozenset({"application/json", "application/xml", "image/svg+xml"})
-
-_KEYS: Final = (
-    *("id", "workspace_id", "issue_id", "comment_id", "chat_session_id", "chat_message_id"),
-    *("uploader_type", "uploader_id", "filename", "content_type", "size_bytes"),
-)
 
 
 async def upload(request: Request) -> Response:
@@ -206,15 +201,7 @@ async def _found(request: Request, actor: auth.Actor, workspace_id: str | None) 
 
 
 def _shown(request: Request, row: Record) -> dict[str, Any]:
-    path = f"/api/attachments/{row['id']}/download"
-    base = services(request).config.public_url
-    shown = {key: row[key] for key in _KEYS}
-    return shown | {
-        "url": path,
-        "download_url": path,
-        "markdown_url": f"{base}{path}" if base else path,
-        "created_at": stamp(row["created_at"]),
-    }
+    return show_file(row, services(request).config.public_url)
 
 
 _ONE: Final = "/api/attachments/{id}"

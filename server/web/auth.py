@@ -203,6 +203,7 @@ async def _stored(parts: Services, token: str, kind: TokenKind, find: Find) -> A
     identity = await parts.access.identity(token_hash, look_up)
     if identity is None:
         raise UserUnauthenticated("invalid token")
+    parts.metrics.users.note(identity.user_id)
     return _actor(identity, kind, token_hash)
 
 
@@ -228,6 +229,7 @@ async def actor_of_session(parts: Services, token: str, kind: TokenKind = "cooki
     identity = await parts.access.identity(f"user:{user_id}", look_up)
     if identity is None:
         raise UserUnauthenticated("invalid token")
+    parts.metrics.users.note(identity.user_id)
     return _actor(identity, kind, "")
 
 
@@ -345,6 +347,7 @@ async def _member(
     if found is None:
         raise NotFound("workspace not found")
     where, role = found
+    parts.metrics.workspaces.note(where)
     return Membership(
         actor=await _named_agent(request, parts, actor, where), workspace_id=where, role=role
     )

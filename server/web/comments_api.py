@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -13,12 +14,14 @@ from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import comments, work
-from server.store.attachments import bind_to_comment
+from server.store.adornments import adorn_comment, adorn_comments
+from server.store.attachments import bind_to_comment, release_from_comment
 from server.store.comments import Cursor, Page, Reading
 from server.store.queries import Connection
 from server.web import auth
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
+from server.web.context import services
 from server.web.fields import Fields, Query
 from server.web.issue_changes import existing, facts
 from server.web.unit import event, fields, path_id, query, read, write
@@ -40,13 +43,15 @@ async def list_comments(request: Request) -> Response:
     """GET /api/issues/{id}/comments: all, one thread, recent threads, or roots only."""
     caller = await auth.workspace(request)
     how = _reading(query(request))
+    base = _base(request)
 
     async def unit(conn: Connection) -> Page:
         issue = await _issue(conn, caller, request)
         page = await comments.read_comments(conn, issue.id, how)
         if page is None:
             raise NotFound("comment not found")
-        return page
+        shown = await adorn_comments(conn, page.comments, base)
+        return attrs.evolve(page, comments=shown)
 
     page = await read(request, unit)
     headers = {}
@@ -106,6 +111,7 @@ async def create_comment(request: Request) -> Response:
     parent_id = sent.id("parent_id")
     suppressed = _suppressed(sent)
     attachment_ids = sent.ids("attachment_ids", most=MOST_SUPPRESSED)
+    base = _base(request)
 
     async def unit(conn: Connection) -> _Told:
         ref = request.path_params["id"]
@@ -124,7 +130,9 @@ async def create_comment(request: Request) -> Response:
             kind=kind,
             parent_id=parent_id,
         )
-        await bind_to_comment(conn, issue, made.id, attachment_ids)
+        if attachment_ids:
+            await bind_to_comment(conn, issue, made.id, attachment_ids)
+            made = await adorn_comment(conn, made, base)
         heard = await derived.commented(conn, issue, made.id, content, caller.actor)
         started = await _start(conn, caller, issue, made, suppressed)
         created = event(
@@ -173,16 +181,25 @@ async def update_comment(request: Request) -> Response:
     sent = await fields(request)
     content = _content(sent)
     suppressed = _suppressed(sent)
+    attachment_ids = sent.ids("attachment_ids", most=MOST_SUPPRESSED)
+    base = _base(request)
 
     async def unit(conn: Connection) -> _Told:
         before = await _own(conn, caller, comment_id)
-        if before.content == content:
-            return before, ()
-        after = await comments.update_comment(conn, comment_id, content)
-        issue = existing(await work.hold_issue(conn, caller.workspace_id, before.issue_id))
-        stopped = await finish.cancel_trigger(conn, comment_id)
-        started = await _start(conn, caller, issue, after, suppressed)
-        return after, (event(caller, "comment:updated", comment=after), *stopped, *started)
+        after, told = before, list[Consequence]()
+        if before.content != content or sent.given("attachment_ids"):
+            issue = existing(await work.hold_issue(conn, caller.workspace_id, before.issue_id))
+        if before.content != content:
+            after = await comments.update_comment(conn, comment_id, content)
+            told += await finish.cancel_trigger(conn, comment_id)
+            told += await _start(conn, caller, issue, after, suppressed)
+        if sent.given("attachment_ids"):
+            await release_from_comment(conn, issue, comment_id, attachment_ids)
+            await bind_to_comment(conn, issue, comment_id, attachment_ids)
+        after = await adorn_comment(conn, after, base)
+        if before.content != content or sent.given("attachment_ids"):
+            told.insert(0, event(caller, "comment:updated", comment=after))
+        return after, told
 
     return answer(await write(request, unit))
 
@@ -207,13 +224,14 @@ async def resolve_comment(request: Request) -> Response:
     """POST /api/comments/{id}/resolve: at most one of a thread; the first resolver stays."""
     caller = await auth.workspace(request)
     comment_id = path_id(request, "id", "comment id")
-    actor = caller.actor
+    actor, base = caller.actor, _base(request)
 
     async def unit(conn: Connection) -> _Told:
         root_id, comment = await _locked(conn, caller, comment_id)
         resolved, cleared = await comments.resolve_comment(
             conn, comment, root_id, actor.actor_type, actor.actor_id
         )
+        resolved = await adorn_comment(conn, resolved, base)
         told = [event(caller, "comment:unresolved", comment=other) for other in cleared]
         return resolved, (*told, event(caller, "comment:resolved", comment=resolved))
 
@@ -224,18 +242,24 @@ async def unresolve_comment(request: Request) -> Response:
     """DELETE /api/comments/{id}/resolve: answers with the comment, resolved before or not."""
     caller = await auth.workspace(request)
     comment_id = path_id(request, "id", "comment id")
+    base = _base(request)
 
     async def unit(conn: Connection) -> _Told:
         _, comment = await _locked(conn, caller, comment_id)
         changed = await comments.unresolve_comment(conn, comment_id)
         if changed is None:
-            return comment, ()
+            return await adorn_comment(conn, comment, base), ()
+        changed = await adorn_comment(conn, changed, base)
         return changed, (event(caller, "comment:unresolved", comment=changed),)
 
     return answer(await write(request, unit))
 
 
 # --- shared ---------------------------------------------------------------------------------------
+
+
+def _base(request: Request) -> str:
+    return services(request).config.public_url
 
 
 async def _issue(conn: Connection, caller: Membership, request: Request) -> Issue:

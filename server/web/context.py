@@ -9,8 +9,11 @@ from starlette.requests import HTTPConnection
 
 from server.config import Config
 from server.database import Database
+from server.mail import Mailer
+from server.metrics import Metrics
 from server.push.hub import Hub
 from server.web.access import AccessCache
+from server.web.limits import Limits
 
 
 @attrs.frozen(kw_only=True)
@@ -21,6 +24,14 @@ class Services:
     database: Database
     hub: Hub
     access: AccessCache = attrs.field(factory=AccessCache)
+    limits: Limits = attrs.field(factory=Limits)
+    mailer: Mailer = attrs.field(
+        default=attrs.Factory(lambda self: Mailer(self.config), takes_self=True)
+    )
+
+    metrics: Metrics = attrs.field(
+        default=attrs.Factory(lambda self: Metrics(self.hub, self.database), takes_self=True)
+    )
 
     def __attrs_post_init__(self) -> None:
         self.hub.observe(self.access.consequence, self.access.clear)

@@ -221,13 +221,18 @@ class Query:
 
     def ids(self, name: str, *, most: int) -> list[str] | None:
         """Return canonical ids from a comma-separated list."""
+        parts = self.words(name, most=most)
+        return None if parts is None else [id_of(part, name) for part in parts]
+
+    def words(self, name: str, *, most: int) -> list[str] | None:
+        """Return the items of a comma-separated list."""
         value = self.text(name)
         if value is None:
             return None
         parts = [part.strip() for part in value.split(",") if part.strip()]
         if len(parts) > most:
-            raise Invalid(f"{name} may have at most {most} ids")
-        return [id_of(part, name) for part in parts]
+            raise Invalid(f"{name} may have at most {most} items")
+        return parts
 
     def page(self, *, limit: int, most: int) -> tuple[int, int]:
         """Return limit and offset; what makes no sense is the default (06 §6.1)."""

@@ -12,10 +12,12 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.errors import Forbidden, Invalid, NotFound
 from server.store import work
+from server.store.adornments import Shown, on_comments, show_reaction
 from server.store.queries import Connection, Record
 from server.web import auth
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
+from server.web.context import services
 from server.web.inbox_api import SQL
 from server.web.issue_changes import existing
 from server.web.unit import event, fields, optional_fields, path_id, read, write
@@ -91,10 +93,15 @@ async def timeline(request: Request) -> Response:
     """GET /api/issues/{id}/timeline: ascending; with paging words, the older wrapper, descending."""
     caller = await auth.workspace(request)
 
-    async def unit(conn: Connection) -> list[Record]:
-        return await conn.fetch(SQL.timeline, await _issue(conn, caller, request))
+    base = services(request).config.public_url
 
-    entries = [_entry(row) for row in await read(request, unit)]
+    async def unit(conn: Connection) -> list[dict[str, Any]]:
+        rows = await conn.fetch(SQL.timeline, await _issue(conn, caller, request))
+        said = [row["id"] for row in rows if row["type"] == "comment"]
+        reactions, files = await on_comments(conn, said, base)
+        return [_entry(row, reactions.get(row["id"]), files.get(row["id"])) for row in rows]
+
+    entries = await read(request, unit)
     if {"limit", "before", "after", "around"} & set(request.query_params):
         return answer(
             {
@@ -108,7 +115,7 @@ async def timeline(request: Request) -> Response:
     return answer(list(reversed(entries)))
 
 
-def _entry(row: Record) -> dict[str, Any]:
+def _entry(row: Record, reactions: Shown | None, files: Shown | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "type": row["type"],
         "id": row["id"],
@@ -120,6 +127,10 @@ def _entry(row: Record) -> dict[str, Any]:
         shown["updated_at"] = stamp(row["updated_at"])
         if resolved := try_stamp(row["resolved_at"]):
             shown["resolved_at"] = resolved
+        if reactions:
+            shown["reactions"] = reactions
+        if files:
+            shown["attachments"] = files
     return shown | {key: row[key] for key in _ENTRY[row["type"]] if row[key] is not None}
 
 
@@ -186,16 +197,11 @@ def _by(caller: Membership) -> tuple[str, str, str]:
     return caller.workspace_id, caller.actor.actor_type, caller.actor.actor_id
 
 
-def _reaction(target: str, row: Record) -> dict[str, Any]:
-    keys = ("id", target, "actor_type", "actor_id", "emoji")
-    return {key: row[key] for key in keys} | {"created_at": stamp(row["created_at"])}
-
-
 def _reacted(
     caller: Membership, kind: str, target: str, row: Record | None
 ) -> tuple[dict[str, Any], _Told]:
     assert row is not None
-    shown = _reaction(target, row)
+    shown = show_reaction(target, row)
     return shown, (event(caller, f"{kind}:added", reaction=shown),) if row["is_new"] else ()
 
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import attrs
 import trio
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -23,30 +22,6 @@ READY_FOR: Final = 3.0
 """Seconds a readiness verdict is kept (spec 02 §11.6)."""
 
 PING_LIMIT: Final = 2.0
-
-REGISTRY: Final = CollectorRegistry()
-REQUESTS: Final = Counter(
-    "bullpen_http_requests", "Requests answered.", ["method", "status"], registry=REGISTRY
-)
-FRAMES: Final = Counter(
-    "bullpen_socket_frames_received", "Websocket frames received.", ["socket"], registry=REGISTRY
-)
-SOCKETS: Final = Gauge("bullpen_sockets_open", "Open websockets.", ["socket"], registry=REGISTRY)
-BEATS: Final = Counter(
-    "bullpen_socket_heartbeats", "Heartbeats taken over websockets.", ["result"], registry=REGISTRY
-)
-EVICTIONS: Final = Gauge(
-    "bullpen_socket_evictions", "Websockets closed because they did not keep up.", registry=REGISTRY
-)
-RELAYED: Final = Counter(
-    "bullpen_relay_messages",
-    "Consequences told between processes.",
-    ["direction"],
-    registry=REGISTRY,
-)
-RELAY_GAPS: Final = Counter(
-    "bullpen_relay_resyncs", "Times every socket was sent to catch up.", registry=REGISTRY
-)
 
 
 @attrs.define(eq=False)
@@ -90,11 +65,36 @@ async def metrics(request: Request) -> Response:
     """GET /metrics: the counters, for this machine or with the configured token."""
     if not _may_measure(request):
         return PlainTextResponse("404 page not found\n", 404)
-    EVICTIONS.set(services(request).hub.evictions)
-    return Response(generate_latest(REGISTRY), headers={"content-type": CONTENT_TYPE_LATEST})
+    text = await services(request).metrics.text()
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def realtime(request: Request) -> Response:
+    """GET /health/realtime: the numbers of the websockets of this process."""
+    if not _may_measure(request):
+        if services(request).config.metrics_token:
+            return PlainTextResponse("unauthorized", 401)
+        return PlainTextResponse("404 page not found\n", 404)
+    hub = services(request).hub
+    tally = hub.tally
+    return answer(
+        {
+            "open": tally.open,
+            "opened": tally.opened,
+            "closed": tally.closed,
+            "frames_received": tally.frames,
+            "heartbeats": tally.beats,
+            "wakeups": tally.wakeups,
+            "relayed": tally.relayed,
+            "resyncs": tally.resyncs,
+            "evictions": hub.evictions,
+            "topics": len(hub.topics),
+        }
+    )
 
 
 def _may_measure(request: Request) -> bool:
+    """With the token where there is one; otherwise from this machine, and not through a proxy."""
     token = services(request).config.metrics_token
     if token:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -109,6 +109,7 @@ def _may_measure(request: Request) -> bool:
 
 routes: list[BaseRoute] = [
     Route("/health", health, methods=["GET"]),
+    Route("/health/realtime", realtime, methods=["GET"]),
     Route("/healthz", ready, methods=["GET"]),
     Route("/readyz", ready, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),

@@ -29,7 +29,7 @@ ROLES: Final = ("owner", "admin", "member")
 INVITED: Final = ("admin", "member")
 LONGEST_EMAIL: Final = 254
 
-_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 
 _Told = Sequence[Consequence]
 
@@ -141,7 +141,7 @@ async def invite(request: Request) -> Response:
     caller = await _admin(request)
     sent = await fields(request)
     email = sent.required_text("email").lower()
-    if not _EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
+    if not EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
         raise Invalid("email must be an e-mail address")
     role = sent.one_of("role", INVITED, "member")
 

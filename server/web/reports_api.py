@@ -94,8 +94,8 @@ async def _transition(
 
 
 async def progress(request: Request) -> Response:
-    sent = await body.decode(request, ProgressRequest)
     caller = await daemon_caller(request)
+    sent = await body.decode(request, ProgressRequest)
     task_id = path_id(request, "task_id")
     payload: dict[str, Any] = {"task_id": task_id, "summary": redact(sent.summary)}
     payload |= {key: value for key in ("step", "total") if (value := getattr(sent, key))}
@@ -181,7 +181,7 @@ async def add_usage(request: Request) -> Response:
     row = await services(request).database.write(
         lambda conn: conn.fetchrow(SQL.add_usage, *args), one_statement=True
     )
-    seen(row)
+    services(request).metrics.usage(seen(row)["grown"])
     return answer(_OK)
 
 

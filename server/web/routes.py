@@ -13,10 +13,12 @@ from typing import Any, Final
 import structlog
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import stages
+from server.metrics import Metrics
 from server.push import daemon_socket, socket
 from server.web import (
     agent_env_api,
@@ -25,14 +27,17 @@ from server.web import (
     autopilots_api,
     chat_api,
     claims_api,
+    codes_api,
     evaluations_api,
     following_api,
+    grouped_api,
     health,
     inbox_api,
     labels_api,
     machines_api,
     members_api,
     pages,
+    pins_api,
     previews_api,
     profiles_api,
     projects_api,
@@ -71,11 +76,34 @@ _HEADERS: Final = (
 """Our pages need one script and one style sheet of their own and nothing else."""
 
 
+_CORS_ALWAYS: Final = (
+    (b"vary", b"Origin"),
+    (b"access-control-allow-credentials", b"true"),
+    (
+        b"access-control-expose-headers",
+        b"X-Multica-Next-Before, X-Multica-Next-Before-Id, X-Total-Count",
+    ),
+)
+_CORS_PREFLIGHT: Final = (
+    (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+    (
+        b"access-control-allow-headers",
+        (
+            b"Accept, Authorization, Content-Type, X-Workspace-ID, X-Workspace-Slug, X-Request-ID, "
+            b"X-Agent-ID, X-Task-ID, X-CSRF-Token, X-Client-Platform, X-Client-Version, X-Client-OS"
+        ),
+    ),
+    (b"access-control-max-age", b"300"),
+)
+"""What pages of other origins may do and read, where the settings allow them (spec 06 §1)."""
+
+
 def _table() -> list[BaseRoute]:
     """Every route; the pages last, because their first word is a workspace's slug."""
     return [
         *health.routes,
         *session_api.routes,
+        *codes_api.routes,
         *socket.routes,
         *daemon_socket.routes,
         *machines_api.routes,
@@ -87,6 +115,7 @@ def _table() -> list[BaseRoute]:
         *previews_api.routes,
         *evaluations_api.routes,
         *quick_create_api.routes,
+        *grouped_api.routes,
         *work_api.routes,
         *agent_env_api.routes,
         *autopilots_api.routes,
@@ -98,6 +127,7 @@ def _table() -> list[BaseRoute]:
         *webhooks_api.routes,
         *profiles_api.routes,
         *labels_api.routes,
+        *pins_api.routes,
         *projects_api.routes,
         *skills_api.routes,
         *squads_api.routes,
@@ -140,6 +170,8 @@ class _Frame:
         status = 0
         began = time.perf_counter()
         spent = stages.begin()
+        metrics: Metrics = self._app.state.services.metrics
+        metrics.begun()
 
         async def send_framed(message: Message) -> None:
             nonlocal started, status
@@ -148,17 +180,24 @@ class _Frame:
                 status = message["status"]
                 given = {name.lower() for name, _ in message["headers"]}
                 extra = [(name, value) for name, value in _HEADERS if name not in given]
+                extra += cors
                 if scope["path"].startswith("/api/") and b"cache-control" not in given:
                     extra.append((b"cache-control", b"no-store"))
                 message = {**message, "headers": [*message["headers"], *extra]}
-                health.REQUESTS.labels(
+                metrics.answered(
                     scope["method"] if scope["method"] in health.METHODS else "other",
-                    f"{message['status'] // 100}xx",
-                ).inc()
+                    message["status"],
+                )
             await send(message)
 
+        cors = self._cors(scope)
         try:
-            await self._app(scope, receive, send_framed)
+            if len(cors) > 1 and scope["method"] == "OPTIONS" and _asks_first(scope):
+                allowed = Response(status_code=204)
+                allowed.raw_headers.extend(_CORS_PREFLIGHT)
+                await allowed(scope, receive, send_framed)
+            else:
+                await self._app(scope, receive, send_framed)
         except ClientDisconnect:
             return
         except Exception:
@@ -167,6 +206,7 @@ class _Frame:
                 raise
         finally:
             total = time.perf_counter() - began
+            metrics.ended(_area(scope), total, spent)
             if total >= SLOW:
                 log.warning(
                     "slow request",
@@ -177,12 +217,33 @@ class _Frame:
                     stages_ms={name: round(1000 * seconds) for name, seconds in spent.items()},
                 )
 
+    def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """What lets a page of an allowed origin read the answer; nothing for all others."""
+        allowed = self._app.state.services.config.allowed_origins
+        if not allowed:
+            return []
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), b"")
+        if origin.decode("latin-1").lower() not in allowed:
+            return [(b"vary", b"Origin")]
+        return [(b"access-control-allow-origin", origin), *_CORS_ALWAYS]
+
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
         except Exception:
             log.exception("websocket failed", path=scope["path"])
             raise
+
+
+def _asks_first(scope: Scope) -> bool:
+    return any(name == b"access-control-request-method" for name, _ in scope["headers"])
+
+
+def _area(scope: Scope) -> str:
+    """The module that answered: few enough to count by."""
+    endpoint = scope.get("endpoint")
+    endpoint = getattr(endpoint, "func", endpoint)  # a partial
+    return str(getattr(endpoint, "__module__", "")).rpartition(".")[2] or "none"
 
 
 def _shown(path: str) -> str:

@@ -121,8 +121,17 @@ async def _deletable(conn: Connection, caller: Membership, runtime_id: str) -> N
 
 async def _delete(conn: Connection, caller: Membership, runtime_id: str) -> list[Consequence]:
     """Delete a locked runtime. Its tasks go with it: those under way are cancelled first."""
+    led = await conn.fetch(agents.SQL.squads_led_from, runtime_id)
+    if led:
+        names = ", ".join(row["name"] for row in led)
+        raise Conflict(
+            f"agents of this runtime lead squads; give them another leader first: {names}",
+            code="runtime_leads_squads",
+        )
+    paused = await conn.fetch(agents.SQL.pause_autopilots, runtime_id)
     told = await finish.cancel_many(conn, await agents.active_on_runtime(conn, runtime_id))
     await agents.delete_runtime(conn, runtime_id)
+    told += [event(caller, "autopilot:updated", autopilot_id=row["id"]) for row in paused]
     told.append(event(caller, "daemon:register", action="delete"))
     return told
 

@@ -78,10 +78,11 @@ async def cli_token(request: Request) -> Response:
 
 async def public_config(request: Request) -> Response:
     """GET /api/config: what anybody may know of this server."""
-    url = services(request).config.public_url
+    config = services(request).config
+    url = config.public_url
     value = {
         "cdn_domain": "",
-        "allow_signup": False,
+        "allow_signup": config.allow_signup,
         "posthog_key": "",
         "posthog_host": "",
         "analytics_environment": "",

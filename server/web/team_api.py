@@ -25,6 +25,7 @@ from server.store import people
 from server.store.queries import Connection
 from server.web import agents_api, auth, runtimes_api
 from server.web.answers import answer, nothing
+from server.web.context import services
 from server.web.fields import Fields
 from server.web.unit import event, fields, path_id, read, write
 from shared.ids import PERSONAL_TOKEN, TOKEN_PREFIX_LENGTH, hash_token, mint_token
@@ -291,7 +292,9 @@ async def create_workspace(request: Request) -> Response:
             raise Conflict("a workspace with this slug already exists")
         return made, ()
 
-    return answer(await write(request, unit), 201)
+    made = await write(request, unit)
+    services(request).metrics.count("workspace_created")
+    return answer(made, 201)
 
 
 async def get_workspace(request: Request) -> Response:

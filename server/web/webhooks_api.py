@@ -1,7 +1,7 @@
 """The public entry for webhooks that start autopilots, and the record of calls (spec 06 §15).
 
 Whoever knows a trigger's address may call it; with a signing secret they must also sign. Calls are
-counted per trigger in Postgres, so that several servers count together.
+counted per trigger in Postgres, so that several servers count together, and per peer in the process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.dispatch.autopilot import SQL as AUTOPILOTS
 from server.dispatch.autopilot import start_run
-from server.errors import Invalid, NotFound, TooLarge, TooMany
+from server.errors import Conflict, Invalid, NotFound, TooLarge, TooMany
 from server.store.queries import Connection, Record, load
 from server.web import auth, body
 from server.web.answers import answer
+from server.web.context import services
 from server.web.fields import json_of, text_of
+from server.web.limits import peer_of
 from server.web.unit import path_id, query, read, write
 from shared import codec, times
 from shared.times import stamp, try_stamp
@@ -43,6 +45,8 @@ _Said = tuple[dict[str, Any], int]
 async def receive(request: Request) -> Response:
     """POST /api/webhooks/autopilots/{token}: start the autopilot, once per delivery."""
     token = request.path_params["token"]
+    parts = services(request)
+    parts.limits.webhook.spend(peer_of(request, parts.config))
     raw = await body.read(request)
     if len(raw) > LARGEST:
         raise TooLarge("webhook body too large")
@@ -64,7 +68,8 @@ async def receive(request: Request) -> Response:
         if await conn.fetchval(SQL.recent, trigger["id"]) >= PER_MINUTE:
             raise TooMany("too many calls; try again in a minute")
         envelope = _envelope(headers, given)
-        call = _Call(trigger, envelope, _key(headers, trigger["provider"]), raw, headers)
+        key, kind = _key(headers, trigger["provider"]), text_of(headers.get("content-type", ""))
+        call = _Call(trigger, envelope, raw, content_type=kind, key=key)
         signature = _signature(headers, raw, trigger["signing_secret"])
         if signature in {"missing", "invalid"}:
             delivery_id = await call.record(conn, "rejected", signature, f"signature {signature}")
@@ -79,6 +84,7 @@ async def receive(request: Request) -> Response:
         return await _dispatch(conn, trigger, envelope, delivery_id)
 
     said, status = await write(request, unit)
+    services(request).metrics.delivery(said["status"])
     return answer(said, status)
 
 
@@ -119,9 +125,11 @@ class _Call:
         self,
         trigger: Record,
         envelope: Mapping[str, Any],
-        key: str,
         raw: bytes,
-        headers: Mapping[str, str],
+        *,
+        content_type: str,
+        key: str = "",
+        replayed: str | None = None,
     ) -> None:
         self._trigger = trigger
         self._key = key
@@ -132,8 +140,9 @@ class _Call:
             trigger["provider"],
             envelope["event"],
         )
-        self._content_type = text_of(headers.get("content-type", ""))[:200]
+        self._content_type = content_type[:200]
         self._raw = raw
+        self._replayed = replayed
 
     async def record(
         self, conn: Connection, status: str, signature: str, error: str = ""
@@ -148,6 +157,7 @@ class _Call:
             self._content_type,
             self._raw,
             error,
+            self._replayed,
         )
         return made
 
@@ -161,6 +171,46 @@ class _Call:
         return said
 
 
+async def replay(request: Request) -> Response:
+    """POST /api/autopilots/{id}/deliveries/{did}/replay: what came then, as if it came now.
+
+    It is a delivery of its own, without a key: to repeat it is what is wanted. What was refused for
+    its signature stays refused.
+    """
+    caller = await auth.workspace(request)
+    autopilot_id = path_id(request, "id", "autopilot id")
+    delivery_id = path_id(request, "delivery_id", "delivery id")
+
+    async def unit(conn: Connection) -> tuple[_Said, _Told]:
+        await _known(conn, caller.workspace_id, autopilot_id)
+        row = await conn.fetchrow(SQL.read_call, autopilot_id, delivery_id)
+        if row is None:
+            raise NotFound("delivery not found")
+        if row["signature_status"] in {"missing", "invalid"} or row["raw_body"] is None:
+            raise Conflict("this delivery was rejected; it cannot be replayed")
+        trigger = await conn.fetchrow(SQL.trigger_by_id, row["trigger_id"])
+        assert trigger is not None
+        envelope = _again(row)
+        call = _Call(
+            trigger,
+            envelope,
+            row["raw_body"],
+            content_type=row["content_type"] or "",
+            replayed=delivery_id,
+        )
+        signature = row["signature_status"]
+        if reason := _ignored(trigger, envelope):
+            made = await call.record(conn, "ignored", signature, reason)
+            return ({"status": "ignored", "delivery_id": made, "reason": reason}, 200), ()
+        made = await call.record(conn, "dispatched", signature)
+        assert made is not None
+        return await _dispatch(conn, trigger, envelope, made)
+
+    said, status = await write(request, unit)
+    services(request).metrics.delivery(said["status"])
+    return answer(said, status)
+
+
 # --- reading a call -------------------------------------------------------------------------------
 
 
@@ -171,6 +221,17 @@ def _envelope(headers: Mapping[str, str], given: Any) -> dict[str, Any]:
     if kind := headers.get("content-type"):
         request["contentType"] = text_of(kind)
     return {"event": name, "eventPayload": payload, "request": request}
+
+
+def _again(row: Record) -> dict[str, Any]:
+    """The envelope of a call on record; when it is received is now."""
+    given = json_of(codec.loads(row["raw_body"]), "body")
+    said = given if isinstance(given, dict) else {}
+    payload = said.get("eventPayload", given) if said.get("event") == row["event"] else given
+    request = {"receivedAt": stamp(times.now())}
+    if row["content_type"]:
+        request["contentType"] = row["content_type"]
+    return {"event": row["event"], "eventPayload": payload, "request": request}
 
 
 def _event(headers: Mapping[str, str], given: Any) -> tuple[str, Any]:
@@ -291,4 +352,5 @@ routes: list[BaseRoute] = [
     Route("/api/webhooks/autopilots/{token}", receive, methods=["POST"]),
     Route("/api/autopilots/{id}/deliveries", list_deliveries, methods=["GET"]),
     Route("/api/autopilots/{id}/deliveries/{delivery_id}", get_delivery, methods=["GET"]),
+    Route("/api/autopilots/{id}/deliveries/{delivery_id}/replay", replay, methods=["POST"]),
 ]

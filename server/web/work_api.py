@@ -7,6 +7,7 @@ the runs that follow from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -20,11 +21,13 @@ from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
 from server.errors import Conflict, DomainError, Invalid
 from server.store import work
+from server.store.adornments import adorn_issue
 from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
 from server.web import auth, comments_api, labels_api, metadata_api
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
+from server.web.context import services
 from server.web.fields import Fields, Query
 from server.web.issue_changes import (
     Patch,
@@ -62,19 +65,14 @@ async def list_issues(request: Request) -> Response:
         )
         issues, _ = await read(request, unit)
         return answer({"issues": issues, "total": len(issues)})
-    sort = asked.text("sort") or "position"
-    direction = asked.text("direction") or "asc"
-    if sort not in work.ORDERS:
-        raise Invalid(f"invalid sort: must be one of {', '.join(work.ORDERS)}")
-    if direction not in {"asc", "desc"}:
-        raise Invalid("invalid direction: must be asc or desc")
+    sort, descending = sorting(asked)
     limit, offset = asked.page(limit=100, most=100)
     unit = partial(
         work.list_issues,
         workspace_id=caller.workspace_id,
         filters=filters,
         sort=sort,
-        descending=direction == "desc" and sort != "position",
+        descending=descending,
         limit=limit,
         offset=offset,
     )
@@ -86,25 +84,14 @@ def _filters(asked: Query) -> work.Filters:
     assignees = asked.ids("assignee_ids", most=MOST_IDS)
     if (assignee := asked.id("assignee_id")) is not None:
         assignees = [assignee] if assignees is None or assignee in assignees else []
-    metadata = asked.object("metadata")
-    if metadata is not None and any(isinstance(v, dict | list) for v in metadata.values()):
-        raise Invalid("invalid metadata: values must be strings, numbers or booleans")
-    date_field, start, end = (
-        asked.text("date_field"),
-        asked.moment("date_start"),
-        asked.moment("date_end"),
-    )
-    if len({value is None for value in (date_field, start, end)}) > 1:
-        raise Invalid("date_field, date_start and date_end must be given together")
-    if date_field is not None and date_field not in DATE_FIELDS:
-        raise Invalid(f"invalid date_field: must be one of {', '.join(DATE_FIELDS)}")
+    date_field, start, end = date_window(asked)
     common: dict[str, Any] = {
         "priority": asked.text("priority"),
         "assignee_ids": assignees,
         "creator_id": asked.id("creator_id"),
         "project_id": asked.id("project_id"),
         "involves_user_id": asked.id("involves_user_id"),
-        "metadata": metadata,
+        "metadata": metadata_of(asked),
         "scheduled": asked.flag("scheduled"),
     }
     if asked.flag("open_only"):
@@ -118,13 +105,47 @@ def _filters(asked: Query) -> work.Filters:
     )
 
 
+def sorting(asked: Query) -> tuple[str, bool]:
+    """What to sort by, and whether the other way round."""
+    sort = asked.text("sort") or "position"
+    direction = asked.text("direction") or "asc"
+    if sort not in work.ORDERS:
+        raise Invalid(f"invalid sort: must be one of {', '.join(work.ORDERS)}")
+    if direction not in {"asc", "desc"}:
+        raise Invalid("invalid direction: must be asc or desc")
+    return sort, direction == "desc" and sort != "position"
+
+
+def date_window(asked: Query) -> tuple[str | None, datetime | None, datetime | None]:
+    """A date of issues, and from when until when; all or nothing."""
+    date_field, start, end = (
+        asked.text("date_field"),
+        asked.moment("date_start"),
+        asked.moment("date_end"),
+    )
+    if len({value is None for value in (date_field, start, end)}) > 1:
+        raise Invalid("date_field, date_start and date_end must be given together")
+    if date_field is not None and date_field not in DATE_FIELDS:
+        raise Invalid(f"invalid date_field: must be one of {', '.join(DATE_FIELDS)}")
+    return date_field, start, end
+
+
+def metadata_of(asked: Query) -> dict[str, Any] | None:
+    """What an issue's metadata must contain."""
+    metadata = asked.object("metadata")
+    if metadata is not None and any(isinstance(v, dict | list) for v in metadata.values()):
+        raise Invalid("invalid metadata: values must be strings, numbers or booleans")
+    return metadata
+
+
 async def get_issue(request: Request) -> Response:
     """GET /api/issues/{id}, by id or identifier."""
     caller = await auth.workspace(request)
+    base = services(request).config.public_url
 
     async def unit(conn: Connection) -> Issue:
         found = await work.get_issue(conn, caller.workspace_id, request.path_params["id"])
-        issue = existing(found)
+        issue = await adorn_issue(conn, existing(found), base)
         return attrs.evolve(issue, labels=await conn.fetchval(labels_api.SQL.labels_of, issue.id))
 
     return answer(await read(request, unit))
@@ -196,6 +217,7 @@ async def create_issue(request: Request) -> Response:
     sent = await fields(request)
     values = _new(sent, caller)
     allow_duplicate = sent.flag("allow_duplicate")
+    base = services(request).config.public_url
     attachment_ids = sent.ids("attachment_ids", most=MOST_IDS)
 
     async def unit(conn: Connection) -> tuple[Issue, _Told]:
@@ -209,7 +231,9 @@ async def create_issue(request: Request) -> Response:
         if not allow_duplicate:
             await _refuse_duplicate(conn, caller, written)
         made = await work.create_issue(conn, caller.workspace_id, written)
-        await bind_to_issue(conn, made, attachment_ids)
+        if attachment_ids:
+            await bind_to_issue(conn, made, attachment_ids)
+            made = await adorn_issue(conn, made, base)
         told = await derived.issue_made(conn, made, caller.actor)
         told += await enqueue.issue_created(conn, facts(made), caller.actor)
         return made, (event(caller, "issue:created", issue=made), *told)

@@ -14,6 +14,7 @@ from daemon.agents.contract import Agent, AgentMessage, AgentResult, AgentRun, P
 from daemon.client import Client
 from daemon.config import Config
 from daemon.runtimes.info import RuntimeInfo
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import TaskRunner
 from shared import codec
@@ -141,6 +142,16 @@ class Agents:
             self.alive -= 1
 
 
+async def tell_journals(client: Client, folder: Path) -> None:
+    """Do what a daemon does at its start; return when every journal is told."""
+    backlog = Backlog(client, folder)
+    async with trio.open_nursery() as telling:
+        telling.start_soon(backlog.run)
+        while backlog.count:  # noqa: ASYNC110 - virtual time
+            await trio.sleep(0.1)
+        telling.cancel_scope.cancel()
+
+
 @attrs.define(eq=False)
 class Bench:
     """A pool on the fake server. `run` hands a task over and waits for the pool to be empty."""
@@ -151,6 +162,7 @@ class Bench:
     pool: TaskPool
     agents: Agents
     runner: TaskRunner
+    backlog: Backlog
 
     def add(self, name: str = "task", **claimed: Any) -> FakeTask:
         """Put a dispatched task on the server."""
@@ -186,12 +198,18 @@ async def open_bench(home: Path, *scripts: Script, **changes: Any) -> AsyncItera
     async with open_fake_server() as server:
         config = make_config(home, **changes)
         async with client_of(server, config) as client:
+            backlog = Backlog(client, config.home.journals)
             runner = TaskRunner(
-                config, client, control_port=19514, open_agent=agents.open, env={"PATH": "/bin"}
+                config,
+                client,
+                control_port=19514,
+                open_agent=agents.open,
+                backlog=backlog,
+                env={"PATH": "/bin"},
             )
             async with trio.open_nursery() as tasks:
-                pool = TaskPool(config.max_concurrent_tasks, tasks, runner.run, runner.report_crash)
-                yield Bench(server, client, config, pool, agents, runner)
+                pool = TaskPool(config.max_concurrent_tasks, tasks, runner.run, backlog.owes)
+                yield Bench(server, client, config, pool, agents, runner, backlog)
                 await pool.wait_empty()
             assert pool.slots_out == 0
             assert pool.active == frozenset()

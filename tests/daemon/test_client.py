@@ -19,6 +19,7 @@ from shared.wire.task import (
     ModelUsage,
     ProgressRequest,
     SessionRequest,
+    SkillRef,
     TaskMessage,
 )
 from tests.support.fake_server import client_of, make_config, open_fake_server
@@ -42,6 +43,10 @@ CALLS: dict[str, tuple[float, Callable[[Client], Awaitable[Any]]]] = {
         lambda c: c.report_result("r", "models/m", {"status": "failed"}),
     ),
     "POST /api/daemon/runtimes/r/tasks/t/prepare-lease": (10, lambda c: c.prepare_lease("r", "t")),
+    "POST /api/daemon/runtimes/r/tasks/t/skill-bundles/resolve": (
+        30,
+        lambda c: c.resolve_bundles("r", "t", [SkillRef(id="s", source="workspace", hash="h")]),
+    ),
     "POST /api/daemon/tasks/t/start": (30, lambda c: c.start("t")),
     "POST /api/daemon/tasks/t/wait-local-directory": (
         30,

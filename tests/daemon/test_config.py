@@ -200,6 +200,22 @@ def test_lists_and_words(tmp_path: Path) -> None:
     assert config.models == {"claude": "opus"}
 
 
+def test_what_is_reclaimed_is_the_users_setting(tmp_path: Path) -> None:
+    config = _load(tmp_path)
+    hour = 3600
+    assert config.gc_enabled
+    assert (config.gc_interval, config.gc_ttl, config.gc_orphan_ttl, config.gc_artifact_ttl) == (
+        hour, 24 * hour, 72 * hour, 12 * hour
+    )  # fmt: skip
+    assert config.gc_artifact_patterns == ("node_modules", ".next", ".turbo")
+    for text, enabled in (("false", False), ("0", False), ("FALSE", False), ("yes", True)):
+        assert _load(tmp_path, {"BULLPEN_GC_ENABLED": text}).gc_enabled is enabled
+    given = {"BULLPEN_GC_ARTIFACT_PATTERNS": " target, a/b ,c\\d,.git,..,, dist"}
+    assert _load(tmp_path, given).gc_artifact_patterns == ("target", "dist")
+    assert _load(tmp_path, {"BULLPEN_GC_ARTIFACT_PATTERNS": "a/b"}).gc_artifact_patterns == ()
+    assert _load(tmp_path, {"BULLPEN_GC_ARTIFACT_TTL": "0"}).gc_artifact_ttl == 0
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -219,8 +235,8 @@ def test_lists_and_words(tmp_path: Path) -> None:
         ("BULLPEN_LOG_LEVEL", "loud"),
         ("BULLPEN_PARENT_PID", "x"),
         ("BULLPEN_GC_INTERVAL", "0"),
-        ("BULLPEN_GC_TTL", "0"),
-        ("BULLPEN_GC_ORPHAN_TTL", "-1h"),
+        ("BULLPEN_GC_TTL", "-1h"),
+        ("BULLPEN_GC_ORPHAN_TTL", "soon"),
         ("BULLPEN_GC_ARTIFACT_TTL", "12"),
         ("BULLPEN_GC_ENABLED", "maybe"),
         ("BULLPEN_KEEP_ENV_AFTER_TASK", "2"),

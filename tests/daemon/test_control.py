@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from daemon.control import CONNECTIONS, Control
+from daemon.control import CONNECTIONS, Answer, Asked, Control
 
 pytestmark = pytest.mark.fast
 
@@ -163,6 +163,84 @@ async def test_a_bug_in_the_status_does_not_end_the_daemon(
     door = Door()
     door.control = Control(port=1, secret=SECRET, status=broken, stop=door.stops.append)
     assert (await door.request("GET /health", ALLOWED))[0] == 500
+    error_log.expect("control request failed")
+
+
+# -- paths that others answer
+
+
+class Slow:
+    """A route that waits until `go`; `left` is set when it was cancelled."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.go = trio.Event()
+        self.left = trio.Event()
+
+    async def answer(self, asked: Asked) -> Answer:
+        self.asked.append(asked)
+        try:
+            await self.go.wait()
+        except trio.Cancelled:
+            self.left.set()
+            raise
+        return Answer(status=200, value={"ok": True})
+
+
+def _slow_door() -> tuple[Door, Slow]:
+    door, slow = Door(), Slow()
+    door.control.routes["/slow"] = slow.answer
+    return door, slow
+
+
+async def test_a_route_gets_the_body_and_may_take_its_time(autojump_clock: MockClock) -> None:
+    door, slow = _slow_door()
+    got: list[tuple[int, str]] = []
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            head = f"POST /slow?x=1 HTTP/1.1\n{ALLOWED}\n{SIGNED}\nContent-Length: 4\n\nbody"
+            got.append(await door.ask(head))
+
+        nursery.start_soon(ask)
+        await trio.sleep(600)
+        # the seat it left was never taken here: that is the listener's part
+        assert (door.control.seats.busy, door.control.seats.long) == (-1, 1)
+        slow.go.set()
+    assert got == [(200, '{"ok":true}\n')]
+    [asked] = slow.asked
+    assert (asked.method, asked.path, asked.body) == ("POST", "/slow", b"body")
+    assert SECRET not in repr(asked)
+    assert (door.control.seats.busy, door.control.seats.long) == (0, 0)
+
+
+async def test_a_route_is_cancelled_when_the_asker_leaves(autojump_clock: MockClock) -> None:
+    door, slow = _slow_door()
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(door.control.serve, theirs)
+        await ours.send_all(f"POST /slow HTTP/1.1\r\n{ALLOWED}\r\n\r\n".encode())
+        await trio.sleep(1)
+        await ours.aclose()
+        await slow.left.wait()
+    assert (door.control.seats.busy, door.control.seats.long) == (0, 0)
+
+
+async def test_a_web_page_reaches_no_route(autojump_clock: MockClock) -> None:
+    door, slow = _slow_door()
+    assert (await door.request("POST /slow", ALLOWED, "Origin: http://x", SIGNED))[0] == 403
+    assert (await door.request("POST /slow", "Host: x", SIGNED))[0] == 403
+    assert slow.asked == []
+
+
+async def test_a_bug_in_a_route_is_contained(autojump_clock: MockClock, error_log: Any) -> None:
+    async def broken(_: Asked) -> Answer:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    door = Door()
+    door.control.routes["/slow"] = broken
+    assert (await door.request("POST /slow", ALLOWED))[0] == 500
     error_log.expect("control request failed")
 
 

@@ -11,9 +11,15 @@ from trio.testing import MockClock
 
 from daemon.client import Client
 from daemon.runtimes.poller import poll_offset
+from daemon.runtimes.runtime import HELD_BACK
+from daemon.tasks.backlog import Backlog
+from daemon.tasks.journal import Claim, open_journal
+from daemon.tasks.outcome import Outcome
 from daemon.tasks.task import Job
+from shared.wire.task import FailRequest
+from tests.conftest import ExpectedErrors
 from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, Rig, open_rig
-from tests.support.fake_server import FakeServer, open_fake_server, uid
+from tests.support.fake_server import FakeServer, FakeTask, make_config, open_fake_server, uid
 from tests.support.network import HANG, LOSE_RESPONSE, answer, delay
 
 pytestmark = pytest.mark.fast
@@ -332,42 +338,76 @@ async def test_no_runtime_is_polled_twice(autojump_clock: MockClock, tmp_path: P
 # -- orphans
 
 
+def leave_journal(server: FakeServer, home: Path, runtime_id: str = "") -> FakeTask:
+    """What a daemon that died after its agent had finished leaves on disk and on the server."""
+    task = server.add_task("old", uid("old task"))
+    task.status = "running"
+    claim = Claim(task_id=task.id, runtime_id=runtime_id)
+    journal = open_journal(make_config(home).home.journals, claim)
+    journal.note_outcome(Outcome(completed=True, text="done"))
+    journal.close()
+    return task
+
+
+async def run_and_fail(client: Client, job: Job, shutdown: trio.CancelScope) -> None:
+    await client.start(job.task.id)
+    await client.fail(job.task.id, FailRequest(error="no"))
+
+
 async def test_orphans_are_recovered_before_the_first_claim_and_after_the_journals(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    replayed = trio.Event()
-
-    async def replay(client: Client) -> None:
-        await client.workspaces()
-        await trio.sleep(100)
-        replayed.set()
-
-    async with (
-        open_fake_server() as server,
-        open_rig(server, tmp_path, replay=replay) as rig,
-    ):
-        await rig.until_running()
-        await trio.sleep(90)
-        assert server.count(RECOVER) == server.count(_claims()) == 0
-        assert server.beats, "it beats meanwhile"
-        await replayed.wait()
-        await trio.sleep(35)
-        [recovered] = server.times(RECOVER)
-        assert recovered == 100
-        assert server.times(_claims())[0] >= 100
+    async with open_fake_server() as server:
+        old = leave_journal(server, tmp_path)
+        server.fail_always(".*/complete", answer(503))
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            await trio.sleep(50)
+            assert server.count(RECOVER) == server.count(_claims()) == 0
+            assert server.beats, "it beats meanwhile"
+            server.fail_always(".*/complete", None)
+            await trio.sleep(60)
+            [recovered] = server.times(RECOVER)
+            [completed] = [c.at for c in server.calls if c.path.endswith("/complete")][-1:]
+            assert old.status == "completed"
+            assert recovered >= completed
+            assert server.times(_claims())[0] >= recovered
 
 
-async def test_a_failing_replay_does_not_keep_the_daemon_idle(
-    autojump_clock: MockClock, tmp_path: Path, error_log: object
+async def test_a_report_the_server_never_takes_does_not_keep_the_daemon_idle(
+    autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    async def replay(client: Client) -> None:
-        raise OSError("disk")
+    async with open_fake_server() as server:
+        leave_journal(server, tmp_path)
+        server.fail_always(".*/complete", answer(503))
+        async with open_rig(server, tmp_path, run_job=run_and_fail) as rig:
+            await rig.until_running()
+            assert rig.health.tell()["unreported_task_count"] == 1
+            task = server.add_task(server.runtime_id("claude"))
+            await rig.until(lambda: task.status == "failed", within=HELD_BACK + 31)
+            assert trio.current_time() >= HELD_BACK
+            assert server.count(RECOVER) == 0, "it would fail what is still to be reported"
 
-    async with open_fake_server() as server, open_rig(server, tmp_path, replay=replay) as rig:
+
+async def test_a_full_disk_holds_up_claims_and_says_so(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_log: ExpectedErrors,
+) -> None:
+    free = {"bytes": 10}
+    monkeypatch.setattr("daemon.upkeep.disk.free_bytes", lambda folder: free["bytes"])
+    async with open_fake_server() as server, open_rig(server, tmp_path, min_free_disk=100) as rig:
         await rig.until_running()
         task = server.add_task(server.runtime_id("claude"))
-        await rig.until(lambda: task.status == "completed", within=31)
-    error_log.expect("journals of earlier runs")  # type: ignore[attr-defined]
+        server.wake(task.runtime_id)
+        await trio.sleep(60)
+        assert server.count(_claims()) == 0
+        assert "new tasks wait" in rig.health.tell()["problem"]
+        free["bytes"] = 100
+        await rig.until(lambda: task.status == "completed", within=11)
+        assert "problem" not in rig.health.tell()
+    error_log.expect("no new tasks")
 
 
 async def test_recovery_is_repeated_until_it_is_answered(
@@ -447,6 +487,7 @@ async def _poller_scenario(server: FakeServer, rig: Rig, step: int) -> bool:
             config=rig.config,
             client=client,
             pool=rig.pool,
+            backlog=Backlog(client, rig.config.home.journals),
             actions=Actions(client),
             freshness=Freshness(15),
             directory=Directory(),

@@ -17,8 +17,8 @@ from trio.testing import MockClock
 
 from daemon.client import Client
 from daemon.config import Config
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
-from daemon.tasks.report import replay
 from daemon.tasks.task import TaskRunner
 from shared.wire.task import CANCELLED, COMPLETED, DISPATCHED, FAILED, RUNNING
 from tests.daemon.tasks_support import (
@@ -27,6 +27,7 @@ from tests.daemon.tasks_support import (
     Bench,
     Script,
     status,
+    tell_journals,
     text,
     tool_result,
     tool_use,
@@ -82,7 +83,7 @@ async def _scenario(home: Path, way: Way, step: int) -> bool:
         async with client_of(server, config) as client:
             fired, bench, task = await _run(server, client, config, agents, way=way, step=step)
             ours = task.status
-            await replay(client, config.home.journals)
+            await tell_journals(client, config.home.journals)
         assert bench.pool.slots_out == 0
         assert bench.pool.active == frozenset()
         assert agents.alive == 0
@@ -108,10 +109,11 @@ def _seqs(body: Any) -> list[int]:
 async def _run(
     server: FakeServer, client: Client, config: Config, agents: Agents, *, way: Way, step: int
 ) -> tuple[bool, Bench, Any]:
-    runner = TaskRunner(config, client, control_port=1, open_agent=agents.open, env={})
+    backlog = Backlog(client, config.home.journals)
+    runner = TaskRunner(config, client, open_agent=agents.open, backlog=backlog, env={})
     async with trio.open_nursery() as tasks:
-        pool = TaskPool(2, tasks, runner.run, runner.report_crash)
-        bench = Bench(server, client, config, pool, agents, runner)
+        pool = TaskPool(2, tasks, runner.run, backlog.owes)
+        bench = Bench(server, client, config, pool, agents, runner, backlog)
         task = bench.add()
         instrument = AtStep(step, lambda: way(bench, tasks, task))
         trio.lowlevel.add_instrument(instrument)
@@ -141,9 +143,10 @@ async def test_every_lost_answer_alone_changes_nothing(
             config = make_config(tmp_path / str(number))
             async with client_of(server, config) as client, trio.open_nursery() as tasks:
                 agents = Agents(SCRIPT)
-                runner = TaskRunner(config, client, open_agent=agents.open, env={})
-                pool = TaskPool(1, tasks, runner.run, runner.report_crash)
-                bench = Bench(server, client, config, pool, agents, runner)
+                backlog = Backlog(client, config.home.journals)
+                runner = TaskRunner(config, client, open_agent=agents.open, backlog=backlog, env={})
+                pool = TaskPool(1, tasks, runner.run, backlog.owes)
+                bench = Bench(server, client, config, pool, agents, runner, backlog)
                 server.fail_next(f".*/{route}", LOSE_RESPONSE)
                 task = await bench.run(bench.add())
             assert task.status == COMPLETED

@@ -1,22 +1,35 @@
-"""The journal file, and the replay of what a dead daemon left."""
+"""The journal file, and the telling of what nobody works on any more."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 
 from daemon.agents.contract import AgentResult
 from daemon.tasks import journal as journals
-from daemon.tasks.journal import Claim, Journal, Session, open_journal, open_left
+from daemon.tasks.backlog import AT_ONCE, TURN, Backlog
+from daemon.tasks.journal import (
+    Claim,
+    Journal,
+    JournalError,
+    Session,
+    left_journals,
+    open_journal,
+    path_of,
+    reopen_journal,
+)
 from daemon.tasks.outcome import Outcome
-from daemon.tasks.report import REPLAY_WITHIN, replay
+from daemon.tasks.task import REPORT_WITHIN
 from shared.wire.task import COMPLETED, FAILED, RUNNING, ModelUsage, TaskMessage
 from tests.conftest import ExpectedErrors
-from tests.daemon.tasks_support import RUNTIME, Script, open_bench, status, text
+from tests.daemon.tasks_support import RUNTIME, Script, open_bench, status, tell_journals, text
 from tests.support.fake_server import FakeTask, uid
 from tests.support.network import HANG, REFUSE, answer
 
@@ -29,9 +42,9 @@ def item(content: str) -> TaskMessage:
     return TaskMessage(seq=0, type="text", content=content)
 
 
-def fill(folder: Path, *contents: str, outcome: Outcome | None = None) -> Path:
+def fill(folder: Path, *contents: str, outcome: Outcome | None = None, **claim: str) -> Path:
     """Leave a journal as a killed daemon does."""
-    journal = open_journal(folder, CLAIM)
+    journal = open_journal(folder, attrs.evolve(CLAIM, **claim))
     journal.note_started()
     journal.note_session(Session(session_id="s1", work_dir="/w"))
     for content in contents:
@@ -44,8 +57,8 @@ def fill(folder: Path, *contents: str, outcome: Outcome | None = None) -> Path:
 
 
 def reopen(folder: Path) -> Journal:
-    [journal] = open_left(folder)
-    return journal
+    [task_id] = left_journals(folder)
+    return reopen_journal(folder, task_id)
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
@@ -149,8 +162,8 @@ async def test_a_crash_after_each_append(
     images: list[bytes] = []
     append = Journal._append
 
-    def spying(self: Journal, kind: str, value: Any, *, durable: bool = False) -> None:
-        append(self, kind, value, durable=durable)
+    def spying(self: Journal, kind: str, value: Any) -> None:
+        append(self, kind, value)
         images.append(self.path.read_bytes())
 
     monkeypatch.setattr(Journal, "_append", spying)
@@ -173,10 +186,12 @@ async def test_a_crash_after_each_append(
                 task.rows[seq] = final.rows[seq]
             items, outcome = confirmed.last_seq, confirmed.outcome
             confirmed.close()
-            await replay(bench.client, folder)
+            await tell_journals(bench.client, folder)
             assert task.seqs == list(range(1, items + 1))
             assert all(task.rows[seq] == final.rows[seq] for seq in task.rows)
-            assert task.status == (COMPLETED if outcome else RUNNING), "the rest is for recovery"
+            assert task.status == (COMPLETED if outcome else FAILED)
+            if outcome is None:
+                assert task.failure_reason == "runtime_recovery"
             if outcome:
                 assert task.result == final.result
                 assert task.usage == final.usage
@@ -196,12 +211,12 @@ async def test_a_failure_is_replayed_as_it_was(autojump_clock: MockClock, tmp_pa
         await bench.pool.wait_empty()
         assert task.status == RUNNING
         bench.server.fail_always(".*/fail", None)
-        await replay(bench.client, bench.config.home.journals)
+        await tell_journals(bench.client, bench.config.home.journals)
         assert task.status == FAILED
         assert task.failure_reason == "agent_error.provider_capacity_or_rate_limit"
 
 
-async def test_replay_waits_for_a_server_that_is_away(
+async def test_what_is_left_waits_for_a_server_that_is_away(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -210,30 +225,183 @@ async def test_replay_waits_for_a_server_that_is_away(
         fill(folder, "a", outcome=Outcome(completed=True, text="done"))
         bench.server.fail_always(".*", REFUSE)
         with trio.move_on_after(3600) as waited:
-            await replay(bench.client, folder)
+            await tell_journals(bench.client, folder)
         assert waited.cancelled_caught
         bench.server.fail_always(".*", None)
-        await replay(bench.client, folder)
+        await tell_journals(bench.client, folder)
         assert task.status == COMPLETED
         assert bench.journals == []
 
 
-async def test_one_journal_the_server_chokes_on_does_not_hold_up_the_rest(
+async def test_journals_the_server_chokes_on_do_not_hold_up_the_rest(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Twice as many as are told at once never get through; the last one does all the same."""
+    async with open_bench(tmp_path) as bench:
+        folder = bench.config.home.journals
+        done = Outcome(completed=True, text="done")
+        for number in range(2 * AT_ONCE):
+            name = uid(f"bad {number}")
+            bench.server.add_task(RUNTIME.id, name).status = RUNNING
+            bench.server.fail_always(f".*/{name}/complete", answer(500))
+            fill(folder, "a", outcome=done, task_id=name, runtime_id="bad")
+        task = leave(bench.server)
+        fill(folder, "a", outcome=done)
+        os.utime(path_of(folder, task.id), (2e9, 2e9))
+        backlog = Backlog(bench.client, folder)
+        async with trio.open_nursery() as telling:
+            telling.start_soon(backlog.run)
+            with trio.fail_after(3 * TURN):
+                await backlog.wait_told(CLAIM.runtime_id)
+            assert task.status == COMPLETED
+            assert backlog.count == 2 * AT_ONCE
+            assert all(backlog.owes(uid(f"bad {number}")) for number in range(2 * AT_ONCE))
+            assert not backlog.owes(task.id)
+            for number in range(2 * AT_ONCE):
+                bench.server.fail_always(f".*/{uid(f'bad {number}')}/complete", None)
+            with trio.fail_after(120):
+                await backlog.wait_told("bad")
+            assert bench.journals == []
+            telling.cancel_scope.cancel()
+
+
+async def test_a_report_the_server_does_not_take_gives_its_slot_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_always(".*/complete", answer(503))
+        task = await bench.run(bench.add(), within=REPORT_WITHIN + 60)
+        assert task.status == RUNNING
+        assert bench.backlog.owes(task.id)
+        assert not bench.hand_over(task), "its directory still holds what was not told"
+        bench.server.fail_always(".*/complete", None)
+        async with trio.open_nursery() as telling:
+            telling.start_soon(bench.backlog.run)
+            await bench.backlog.wait_told(RUNTIME.id)
+            telling.cancel_scope.cancel()
+        assert task.status == COMPLETED
+        assert bench.journals == []
+
+
+async def test_a_task_the_server_ended_gets_no_other_outcome_later(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path, Script(steps=(text("a"), 1e6))) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(3)
+        bench.server.cancel_task(task.id)
+        bench.server.fail_always(".*/usage", answer(503))
+        with trio.fail_after(REPORT_WITHIN + 60):
+            await bench.pool.wait_empty()
+        assert len(bench.journals) == 1
+        bench.server.fail_always(".*/usage", None)
+        await tell_journals(bench.client, bench.config.home.journals)
+        assert ("claude", "opus") in task.usage
+        assert not {"complete", "fail"} & set(bench.routes(task))
+
+
+async def test_a_journal_that_cannot_be_read_stays_and_holds_nothing_up(
     autojump_clock: MockClock, tmp_path: Path, error_log: ExpectedErrors
 ) -> None:
     async with open_bench(tmp_path) as bench:
-        task = leave(bench.server)
         folder = bench.config.home.journals
-        fill(folder, "a", outcome=Outcome(completed=True, text="done"))
-        bench.server.fail_always(".*/complete", answer(500))
-        start = trio.current_time()
-        await replay(bench.client, folder)
-        assert trio.current_time() - start <= REPLAY_WITHIN + 1
-        error_log.expect("journal not taken by the server; kept")
-        assert len(bench.journals) == 1
-        bench.server.fail_always(".*/complete", None)
-        await replay(bench.client, folder)
+        path_of(folder, "odd").mkdir(parents=True)
+        await tell_journals(bench.client, folder)
+        error_log.expect("journal not told")
+        assert path_of(folder, "odd").is_dir()
+
+
+# -- a disk without room
+
+
+class Disk:
+    """Takes so many more bytes, and then says that it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 10**9
+        self._pwrite = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self.write)
+
+    def write(self, descriptor: int, data: bytes | bytearray, offset: int) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self._pwrite(descriptor, bytes(data[: self.room]), offset)
+        self.room -= taken
+        return taken
+
+
+def test_what_a_full_disk_does_not_take_is_read_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    for room in range(300):
+        folder = tmp_path / str(room)
+        journal = open_journal(folder, CLAIM)
+        journal.note_message(item("before"))
+        disk.room = room
+        for word in ("ü", "two", "three"):
+            journal.note_message(item(word))
+        read: list[str] = []
+        while batch := journal.next_batch(items=1):
+            read += [message.content for message in batch.messages]
+            journal.confirm(batch.end)
+        assert read == ["before", "ü", "two", "three"]
+        disk.room = 10**9
+        journal.note_message(item("after"))
+        journal.close()
+        again = reopen(folder)
+        assert again.last_seq == 5
+        assert [message.content for message in again.next_batch().messages] == ["after"]
+        again.close()
+
+
+def test_a_crash_while_the_disk_is_full_costs_only_what_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    for room in range(0, 300, 7):
+        journal = open_journal(tmp_path / str(room), CLAIM)
+        disk.room = room
+        for word in ("one", "two", "three"):
+            journal.note_message(item(word))
+        journal.close()
+        disk.room = 10**9
+        again = reopen(tmp_path / str(room))
+        assert again.last_seq <= 3
+        assert [m.seq for m in again.next_batch().messages] == list(range(1, again.last_seq + 1))
+        again.close()
+
+
+def test_a_disk_that_stays_full_fails_the_task_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "BEHIND_LIMIT", 1000)
+    disk = Disk(monkeypatch)
+    journal = open_journal(tmp_path, CLAIM)
+    disk.room = 0
+    journal.note_message(item("x" * 500))
+    with pytest.raises(JournalError, match="no space"):
+        journal.note_message(item("x" * 500))
+    journal.close()
+
+
+async def test_a_task_goes_on_while_the_disk_is_full(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+
+    def fill_up() -> None:
+        disk.room = 20
+
+    async with open_bench(tmp_path, Script(steps=(text("a"), fill_up, 1.0, text("b")))) as bench:
+        task = await bench.run(bench.add())
         assert task.status == COMPLETED
+        assert [task.rows[seq]["content"] for seq in task.seqs] == ["a", "b"]
+        assert ("claude", "opus") in task.usage
+
+
+# -- journals nobody needs
 
 
 async def test_a_journal_of_a_task_nobody_knows_is_dropped(
@@ -241,19 +409,17 @@ async def test_a_journal_of_a_task_nobody_knows_is_dropped(
 ) -> None:
     async with open_bench(tmp_path) as bench:
         fill(bench.config.home.journals, "a", outcome=Outcome(completed=True, text="done"))
-        await replay(bench.client, bench.config.home.journals)
+        await tell_journals(bench.client, bench.config.home.journals)
         assert bench.journals == []
 
 
-async def test_a_journal_signed_out_is_kept(
-    autojump_clock: MockClock, tmp_path: Path, error_log: ExpectedErrors
-) -> None:
+async def test_a_journal_signed_out_is_kept(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         leave(bench.server)
         fill(bench.config.home.journals, "a", outcome=Outcome(completed=True, text="done"))
         bench.server.fail_always("POST .*", answer(401, '{"error":"invalid token"}'))
-        await replay(bench.client, bench.config.home.journals)
-        error_log.expect("journal not taken by the server; kept")
+        with trio.move_on_after(3600):
+            await tell_journals(bench.client, bench.config.home.journals)
         assert len(bench.journals) == 1
 
 
@@ -261,7 +427,7 @@ async def test_no_journals_no_calls(autojump_clock: MockClock, tmp_path: Path) -
     async with open_bench(tmp_path) as bench:
         bench.server.fail_always(".*", HANG)
         with trio.fail_after(1):
-            await replay(bench.client, bench.config.home.journals)
+            await tell_journals(bench.client, bench.config.home.journals)
         assert bench.server.calls == []
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from daemon.agents.contract import AgentResult, Tokens
@@ -203,6 +204,12 @@ def test_what_the_agent_is_told() -> None:
         "MULTICA_TASK_ID": "t1",
         "MULTICA_TASK_SLOT": "3",
     }
+
+
+def test_the_secret_for_checkouts_is_the_agents_own() -> None:
+    assert build(checkout_secret="s3cret")["MULTICA_CHECKOUT_SECRET"] == "s3cret"
+    custom = attrs.evolve(TASK.agent, custom_env={"MULTICA_CHECKOUT_SECRET": "x"})
+    assert "MULTICA_CHECKOUT_SECRET" not in build(attrs.evolve(TASK, agent=custom))
 
 
 def test_what_the_daemon_has_and_the_agent_must_not() -> None:

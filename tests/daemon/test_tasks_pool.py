@@ -23,18 +23,14 @@ pytestmark = pytest.mark.fast
 RUNTIME = cast("Any", SimpleNamespace(id="r1"))
 
 
-async def _no_report(job: Job, crash: BaseException) -> None:
-    raise AssertionError("nothing crashed")
-
-
 def _pool(
     nursery: trio.Nursery,
     run: Callable[[Job, trio.CancelScope], Awaitable[None]],
     *,
     slots: int = 2,
-    report: Callable[[Job, BaseException], Awaitable[None]] = _no_report,
+    owed: frozenset[str] = frozenset(),
 ) -> TaskPool:
-    return TaskPool(slots, nursery, run, report)
+    return TaskPool(slots, nursery, run, owed.__contains__)
 
 
 def _task(name: str) -> ClaimedTask:
@@ -120,10 +116,18 @@ async def test_a_redelivered_task_is_refused_and_its_slot_goes_back(autojump_clo
     assert pool.active == frozenset()
 
 
-async def test_a_crash_is_reported_and_hurts_no_other_task(
+async def test_a_task_whose_last_run_is_not_reported_is_refused(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep, owed=frozenset({"a"}))
+        slot = pool.try_take_slot()
+        assert slot is not None
+        assert not pool.hand_over(_task("a"), slot, RUNTIME)
+        assert pool.slots_out == 0
+
+
+async def test_a_crash_hurts_no_other_task(
     autojump_clock: Clock, error_log: ExpectedErrors
 ) -> None:
-    crashes: list[tuple[str, BaseException]] = []
     finished: list[str] = []
 
     async def run(job: Job, shutdown: trio.CancelScope) -> None:
@@ -133,12 +137,8 @@ async def test_a_crash_is_reported_and_hurts_no_other_task(
         await trio.sleep(1)
         finished.append(job.task.id)
 
-    async def report(job: Job, crash: BaseException) -> None:
-        crashes.append((job.task.id, crash))
-        raise OSError("and the report fails as well")
-
     async with trio.open_nursery() as nursery:
-        pool = _pool(nursery, run, report=report)
+        pool = _pool(nursery, run)
         for name in ("bad", "good"):
             slot = pool.try_take_slot()
             assert slot is not None
@@ -146,12 +146,27 @@ async def test_a_crash_is_reported_and_hurts_no_other_task(
         pool.close()
         await pool.wait_empty()
     error_log.expect("task crashed")
-    error_log.expect("crash not reported")
     assert finished == ["good"]
-    [(name, crash)] = crashes
-    assert name == "bad"
-    assert isinstance(crash, ExceptionGroup)
-    assert "boom" in str(crash.exceptions[0])
+
+
+async def test_no_slot_is_given_out_while_they_are_held_back(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as nursery:
+        pool = _pool(nursery, _sleep)
+        pool.hold_back("the disk is full")
+        assert pool.try_take_slot() is None
+        got: list[int | None] = []
+
+        async def wait() -> None:
+            got.append(await pool.wait_for_slot())
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not got
+        assert pool.admitting
+        pool.hold_back("")
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == [0]
+        pool.give_back(0)
 
 
 async def test_stop_cuts_tasks_exactly_at_the_deadline_even_late_ones(

@@ -17,6 +17,7 @@ from tests.daemon.tasks_support import (
     Script,
     open_bench,
     status,
+    tell_journals,
     text,
     thinking,
     tool_result,
@@ -299,7 +300,7 @@ async def test_completion_survives_a_storm_longer_than_the_schedule(
         assert task.status == RUNNING
         assert len(bench.journals) == 1
         bench.server.fail_always("POST .*/(complete|usage|messages)", None)
-        await bench.pool.wait_empty()
+        await tell_journals(bench.client, bench.config.home.journals)
         assert task.status == COMPLETED
         assert "fail" not in bench.routes(task), "a success never becomes a failure"
         assert ("claude", "opus") in task.usage
@@ -470,7 +471,7 @@ async def test_a_stop_during_an_outage_is_bounded_and_leaves_the_journal(
 
 
 @pytest.mark.parametrize("appends", range(12))
-async def test_a_disk_that_fills_up_fails_the_task_and_nothing_else(
+async def test_a_disk_that_breaks_fails_the_task_and_nothing_else(
     autojump_clock: Clock,
     tmp_path: Path,
     error_log: ExpectedErrors,
@@ -480,12 +481,12 @@ async def test_a_disk_that_fills_up_fails_the_task_and_nothing_else(
     left = appends
     append = Journal._append
 
-    def failing(self: Journal, kind: str, value: object, *, durable: bool = False) -> None:
+    def failing(self: Journal, kind: str, value: object) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise JournalError("journal: No space left on device")
-        append(self, kind, value, durable=durable)
+            raise JournalError("journal: Input/output error")
+        append(self, kind, value)
 
     monkeypatch.setattr(Journal, "_append", failing)
     async with open_bench(tmp_path, WORK) as bench:
@@ -493,6 +494,6 @@ async def test_a_disk_that_fills_up_fails_the_task_and_nothing_else(
         assert task.status in (COMPLETED, FAILED), "the server is told all the same"
         if task.status == FAILED:
             assert task.result is not None
-            assert "No space left" in task.result["error"]
+            assert "Input/output error" in task.result["error"]
         assert task.seqs == list(range(1, len(task.rows) + 1))
     error_log.records.clear()

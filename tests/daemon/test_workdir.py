@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,19 @@ import pytest
 
 from daemon.workdir.brief import BEGIN, END, without_block, written_brief
 from daemon.workdir.context import render_context, render_resources
+from daemon.workdir.errors import PrepareError
+from daemon.workdir.frontmatter import holds_together, with_frontmatter
 from daemon.workdir.layout import LayoutError, layout_of, layout_of_prior
 from daemon.workdir.prepare import (
     SHORT,
     LiveRoots,
-    PrepareError,
     choose,
     prepare,
     short_path,
     write_brief,
 )
 from daemon.workdir.sidecars import clean_up
-from daemon.workdir.skills import SkillError, check_path, slug, with_frontmatter
+from daemon.workdir.skills import SkillError, check_path, slug
 from shared.wire.task import ClaimedTask, ProjectResource, Skill, SkillFile, TaskAgent
 from tests.support.fake_server import WORKSPACE, uid
 
@@ -126,7 +128,7 @@ def test_a_redelivered_task_starts_clean(tmp_path: Path) -> None:
 def test_reuse_keeps_the_work_and_renews_our_files(tmp_path: Path) -> None:
     skills = [Skill(name="Deploy", content="old", files=[SkillFile(path="a.md", content="a")])]
     work_dir = made(tmp_path, task_of("one", skills=skills))
-    write_brief(choose(task_of("one"), tmp_path, LiveRoots()).layout, "claude", "old brief")
+    write_brief(choose(task_of("one"), tmp_path, LiveRoots()), "claude", "old brief")
     (work_dir / "repo").mkdir()
     (work_dir / "repo" / "main.py").write_text("work")
     (work_dir / ".claude/skills/mine").mkdir()
@@ -149,12 +151,12 @@ def test_reuse_keeps_the_work_and_renews_our_files(tmp_path: Path) -> None:
 def test_reuse_by_another_provider_takes_the_old_brief_away(tmp_path: Path) -> None:
     first = choose(task_of("one"), tmp_path, LiveRoots())
     prepare(task_of("one"), "direct", "claude", first)
-    write_brief(first.layout, "claude", "brief")
+    write_brief(first, "claude", "brief")
     (first.layout.work_dir / "AGENTS.md").write_text("the user's own")
     again = task_of("two", prior_work_dir=str(first.layout.work_dir))
     made(tmp_path, again, provider="demo")
     assert not (first.layout.work_dir / "CLAUDE.md").exists()
-    write_brief(first.layout, "demo", "brief")
+    write_brief(first, "demo", "brief")
     content = (first.layout.work_dir / "AGENTS.md").read_bytes()
     assert content.startswith(b"the user's own\n\n" + BEGIN)
 
@@ -268,19 +270,118 @@ def test_two_skills_of_one_name_get_two_directories(tmp_path: Path) -> None:
     assert folders == ["s", "s-multica", "s-multica-2"]
 
 
+BLOCK = '---\nname: s\ndescription: "a \\"b\\" c"\n---\n\n'
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("text", '---\nname: s\ndescription: "a \\"b\\" c"\n---\n\ntext'),
+        ("text", BLOCK + "text"),
         ("---\nname: own\n---\ntext", "---\nname: own\n---\ntext"),
         ("---\nallowed: x\n---\ntext", "---\nname: s\nallowed: x\n---\ntext"),
-        ("---\nnever closed", '---\nname: s\ndescription: "a \\"b\\" c"\n---\n\n---\nnever closed'),
+        ("---\nallowed: x\nname:\n---\nt", "---\nname: s\nallowed: x\n---\nt"),
+        ("---\nname: ''\n---\nt", "---\nname: s\n---\nt"),
+        ("---\r\na: x\r\n---\r\nt", "---\r\nname: s\r\na: x\r\n---\r\nt"),
+        ("---\nnever closed", BLOCK + "---\nnever closed"),
+        ("---\nname: x\n----\n--- x\n", BLOCK + "---\nname: x\n----\n--- x\n"),
+        (" ---\nname: own\n---\nx", BLOCK + " ---\nname: own\n---\nx"),
         ("---\r\nname: own\r\n---\r\nx", "---\r\nname: own\r\n---\r\nx"),
+        ("---\nname: own\ndescription: use: it\n---\ntext", BLOCK + "text"),
+        ("---\nname: own\n---", "---\nname: own\n---"),
     ],
 )
 def test_frontmatter(content: str, expected: str) -> None:
-    skill = Skill(name="S", description='a "b"\nc', content=content)
-    assert with_frontmatter(skill, "s") == expected
+    assert with_frontmatter(content, name="s", description='a "b"\nc') == expected
+
+
+GOOD = [
+    "name: x",
+    "name: x\ndescription: plain, with (signs) - and 'quotes' http://x.test/a:b",
+    'name: "x: y"\ndescription: "a \\" b" # why',
+    "name: 'it''s'\nallowed-tools: Bash(multica *)",
+    "name: x\nallowed-tools:\n  - Bash\n  - Read",
+    "name: x\nallowed-tools:\n- Bash",
+    "name: x\ndescription: |\n  use: it\n  @home\nmore: yes",
+    "name: x\ndescription: >-\n  folded: text",
+    "name: x\nmeta:\n  a: b\n  c: {d: e}",
+    "name: x\ntools: [a, b]",
+    "name: x\ntools: [\n  a,\n]",
+    "# about\nname: x\n\nlicense: MIT # : free",
+    "name: x\ndescription: long\n  goes on",
+    "user-invocable: false\nname: x",
+]
+BAD = [
+    "name: x\ndescription: use: it",
+    "name: x\ndescription: it ends so:",
+    'name: x\ndescription: "never closed',
+    'name: x\ndescription: "closed" and more',
+    "name: x\ndescription: 'it's'",
+    "name: x\ndescription: @me",
+    "name: x\ndescription: `code`",
+    "name: x\ntools: [a",
+    "name: x\n\tindented: y",
+    "name: x\njust words",
+    "name: x\ndescription: *unknown",
+    "name: x\ndescription: %d",
+    "",
+    "# only a remark",
+]
+
+
+def is_yaml(block: str) -> bool:
+    """What a real parser says, where the development tools bring one along."""
+    yaml = pytest.importorskip("yaml")
+    try:
+        return isinstance(yaml.safe_load(block), dict)
+    except yaml.YAMLError:
+        return False
+
+
+@pytest.mark.parametrize("block", GOOD)
+def test_sound_blocks_stay(block: str) -> None:
+    assert holds_together(block)
+    assert holds_together(block.replace("\n", "\r\n"))
+    assert is_yaml(block), "the example itself is wrong"
+
+
+@pytest.mark.parametrize("block", BAD)
+def test_broken_blocks_do_not(block: str) -> None:
+    assert not holds_together(block)
+    assert not is_yaml(block), "the example itself is wrong"
+
+
+def test_long_names_fit_and_stay_apart(tmp_path: Path) -> None:
+    skills = [Skill(name="word " * 100 + end, content="x") for end in "ab"]
+    work_dir = made(tmp_path, task_of(skills=skills))
+    folders = sorted(path.name for path in (work_dir / ".claude/skills").iterdir())
+    assert [len(folder.encode()) <= 255 for folder in folders] == [True, True]
+    assert folders[1] == f"{folders[0]}-multica"
+
+
+def test_reuse_leaves_no_second_copy_although_the_agent_wrote_into_the_first(
+    tmp_path: Path,
+) -> None:
+    skills = [Skill(name="Deploy", content="x")]
+    work_dir = made(tmp_path, task_of("one", skills=skills))
+    (work_dir / ".claude/skills/deploy/cache").write_text("x")
+    made(tmp_path, task_of("two", skills=skills, prior_work_dir=str(work_dir)))
+    assert [path.name for path in (work_dir / ".claude/skills").iterdir()] == ["deploy"]
+    again = task_of("three", skills=skills, prior_work_dir=str(work_dir))
+    made(tmp_path, again, provider="kimi")
+    assert not (work_dir / ".claude").exists(), "another provider's are gone"
+    assert (work_dir / ".kimi/skills/deploy/SKILL.md").exists()
+
+
+def test_a_link_made_by_the_agent_does_not_lead_the_clean_up_out(tmp_path: Path) -> None:
+    skills = [Skill(name="Deploy", content="x")]
+    work_dir = made(tmp_path / "root", task_of("one", skills=skills))
+    precious = tmp_path / "precious"
+    (precious / "skills/deploy").mkdir(parents=True)
+    (precious / "skills/deploy/SKILL.md").write_text("the user's")
+    shutil.rmtree(work_dir / ".claude")
+    (work_dir / ".claude").symlink_to(precious)
+    made(tmp_path / "root", task_of("two", prior_work_dir=str(work_dir)))
+    assert (precious / "skills/deploy/SKILL.md").read_text() == "the user's"
 
 
 # -- context files

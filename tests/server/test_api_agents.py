@@ -382,6 +382,23 @@ async def test_a_runtime_goes_with_the_agents_that_were_seen() -> None:
         await api.owner.refused(404, "POST", path, body)
 
 
+async def test_a_runtime_whose_agents_lead_squads_stays_until_they_do_not() -> None:
+    async with open_api() as api:
+        world = api.world
+        body = {"name": "S", "leader_id": world.agent_id}
+        squad = await api.owner.ok(201, "POST", "/api/squads", body)
+        body = {"title": "A", "assignee_id": world.agent_id, "execution_mode": "run_only"}
+        pilot = await api.owner.ok(201, "POST", "/api/autopilots", body)
+        path = f"/api/runtimes/{world.runtime_id}/archive-agents-and-delete"
+        body = {"expected_active_agent_ids": [world.agent_id]}
+        answer = await api.owner.call("POST", path, body)
+        assert (answer.status_code, answer.json()["code"]) == (409, "runtime_leads_squads")
+        await api.owner.ok(204, "DELETE", f"/api/squads/{squad['id']}")
+        await api.owner.ok(200, "POST", path, body)
+        shown = await api.owner.get(f"/api/autopilots/{pilot['id']}")
+        assert shown["autopilot"]["status"] == "paused"
+
+
 async def test_naming_an_agent_in_headers_opens_nothing() -> None:
     async with open_api() as api:
         made = await make(api, mcp_config=[SECRET])

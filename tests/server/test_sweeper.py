@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from server.config import DAY, Kept
 from server.consequences import Consequence, TaskAvailable
 from server.database import Database
 from server.dispatch import finish, heartbeat, sweeper
@@ -36,6 +37,7 @@ class Settings:
     offline_after: float = 150.0
     offline_grace: float = 900.0
     sweep_interval: float = 0.01
+    kept = Kept()
 
 
 def kinds(consequences: list[Consequence]) -> list[str]:
@@ -352,6 +354,32 @@ async def test_what_is_forgotten() -> None:
         assert unused not in {row["id"] for row in rows}
         tokens = await database.read(lambda conn: conn.fetch("select token_hash from task_token"))
         assert [row["token_hash"] for row in tokens] == ["live"]
+
+
+@pytest.mark.parametrize(("days", "left"), [(3, 0), (5, 1)])
+async def test_how_long_records_are_kept_is_a_setting(days: float, left: int) -> None:
+    async with open_test_database() as (database, _):
+        world = await make_world(database)
+
+        async def fill(conn: Connection) -> None:
+            await insert(
+                conn,
+                "inbox_item",
+                workspace_id=world.workspace_id,
+                recipient_type="member",
+                recipient_id=world.user_id,
+                type="mentioned",
+                severity="info",
+                title="x",
+                archived=True,
+            )
+            await conn.execute("update inbox_item set created_at = now() - interval '4 days'")
+
+        await database.write(fill)
+        kept = Kept(archived=days * DAY)
+        await database.write(lambda conn: sweeper.forget(conn, kept=kept))
+        rows = await database.read(lambda conn: conn.fetch("select id from inbox_item"))
+        assert len(rows) == left
 
 
 async def test_several_processes_sweep_together() -> None:

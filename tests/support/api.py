@@ -134,8 +134,8 @@ async def _never_500(response: httpx.Response) -> None:
 
 
 @asynccontextmanager
-async def open_api() -> AsyncIterator[Api]:
-    """Open the application on a fresh database."""
+async def open_api(**settings: str) -> AsyncIterator[Api]:
+    """Open the application on a fresh database; settings are variables of the environment."""
     async with open_test_database(pool_size=10) as (database, _), AsyncExitStack() as stack:
         world, elsewhere = await make_world(database), await make_world(database)
 
@@ -148,7 +148,7 @@ async def open_api() -> AsyncIterator[Api]:
 
         member_id, member_token = await database.write(join)
         hub = Hub()
-        config = from_environment({"BULLPEN_JWT_SECRET": "x" * 40}, home="/nonexistent")
+        config = from_environment({"BULLPEN_JWT_SECRET": "x" * 40} | settings, home="/nonexistent")
         app = make_app(Services(config=config, database=database, hub=hub))
         api = Api(database, hub, world, elsewhere, app, stack)
         hub.observe(api.told.append)

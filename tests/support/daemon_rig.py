@@ -17,6 +17,7 @@ from daemon.client import Client
 from daemon.config import Config
 from daemon.notify import Notifier
 from daemon.reload import Load
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
 from daemon.upkeep.update import Updates
@@ -39,13 +40,10 @@ async def run_at_once(client: Client, job: Job, shutdown: trio.CancelScope) -> N
 
 @asynccontextmanager
 async def _open_pool(
-    config: Config, client: Client, *, control_port: int, run_job: RunJob
+    config: Config, client: Client, backlog: Backlog, *, run_job: RunJob, **_: Any
 ) -> AsyncIterator[TaskPool]:
-    async def report_crash(job: Job, crash: BaseException) -> None:
-        raise AssertionError(f"task {job.task.id} crashed") from crash
-
     async with trio.open_nursery() as tasks:
-        yield TaskPool(config.max_concurrent_tasks, tasks, partial(run_job, client), report_crash)
+        yield TaskPool(config.max_concurrent_tasks, tasks, partial(run_job, client), backlog.owes)
 
 
 @attrs.define(eq=False)
@@ -86,7 +84,6 @@ async def open_rig(
     *,
     programs: tuple[Program, ...] = (CLAUDE,),
     run_job: RunJob = run_at_once,
-    replay: Callable[[Client], Awaitable[None]] | None = None,
     families: frozenset[str] = frozenset({"claude", "codex"}),
     load: Load | None = None,
     notifier: Notifier | None = None,
@@ -110,7 +107,6 @@ async def open_rig(
         notifier=notifier or Notifier(),
         installer=installer,
         **({"never_updates": ""} if installer else {}),
-        **({"replay": replay} if replay else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
 

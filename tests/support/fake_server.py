@@ -45,6 +45,8 @@ def make_config(home: Path, **changes: Any) -> Config:
         "daemon_id": uid("daemon"),
         "device_name": "box",
         "workspaces_root": home / "workspaces",
+        "min_free_disk": 0,
+        "gc_enabled": False,  # it works on disk, in threads
         **changes,
     }
     return Config(**values)
@@ -101,6 +103,7 @@ class FakeServer:
         self.profiles: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.runtimes: dict[str, dict[str, Any]] = {}
         self.tasks: dict[str, FakeTask] = {}
+        self.bundles: dict[str, dict[str, Any]] = {}
         self.calls: list[Call] = []
         self.beats: list[tuple[float, str, str]] = []
         self.deregistered: list[tuple[float, tuple[str, ...]]] = []
@@ -126,6 +129,7 @@ class FakeServer:
                 ("POST", "/api/daemon/runtimes/([^/]+)/tasks/claim", self._claim),
                 ("POST", "/api/daemon/runtimes/([^/]+)/recover-orphans", self._recover),
                 ("POST", "/api/daemon/runtimes/[^/]+/tasks/([^/]+)/prepare-lease", self._lease),
+                ("POST", "/api/daemon/runtimes/[^/]+/tasks/.+/skill-bundles/resolve", self._skills),
                 ("POST", "/api/daemon/runtimes/([^/]+)/(.+)/result", self._result),
                 ("GET", "/api/daemon/tasks/([^/]+)/status", self._status),
                 ("POST", "/api/daemon/tasks/([^/]+)/([a-z-]+)", self._task_call),
@@ -354,6 +358,12 @@ class FakeServer:
         if task.status not in (DISPATCHED, "waiting_local_directory"):
             return json_reply({"error": "extend task prepare lease: no rows in result set"}, 400)
         return self._row(task)
+
+    def _skills(self, body: Any) -> Reply:
+        found = [self.bundles.get(ref["id"]) for ref in body["skills"]]
+        if None in found:
+            return json_reply({"error": "skill bundle not found"}, 404)
+        return json_reply({"bundles": found})
 
     def _status(self, body: Any, task_id: str) -> Reply:
         task = self.tasks.get(task_id)

@@ -130,3 +130,67 @@ async def test_uploads_that_are_refused() -> None:
         path = f"/api/attachments/{made['id']}"
         assert (await api.member.get(path))["chat_session_id"] == chat
         assert await api.owner.refused(404, "GET", path)
+
+
+@pytest.mark.spec("06 §5", "GET /api/issues/{id}")
+@pytest.mark.spec("06 §7.1", "GET /api/issues/{id}/comments")
+@pytest.mark.spec("06 §7.6", "GET /api/issues/{id}/timeline")
+async def test_issues_and_comments_show_what_hangs_on_them() -> None:
+    async with open_api(BULLPEN_PUBLIC_URL="https://pen.example.org") as api:
+        file = await send(api.member)
+        issue = await api.member.ok(
+            201, "POST", "/api/issues", {"title": "x", "attachment_ids": [file["id"]]}
+        )
+        path = f"/api/issues/{issue['id']}"
+        assert [one["id"] for one in issue["attachments"]] == [file["id"]]
+        assert issue["attachments"][0]["markdown_url"] == (
+            f"https://pen.example.org/api/attachments/{file['id']}/download"
+        )
+        bare = await api.member.ok(201, "POST", "/api/issues", {"title": "y"})
+        assert not {"attachments", "reactions"} & set(bare)
+        later = [await send(api.member, f"{n}.txt") for n in range(2)]
+        ids = [one["id"] for one in later]
+        said = await api.member.ok(
+            201, "POST", f"{path}/comments", {"content": "see", "attachment_ids": ids}
+        )
+        assert [one["id"] for one in said["attachments"]] == ids
+        assert api.events("comment:created")[-1].payload["comment"] == said
+        plain = await api.owner.ok(201, "POST", f"{path}/comments", {"content": "ok"})
+        assert (plain["attachments"], plain["reactions"]) == ([], [])
+        comment = f"/api/comments/{said['id']}"
+        liked = await api.owner.ok(201, "POST", f"{comment}/reactions", {"emoji": "+"})
+        loved = await api.owner.ok(201, "POST", f"{path}/reactions", {"emoji": "*"})
+        shown = await api.member.get(path)
+        assert shown["reactions"] == [loved]
+        assert [one["id"] for one in shown["attachments"]] == [file["id"], *ids]
+        first, second = await api.member.get(f"{path}/comments")
+        assert first["reactions"] == [liked]
+        assert first["attachments"] == said["attachments"]
+        assert (second["reactions"], second["attachments"]) == ([], [])
+        entries = {one["id"]: one for one in await api.member.get(f"{path}/timeline")}
+        assert entries[said["id"]]["reactions"] == [liked]
+        assert entries[said["id"]]["attachments"] == said["attachments"]
+        assert not {"attachments", "reactions"} & set(entries[plain["id"]])
+        for method in ("POST", "DELETE"):
+            answer = await api.member.ok(200, method, f"{comment}/resolve")
+            assert answer["reactions"] == [liked]
+
+
+@pytest.mark.spec("06 §7.3", "PUT /api/comments/{id}")
+async def test_editing_a_comment_replaces_its_files() -> None:
+    async with open_api() as api:
+        issue = await api.member.ok(201, "POST", "/api/issues", {"title": "x"})
+        path = f"/api/issues/{issue['id']}"
+        files = [(await send(api.member, f"{n}.txt"))["id"] for n in range(3)]
+        body = {"content": "see", "attachment_ids": files[:2]}
+        said = await api.member.ok(201, "POST", f"{path}/comments", body)
+        comment = f"/api/comments/{said['id']}"
+        same = await api.member.ok(200, "PUT", comment, {"content": "see"})
+        assert [one["id"] for one in same["attachments"]] == files[:2]
+        assert api.events("comment:updated") == []
+        body = {"content": "see", "attachment_ids": files[1:]}
+        changed = await api.member.ok(200, "PUT", comment, body)
+        assert [one["id"] for one in changed["attachments"]] == files[1:]
+        assert api.events("comment:updated")[0].payload == {"comment": changed}
+        loose = await api.member.get(f"/api/attachments/{files[0]}")
+        assert (loose["issue_id"], loose["comment_id"]) == (issue["id"], None)

@@ -434,3 +434,43 @@ async def test_a_private_agent_is_not_for_everybodys_autopilot() -> None:
         assert await api.member.refused(403, "POST", "/api/autopilots", body)
         await api.owner.ok(200, "POST", f"/api/agents/{hidden}/archive")
         assert await api.owner.refused(422, "POST", "/api/autopilots", body)
+
+
+@pytest.mark.spec("06 §15", "POST /api/autopilots/{id}/deliveries/{did}/replay")
+async def test_a_delivery_can_be_replayed() -> None:
+    async with open_api() as api:
+        pilot, trigger = await hook(api)
+        said = await call(api, trigger, {"event": "x", "eventPayload": {"n": 7}})
+        path = f"/api/autopilots/{pilot['id']}/deliveries"
+        again = await api.member.ok(200, "POST", f"{path}/{said['delivery_id']}/replay")
+        assert again["status"] == "accepted"
+        assert again["run_id"] != said["run_id"]
+        run = await api.member.get(f"/api/autopilots/{pilot['id']}/runs/{again['run_id']}")
+        assert run["trigger_payload"]["event"] == "x"
+        assert run["trigger_payload"]["eventPayload"] == {"n": 7}
+        listed = (await api.member.get(path))["deliveries"]
+        assert [one["replayed_from_id"] for one in listed] == [said["delivery_id"], None]
+        await api.member.ok(200, "PATCH", f"/api/autopilots/{pilot['id']}", {"status": "paused"})
+        idle = await api.member.ok(200, "POST", f"{path}/{said['delivery_id']}/replay")
+        assert (idle["status"], idle["reason"]) == ("ignored", "autopilot_paused")
+        assert await api.member.refused(404, "POST", f"{path}/{NOBODY}/replay")
+        assert await api.stranger.refused(404, "POST", f"{path}/{said['delivery_id']}/replay")
+
+
+async def test_a_call_without_its_signature_is_not_replayed() -> None:
+    async with open_api() as api:
+        pilot, trigger = await hook(api)
+        path = f"/api/autopilots/{pilot['id']}"
+        secret = {"signing_secret": "s" * 16}
+        await api.member.ok(200, "PUT", f"{path}/triggers/{trigger['id']}/signing-secret", secret)
+        said = await call(api, trigger, {}, 401)
+        replay = f"{path}/deliveries/{said['delivery_id']}/replay"
+        assert await api.member.refused(409, "POST", replay)
+
+
+async def test_one_peer_may_call_thirty_times_a_minute() -> None:
+    async with open_api() as api:
+        _, trigger = await hook(api)
+        for number in range(30):
+            await call(api, trigger, {}, **{"Idempotency-Key": "same", "X-N": str(number)})
+        await call(api, trigger, {}, 429)

@@ -1,0 +1,258 @@
+"""One bare clone per workspace and repository: made on demand, brought up to date, mended.
+
+A clone is made under another name and renamed when it is whole, so one that is there is complete.
+Making and fetching are shared by everybody who asks meanwhile and belong to the daemon, not to who
+asked; they hold no lock that a checkout needs. The clone's lock guards its worktrees and branches,
+and the moment a damaged clone is set aside. Nothing is ever deleted that may hold somebody's work:
+a clone that git can no longer read is kept beside the new one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from daemon.repos.flights import Flights, KeyLocks
+from daemon.repos.git import CLONE, FETCH, GC, LOCAL, Git, GitError
+from daemon.repos.names import TASK_BRANCHES, clone_name
+from daemon.repos.snapshots import keep_commit
+from shared import times
+
+log = structlog.get_logger(__name__)
+
+FOLDER: Final = ".repos"
+"""Below the workspaces root; directories with a leading dot are no workspaces."""
+
+_REFSPEC: Final = "+refs/heads/*:refs/remotes/origin/*"
+_STALE_LOCK: Final = 600.0
+"""Seconds after which a lock file belongs to a git that was killed: no command here runs longer
+while it holds one."""
+
+_PACKS: Final = 40
+_LOOSE: Final = 6000
+"""Packs and loose objects a clone may have before it is tidied; git's own limits are near."""
+
+
+class Clones:
+    """The clones below one workspaces root. `flights` run in the nursery of who opens this."""
+
+    def __init__(self, git: Git, root: Path, nursery: trio.Nursery) -> None:
+        self.git = git
+        self.folder = root.resolve() / FOLDER  # git names its directories without links
+        self.locks: KeyLocks[Path] = KeyLocks()
+        self._flights: Flights[Path, None] = Flights(nursery)
+
+    def path(self, workspace_id: str, url: str) -> Path:
+        return self.folder / workspace_id / clone_name(url)
+
+    def hold(self, clone: Path) -> AbstractAsyncContextManager[None]:
+        """Hold a clone's lock: nobody else adds or removes worktrees and branches."""
+        return self.locks.hold(clone)
+
+    def all(self) -> list[Path]:
+        """Every clone there is, without the unfinished and those set aside."""
+        return sorted(path for path in self.folder.glob("*/*.git") if not _is_aside(path))
+
+    def owns(self, path: Path) -> bool:
+        """Whether a git directory is one of the clones."""
+        return path.parent.parent == self.folder
+
+    async def refresh(self, workspace_id: str, url: str, *, suspect: bool = False) -> Path:
+        """Return the repository's clone, made or brought up to date.
+
+        An existing clone whose server cannot be reached is good enough, with a warning in the log.
+        Whether all of it can be read is looked at when fetching fails, or it is `suspect`: that
+        takes a while. Raises GitError when there is none and none can be made.
+        """
+        if url.startswith("-") or any(ord(letter) < 32 for letter in url):
+            raise GitError("that is not the address of a repository")
+        clone = self.path(workspace_id, url)
+        await self._flights.share(clone, partial(self._refresh, clone, url, suspect))
+        return clone
+
+    async def _refresh(self, clone: Path, url: str, suspect: bool) -> None:
+        if _is_there(clone):
+            if await self._is_readable(clone):
+                try:
+                    await self._fetch(clone, url)
+                except GitError as error:
+                    log.warning("clone not brought up to date", clone=clone.name, error=str(error))
+                    suspect = True
+                if not suspect or await self._is_whole(clone):
+                    return
+            await self._set_aside(clone)
+        await self._make(clone, url)
+
+    async def _make(self, clone: Path, url: str) -> None:
+        clone.parent.mkdir(parents=True, exist_ok=True)
+        new = clone.with_name(f".{clone.name}.{secrets.token_hex(4)}.new")
+        try:
+            new.mkdir()
+            await self.git.clone(new, "init", "--bare", "-q", str(new))
+            await self._fetch(new, url, "--tags", deadline=CLONE)
+            new.rename(clone)
+        except OSError as error:
+            raise GitError(f"cannot make a clone in {clone.parent}: {error}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)  # when all went well there is nothing there
+        log.info("cloned", clone=clone.name)
+
+    async def _fetch(self, clone: Path, url: str, *extra: str, deadline: float = FETCH) -> None:
+        git = self.git
+        remove_stale_locks(clone)
+        for name, value in (
+            ("remote.origin.url", url),
+            ("remote.origin.fetch", _REFSPEC),
+            ("push.autoSetupRemote", "true"),  # an agent's plain `git push` finds its branch
+        ):
+            if (await git.try_clone(clone, "config", "--get-all", name)) != f"{value}\n":
+                await git.clone(clone, "config", "--replace-all", name, value)
+        await git.clone(clone, "fetch", "-q", *extra, "origin", deadline=deadline, guarded=True)
+        with suppress(GitError):  # an empty repository has no HEAD
+            await git.clone(
+                clone, "remote", "set-head", "origin", "--auto", deadline=LOCAL, guarded=True
+            )
+
+    async def fetch_one(self, clone: Path, ref: str) -> str:
+        """Fetch what plain fetching leaves out, such as a tag or a pull request; its commit or "".
+
+        The caller holds the clone's lock.
+        """
+        with suppress(GitError):
+            await self.git.clone(
+                clone, "fetch", "-q", "--no-tags", "origin", ref, deadline=FETCH, guarded=True
+            )
+            found = await self.git.clone(
+                clone, "rev-parse", "--verify", "-q", "FETCH_HEAD^{commit}"
+            )
+            return found.strip()
+        return ""
+
+    async def _is_readable(self, clone: Path) -> bool:
+        if not ((clone / "objects").is_dir() and (clone / "HEAD").is_file()):
+            return False
+        return await self.git.try_clone(clone, "rev-parse", "--git-dir") is not None
+
+    async def _is_whole(self, clone: Path) -> bool:
+        """Whether what came from the server can be read."""
+        walk = ("rev-list", "--objects", "--quiet", "--remotes")
+        try:
+            await self.git.clone(clone, *walk, deadline=FETCH)
+        except GitError as error:
+            return error.code is None  # taking too long proves nothing
+        return True
+
+    async def _set_aside(self, clone: Path) -> None:
+        """Keep a damaged clone under another name: it may hold what agents committed."""
+        async with self.hold(clone):
+            try:
+                aside = _rename_aside(clone)
+            except OSError as error:
+                raise GitError(f"cannot set a damaged clone aside: {error}") from error
+        log.error("clone is damaged; set aside and made anew", clone=clone.name, kept=str(aside))
+
+    # -- upkeep
+
+    async def prune(self, clone: Path) -> list[str]:
+        """Forget worktrees that are gone and task branches nobody needs; return what was kept.
+
+        A branch is needed while it is checked out, or has commits that neither the server nor a
+        ref of ours has. Raises GitError.
+        """
+        async with self.hold(clone):
+            await self.prune_worktrees(clone)
+            used = {tree.get("branch", "") for tree in await self.worktrees(clone)}
+            kept = []
+            form = "%(refname)"
+            listed = await self.git.clone(clone, "for-each-ref", f"--format={form}", TASK_BRANCHES)
+            for ref in listed.split():
+                if ref in used:
+                    continue
+                ahead = await self.git.clone(
+                    clone, "rev-list", "--count", ref, "--not", "--remotes", "--glob=refs/bullpen"
+                )
+                if int(ahead):
+                    kept.append(f"{ref.removeprefix('refs/heads/')}: {int(ahead)} commits")
+                else:
+                    await self.git.clone(
+                        clone, "branch", "-q", "-D", ref.removeprefix("refs/heads/")
+                    )
+        return kept
+
+    async def worktrees(self, clone: Path) -> list[dict[str, str]]:
+        """What git says of the clone's worktrees: `worktree`, `HEAD`, `branch`, `prunable`."""
+        listed = await self.git.clone(clone, "worktree", "list", "--porcelain")
+        found = []
+        for block in listed.split("\n\n"):
+            fields = dict(_field(line) for line in block.splitlines())
+            if fields and "bare" not in fields:
+                found.append(fields)
+        return found
+
+    async def prune_worktrees(self, clone: Path) -> None:
+        """Forget worktrees that are gone, but not what was committed in them off any branch.
+
+        The caller holds the clone's lock.
+        """
+        for tree in await self.worktrees(clone):
+            if "prunable" in tree and "branch" not in tree:
+                with suppress(GitError):  # an unborn or broken HEAD
+                    await keep_commit(self.git, clone, "", tree["HEAD"])
+        await self.git.clone(clone, "worktree", "prune", "--expire=now")
+
+    async def tidy(self, clone: Path) -> None:
+        """Pack a clone that needs it, without a lock: git keeps this apart from other work."""
+        counted = await self.git.clone(clone, "count-objects", "-v")
+        numbers = dict(line.split(": ", 1) for line in counted.splitlines() if ": " in line)
+        if int(numbers.get("packs", 0)) > _PACKS or int(numbers.get("count", 0)) > _LOOSE:
+            await self.git.clone(
+                clone, "gc", "-q", "--prune=30.days.ago", deadline=GC, guarded=True
+            )
+
+    def remove_unfinished(self) -> None:
+        """Remove clones that a killed daemon left half made, once nobody can be at it any more."""
+        for path in self.folder.glob("*/.*.new"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > CLONE + FETCH:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_stale_locks(clone: Path) -> None:
+    """Remove the lock files of gits that were killed."""
+    for path in (*clone.glob("*.lock"), *clone.glob("refs/**/*.lock")):
+        remove_if_stale(path)
+
+
+def remove_if_stale(path: Path) -> None:
+    """Remove a lock file that is too old to be anybody's."""
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _STALE_LOCK:
+            path.unlink()
+            log.warning("stale lock removed", path=str(path))
+
+
+def _is_there(clone: Path) -> bool:
+    return clone.exists()
+
+
+def _rename_aside(clone: Path) -> Path:
+    stamp = times.stamp(times.now()).replace("-", "").replace(":", "")
+    aside = clone.with_name(f"{clone.name}.damaged-{stamp}-{secrets.token_hex(2)}")
+    return clone.rename(aside)
+
+
+def _is_aside(path: Path) -> bool:
+    return path.name.startswith(".") or ".git.damaged-" in path.name
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(" ")
+    return name, value

@@ -1,0 +1,295 @@
+"""Run git: each process with a deadline, a clean environment, and nobody left behind.
+
+Called by whoever needs a repository. Nothing here ever asks a person for a password, and no hook of
+a repository runs. Short commands run in a process group of their own. Those that talk to a network
+or run a repository's filters get a warden (`daemon.agents.warden`), so that helpers which leave the
+group, and commands whose daemon was killed, end as well. A command that is cut is asked first, so
+that it takes its lock files away. It ends with its output or as a GitError.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from daemon.agents import warden
+from daemon.repos.names import without_credentials
+
+LOCAL: Final = 30.0
+FETCH: Final = 120.0
+TREE: Final = 240.0
+"""Seconds for filling a worktree or saving one: filters may run for every file."""
+CLONE: Final = 1800.0
+GC: Final = 600.0
+
+_OUTPUT: Final = 64 * 1024 * 1024
+_STDERR: Final = 4096
+_ASK: Final = 2.0
+"""Seconds a command that is cut gets to remove its lock files and half-made packs."""
+_BURY: Final = 3.0
+_STRAY: Final = 0.5
+"""Seconds the pipes are read after git has ended: a stray helper may hold them open for ever."""
+
+_QUIET: Final = {
+    "LC_ALL": "C",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "",
+    "SSH_ASKPASS": "",
+    "SSH_ASKPASS_REQUIRE": "never",
+    "GCM_INTERACTIVE": "never",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_EDITOR": "true",
+    "GIT_PAGER": "cat",
+}
+
+_SETTINGS: Final = (
+    ("safe.directory", "*"),
+    ("core.fsmonitor", "false"),
+    ("core.hooksPath", os.devnull),  # agents write hooks; they are for agents
+    ("submodule.recurse", "false"),  # what is in a submodule is not ours to reset
+    ("gc.auto", "0"),  # it would go on in the background
+    ("maintenance.auto", "false"),
+    ("advice.detachedHead", "false"),
+)
+
+_SOMEBODY: Final = {
+    "GIT_AUTHOR_NAME": "Bullpen",
+    "GIT_AUTHOR_EMAIL": "bullpen@localhost",
+    "GIT_COMMITTER_NAME": "Bullpen",
+    "GIT_COMMITTER_EMAIL": "bullpen@localhost",
+}
+
+_DROPPED: Final = ("BULLPEN_", "MULTICA_", "GIT_TRACE")
+_KEPT: Final = frozenset(
+    {"GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT", "GIT_EXEC_PATH", "GIT_SSL_NO_VERIFY"}
+    | {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_PROXY_COMMAND", "GIT_CONFIG_GLOBAL"}
+    | {"GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_TEMPLATE_DIR", "GIT_ALLOW_PROTOCOL"}
+)
+"""Git's own variables that say how to reach servers. Others name a repository, index or work tree
+and would point a daemon that was started from a hook at that one."""
+
+
+class GitError(Exception):
+    """Git refused or took too long; the text is what it said, without credentials."""
+
+    def __init__(self, text: str, *, code: int | None = None) -> None:
+        super().__init__(without_credentials(text))
+        self.code = code
+
+
+def git_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """What git gets: the daemon's environment without its secrets, and no questions asked."""
+    env = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(_DROPPED)
+        and (not name.startswith("GIT_") or name in _KEPT or name.startswith("GIT_CONFIG_"))
+    }
+    try:
+        count = int(base.get("GIT_CONFIG_COUNT", "0"))
+    except ValueError:
+        count = 0
+    for number, (name, value) in enumerate(_SETTINGS, count):
+        env[f"GIT_CONFIG_KEY_{number}"], env[f"GIT_CONFIG_VALUE_{number}"] = name, value
+    return env | {"GIT_CONFIG_COUNT": str(count + len(_SETTINGS))} | _QUIET
+
+
+@attrs.frozen(kw_only=True)
+class Git:
+    """The git of this machine; `env` is the whole environment of its processes."""
+
+    env: Mapping[str, str] = attrs.field(repr=False)
+
+    async def clone(
+        self, clone: Path, *args: str, deadline: float = LOCAL, guarded: bool = False
+    ) -> str:
+        """Run in a bare clone; returns standard output. Raises GitError."""
+        env = {**self.env, **_SOMEBODY, "GIT_DIR": str(clone)}
+        return await _run(args, clone, env, deadline=deadline, guarded=guarded)
+
+    async def tree(
+        self,
+        tree: Path,
+        *args: str,
+        deadline: float = LOCAL,
+        guarded: bool = False,
+        index: Path | None = None,
+        stdin: bytes = b"",
+    ) -> str:
+        """Run in a work tree, with an index other than its own if one is given. Raises GitError."""
+        # a broken work tree must not be taken for part of one that happens to be further up
+        env = {**self.env, **_SOMEBODY, "GIT_CEILING_DIRECTORIES": str(tree.parent)}
+        if index is not None:
+            env["GIT_INDEX_FILE"] = str(index)
+        return await _run(args, tree, env, deadline=deadline, guarded=guarded, stdin=stdin)
+
+    async def try_clone(self, clone: Path, *args: str, deadline: float = LOCAL) -> str | None:
+        """As `clone`; None when git says no."""
+        try:
+            return await self.clone(clone, *args, deadline=deadline)
+        except GitError:
+            return None
+
+    async def try_tree(self, tree: Path, *args: str) -> str | None:
+        """As `tree`; None when git says no."""
+        try:
+            return await self.tree(tree, *args)
+        except GitError:
+            return None
+
+
+async def _run(
+    args: tuple[str, ...],
+    cwd: Path,
+    env: Mapping[str, str],
+    *,
+    deadline: float,
+    guarded: bool,
+    stdin: bytes = b"",
+) -> str:
+    what = next((arg for arg in args if not arg.startswith("-")), "")
+    try:
+        child = await _start(("git", *args), cwd, env, guarded=guarded)
+    except OSError as error:
+        raise GitError(f"git cannot be run: {error}") from error
+    output, errors = bytearray(), bytearray()
+    code: int | None = None
+    try:
+        with trio.move_on_after(deadline):
+            async with trio.open_nursery() as streams:
+                streams.start_soon(_write, child.process, stdin)
+                streams.start_soon(_read, child.process.stdout, output, _OUTPUT)
+                streams.start_soon(_read_end, child.process.stderr, errors)
+                code = await child.wait()
+                streams.cancel_scope.deadline = trio.current_time() + _STRAY
+    finally:
+        if code is None:
+            child.ask()
+            with trio.move_on_after(_ASK, shield=True):
+                await child.process.wait()
+        child.kill()
+        with trio.move_on_after(_BURY, shield=True):
+            await child.bury()
+    said = errors.decode("utf-8", "replace").strip()
+    if code is None:
+        raise GitError(f"git {what} took longer than {deadline:g} s")
+    if code:
+        raise GitError(f"git {what}: {said or f'exit {code}'}", code=code)
+    if len(output) >= _OUTPUT:
+        raise GitError(f"git {what} said too much")
+    return output.decode("utf-8", "surrogateescape")
+
+
+@attrs.define(eq=False)
+class _Child:
+    """One process of git's; with a warden, `process` is that, and `control` reaches it."""
+
+    process: trio.Process
+    control: socket.socket | None
+
+    async def wait(self) -> int:
+        """Wait for the end; the exit code is git's own."""
+        code = await self.process.wait()
+        if self.control is None:
+            return code
+        report = b""
+        with suppress(OSError):
+            while part := self.control.recv(64):
+                report += part
+        last = report.strip().rpartition(b"\n")[2]
+        if last[:1] == b"X":
+            raise GitError(f"git cannot be run: {os.strerror(int(last[1:]))}")
+        return int(last[1:]) if last[:1] == b"E" else -signal.SIGKILL
+
+    def ask(self) -> None:
+        """Send SIGTERM to git and its helpers."""
+        if self.control is not None:
+            with suppress(OSError):
+                self.control.send(b"T")
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self.control is not None:
+            with suppress(OSError):
+                self.control.send(b"K")
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    async def bury(self) -> None:
+        """Wait for the end and close the pipes; at the caller's deadline a warden goes as well."""
+        try:
+            await self.process.wait()
+        finally:
+            if self.process.returncode is None:
+                self.process.kill()
+            if self.control is not None:
+                self.control.close()
+            for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+                if stream is not None:
+                    await stream.aclose()
+
+
+async def _start(
+    argv: tuple[str, ...], cwd: Path, env: Mapping[str, str], *, guarded: bool
+) -> _Child:
+    ours = theirs = None
+    if guarded:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        program = (sys.executable, "-I", "-S", warden.__file__, str(theirs.fileno()))
+        argv = (*program, *argv)
+    try:
+        process = await trio.lowlevel.open_process(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=dict(env),
+            start_new_session=True,
+            pass_fds=(theirs.fileno(),) if theirs is not None else (),
+        )
+    except BaseException:
+        if ours is not None:
+            ours.close()
+        raise
+    finally:
+        if theirs is not None:
+            theirs.close()
+    return _Child(process, ours)
+
+
+async def _write(process: trio.Process, data: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        if data:
+            await process.stdin.send_all(data)
+    await process.stdin.aclose()
+
+
+async def _read(stream: trio.abc.ReceiveStream | None, output: bytearray, limit: int) -> None:
+    assert stream is not None
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while len(output) < limit and (data := await stream.receive_some(64 * 1024)):
+            output += data
+
+
+async def _read_end(stream: trio.abc.ReceiveStream | None, output: bytearray) -> None:
+    assert stream is not None
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while data := await stream.receive_some(64 * 1024):
+            output += data
+            del output[:-_STDERR]

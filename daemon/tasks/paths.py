@@ -1,0 +1,114 @@
+"""Who may work in a directory of the user's, and who waits for it (spec 03 §17).
+
+Tasks queue in the order they came, by the real path; a directory inside another one is the same
+place. A task joins with a ticket, which is its place in the queue and its hold on the directory, and
+leaves by leaving the ticket's block: cancelled while waiting or done, the next ones are woken. One
+`PathLocks` per daemon; only tickets change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from daemon.client import ApiError
+from daemon.workdir.local import (
+    LocalDirectory,
+    LocalDirectoryError,
+    check_directory,
+    find_excludes,
+    named_directory,
+)
+from shared.wire.task import ClaimedTask
+
+if TYPE_CHECKING:
+    from daemon.client import Client
+    from daemon.config import Config
+
+log = structlog.get_logger(__name__)
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """A place in the queue for one path. `first` is set once nobody before it is in its way."""
+
+    path: Path
+    task_id: str
+    first: trio.Event = attrs.field(factory=trio.Event)
+
+
+class PathLocks:
+    """The queue of all paths. Every method is synchronous."""
+
+    def __init__(self) -> None:
+        self._queue: list[Ticket] = []
+
+    def blocker(self, ticket: Ticket) -> Ticket | None:
+        """The first ticket before this one whose path is its own, around it or inside it."""
+        for other in self._queue:
+            if other is ticket:
+                return None
+            if _overlap(other.path, ticket.path):
+                return other
+        return None
+
+    @contextmanager
+    def join(self, path: Path, task_id: str) -> Iterator[Ticket]:
+        """Queue for a path; the directory may be used once the ticket is `first`."""
+        ticket = Ticket(path, task_id)
+        self._queue.append(ticket)
+        self._wake()
+        try:
+            yield ticket
+        finally:
+            self._queue.remove(ticket)
+            self._wake()
+
+    def _wake(self) -> None:
+        for ticket in self._queue:
+            if not ticket.first.is_set() and self.blocker(ticket) is None:
+                ticket.first.set()
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+async def enter_local_directory(
+    task: ClaimedTask,
+    place: ExitStack,
+    *,
+    client: Client,
+    config: Config,
+    locks: PathLocks,
+    env: Mapping[str, str],
+) -> LocalDirectory | None:
+    """Take hold of the user's directory the task is to work in, until `place` is left.
+
+    Waits for whoever holds it, and tells the server so. Returns None for a task without one.
+    Raises LocalDirectoryError.
+    """
+    named = named_directory(task, config.daemon_id)
+    if named is None:
+        return None
+    ours = (config.home.root, config.workspaces_root)
+    path = check_directory(named, ours)
+    ticket = place.enter_context(locks.join(path, task.id))
+    holder = locks.blocker(ticket)
+    if holder is not None:
+        reason = f"local_directory {named} (held by task {holder.task_id[:8]})"
+        log.info("waiting for a directory", task_id=task.id, reason=reason)
+        try:
+            await client.wait_local_directory(task.id, reason)
+        except ApiError as error:  # it waits all the same
+            log.warning("waiting not told", task_id=task.id, error=str(error))
+        await ticket.first.wait()
+        if check_directory(named, ours) != path:
+            raise LocalDirectoryError(f"{named} became another directory during the wait")
+    return LocalDirectory(path=path, excludes=await find_excludes(path, env))

@@ -1,0 +1,345 @@
+"""Give back the disk that tasks no longer need, and nothing that somebody might (spec 03 §24).
+
+A pass runs half a minute after the start and then at the user's interval. It asks the server about
+the owner of every directory, decides by table (`reclaim_rules`), and says of what stays why. Before
+a directory goes, work in its repositories that is nowhere else is kept under a ref in the clone; a
+repository for which that cannot be done keeps its directory until the user's limit for orphans.
+Removing is one rename into a trash beside the workspaces, so that a task which comes at that moment
+finds the directory whole or not at all. Tasks come first and call a removal off. It ends by being
+cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import structlog
+import trio
+
+from daemon.client import ApiError, Rejected
+from daemon.repos import snapshots
+from daemon.repos.git import GitError
+from daemon.repos.worktrees import git_dir_of
+from daemon.upkeep.reclaim_rules import ENDPOINTS, Decision, Known, Limits, decide, span
+from daemon.workdir.meta import CHAT, Meta, read_meta
+from shared import times
+from shared.home import write_private
+from shared.supervise import every
+
+if TYPE_CHECKING:
+    from daemon.client import Client
+    from daemon.config import Config
+    from daemon.repos.clones import Clones
+    from daemon.workdir.prepare import LiveRoots
+
+log = structlog.get_logger(__name__)
+
+FIRST: Final = 30.0
+"""Seconds after the start of the first pass: a start has better things to do."""
+
+ASKING: Final = 4
+"""Directories looked at at a time."""
+
+TRASH: Final = ".trash"
+REPORT: Final = ".reclaim.json"
+"""What the last pass kept and why, below the workspaces root; `daemon disk-usage` shows it."""
+
+
+@attrs.define(eq=False)
+class Pass:
+    """What one pass did. `kept` is why each directory that might have gone stays."""
+
+    removed: list[str] = attrs.field(factory=list)
+    artifacts: int = 0
+    kept: dict[str, str] = attrs.field(factory=dict)
+    saved: list[str] = attrs.field(factory=list)
+    branches: dict[str, list[str]] = attrs.field(factory=dict)
+
+
+class Reclaim:
+    """Reclaims below one workspaces root."""
+
+    def __init__(
+        self,
+        config: Config,
+        client: Client,
+        clones: Clones,
+        live: LiveRoots,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._root = config.workspaces_root
+        self._client = client
+        self._clones = clones
+        self._live = live
+        self._wall = wall
+        self._limits = Limits(
+            ttl=config.gc_ttl,
+            orphan=config.gc_orphan_ttl,
+            artifacts=config.gc_artifact_ttl,
+            patterns=frozenset(config.gc_artifact_patterns),
+        )
+
+    async def run_once(self) -> Pass:
+        """Go through every directory and clone once. Never raises for one of them."""
+        done = Pass()
+        await self._empty_trash()
+        limiter = trio.CapacityLimiter(ASKING)
+        async with trio.open_nursery() as looking:
+            for env_root in env_roots(self._root):
+                await limiter.acquire_on_behalf_of(env_root)
+                looking.start_soon(self._look, env_root, done, limiter)
+        for folder in workspace_dirs(self._root):
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        await self._empty_trash()
+        for clone in self._clones.all():
+            await self._prune(clone, done)
+        await trio.to_thread.run_sync(self._clones.remove_unfinished)
+        self._report(done)
+        return done
+
+    async def _look(self, env_root: Path, done: Pass, limiter: trio.CapacityLimiter) -> None:
+        name = str(env_root.relative_to(self._root))
+        try:
+            why = await self._decide_and_do(env_root, done)
+        except (OSError, GitError) as error:
+            why = f"could not be reclaimed: {error}"
+        finally:
+            limiter.release_on_behalf_of(env_root)
+        if why:
+            done.kept[name] = why
+
+    async def _decide_and_do(self, env_root: Path, done: Pass) -> str:
+        """Look at one directory and act on it; return why it stays, "" if it went."""
+        if env_root in self._live:
+            return "a task works in it"
+        meta = read_meta(env_root)
+        known = await self._ask(meta)
+
+        async def act() -> str:
+            if read_meta(env_root) != meta:
+                return "a task has just worked in it"
+            idle = self._wall() - last_change(env_root)
+            moment = times.now()
+            decision = decide(meta, known, idle=idle, now=moment, limits=self._limits)
+            if decision.action == "remove":
+                return await self._remove(env_root, decision, idle, done)
+            if decision.action == "artifacts":
+                await self._remove_artifacts(env_root, done)
+            return decision.why
+
+        result = await self._live.reclaim(env_root, act)
+        return "a task needs it" if result is None else result
+
+    async def _ask(self, meta: Meta | None) -> Known | None:
+        """Ask the server about the directory's owner; None if there is nothing to ask about."""
+        if meta is None or meta.kind not in ENDPOINTS or not meta.parent_id:
+            return None
+        try:
+            check = await self._client.gc_check(f"{ENDPOINTS[meta.kind]}/{meta.parent_id}")
+        except ApiError as error:
+            if isinstance(error, Rejected) and error.status == 404:
+                gone = meta.kind == CHAT and "chat session not found" in error.text.lower()
+                return Known(missing=True, gone_for_good=gone)
+            return Known(failed=str(error))
+        return Known(status=check.status, updated_at=check.updated_at)
+
+    # -- removing
+
+    async def _remove(self, env_root: Path, decision: Decision, idle: float, done: Pass) -> str:
+        """Remove a directory, keeping the work in it first; return why it stays, "" if it went."""
+        unkept = []
+        trees = await trio.to_thread.run_sync(lambda: list(repositories(env_root)))
+        for tree in trees:
+            problem = await self._keep_work(tree, done)
+            if problem:
+                unkept.append(f"{tree.relative_to(env_root)}: {problem}")
+        if unkept and idle <= self._limits.orphan:
+            left = span(self._limits.orphan - idle)
+            return f"{decision.why}, but {'; '.join(unkept)}; it goes in {left}"
+        # no await from here: what was kept is what goes
+        self._discard(env_root)
+        log.info("directory reclaimed", path=str(env_root), why=decision.why, lost=unkept or None)
+        done.removed.append(f"{env_root.relative_to(self._root)}: {decision.why}")
+        return ""
+
+    async def _keep_work(self, tree: Path, done: Pass) -> str:
+        """Keep a repository's work; return what stands against it being kept, "" if nothing."""
+        git = self._clones.git
+        owner = await git_dir_of(git, tree)
+        if owner is None:
+            return "its repository is gone, so its work cannot be kept"
+        try:
+            if self._clones.owns(owner):
+                saved = await snapshots.save(git, tree)
+                if saved:
+                    done.saved.append(f"{owner.name} {saved}")
+                    log.info("work kept", clone=owner.name, ref=saved)
+                return ""
+            state = await snapshots.look(git, tree)
+            local = ("rev-list", "--count", "--branches", "--not", "--remotes")
+            ahead = int(await git.tree(tree, *local))
+        except (GitError, ValueError) as error:
+            return f"its work cannot be kept: {error}"
+        if state.has_work or ahead:
+            return "a repository of the agent's own has work that is nowhere else"
+        return ""
+
+    async def _remove_artifacts(self, env_root: Path, done: Pass) -> None:
+        """Remove what builds make again, except what a repository tracks."""
+        names = self._limits.patterns
+        found = await trio.to_thread.run_sync(lambda: list(artifacts(env_root, names)))
+        for path in found:
+            if await self._is_made(env_root, path):
+                self._discard(path)
+                done.artifacts += 1
+        await self._empty_trash()
+
+    async def _is_made(self, env_root: Path, path: Path) -> bool:
+        """Whether a directory is a build's: no repository around it, or one that ignores it."""
+        git = self._clones.git
+        around = (place for place in path.parents if place.is_relative_to(env_root))
+        tree = next((place for place in around if (place / ".git").exists()), None)
+        if tree is None:
+            return True
+        relative = str(path.relative_to(tree))
+        tracked = await git.try_tree(tree, "ls-files", "-z", "--", f":(literal){relative}")
+        if tracked is None or tracked:
+            return False
+        return await git.try_tree(tree, "check-ignore", "-q", "--", relative) is not None
+
+    def _discard(self, path: Path) -> None:
+        """Take a directory away at once; its files go with the trash."""
+        trash = self._root / TRASH
+        trash.mkdir(exist_ok=True)
+        path.rename(trash / f"{path.name}-{secrets.token_hex(4)}")
+
+    async def _empty_trash(self) -> None:
+        trash = self._root / TRASH
+        if trash.is_dir():
+            await trio.to_thread.run_sync(remove_tree, trash, abandon_on_cancel=True)
+
+    # -- clones
+
+    async def _prune(self, clone: Path, done: Pass) -> None:
+        try:
+            kept = await self._clones.prune(clone)
+            if kept:
+                done.branches[str(clone.relative_to(self._root))] = kept
+            await self._clones.tidy(clone)
+        except (GitError, ValueError) as error:
+            log.warning("clone not pruned", clone=clone.name, error=str(error))
+
+    def _report(self, done: Pass) -> None:
+        if done.removed or done.artifacts:
+            log.info(
+                "reclaimed",
+                directories=len(done.removed),
+                artifacts=done.artifacts,
+                saved=len(done.saved),
+                kept=len(done.kept),
+            )
+        told: dict[str, Any] = {"at": times.stamp(times.now()), **attrs.asdict(done)}
+        with suppress(OSError):
+            if self._root.is_dir():
+                write_private(self._root / REPORT, json.dumps(told, indent=2) + "\n")
+
+
+async def run_reclaim(config: Config, client: Client, clones: Clones, live: LiveRoots) -> None:
+    """Reclaim now and then until cancelled, unless the user switched it off."""
+    if not config.gc_enabled:
+        return
+    reclaim = Reclaim(config, client, clones, live)
+
+    async def once() -> None:
+        try:
+            await reclaim.run_once()
+        except* Exception:  # upkeep must never end the daemon
+            log.exception("reclaim failed")
+
+    await every(config.gc_interval, once, first=FIRST, jitter=0.05)
+
+
+# -- the disk; all of it synchronous, most of it run in a thread
+
+
+def workspace_dirs(root: Path) -> list[Path]:
+    """The workspaces' directories; those with a leading dot are ours."""
+    if not root.is_dir():
+        return []
+    return sorted(
+        path
+        for path in root.iterdir()
+        if not path.name.startswith(".") and path.is_dir() and not path.is_symlink()
+    )
+
+
+def env_roots(root: Path) -> list[Path]:
+    """Every task's directory."""
+    found = []
+    for folder in workspace_dirs(root):
+        found += [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted(found)
+
+
+def last_change(env_root: Path) -> float:
+    """When anything changed in a directory or its first two levels, as a wall-clock time."""
+    newest = 0.0
+    places = [env_root, *_entries(env_root)]
+    places += [inner for place in places[1:] for inner in _entries(place)]
+    for place in places:
+        with suppress(OSError):
+            newest = max(newest, place.lstat().st_mtime)
+    return newest
+
+
+def _entries(path: Path) -> list[Path]:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            return list(path.iterdir())
+    return []
+
+
+def repositories(env_root: Path) -> Iterator[Path]:
+    """Every directory below that has a `.git` of either kind; nested ones too."""
+    for folder, names, files in os.walk(env_root):
+        if ".git" in names or ".git" in files:
+            yield Path(folder)
+        names[:] = [name for name in names if name not in (".git", "node_modules")]
+
+
+def artifacts(env_root: Path, patterns: frozenset[str]) -> Iterator[Path]:
+    """The directories below with one of the names, outermost only; no links, nothing of git's."""
+    for folder, names, _ in os.walk(env_root):
+        places = [Path(folder) / name for name in names if name in patterns]
+        yield from (place for place in places if not place.is_symlink())
+        names[:] = [name for name in names if name != ".git" and name not in patterns]
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a tree, read-only directories (module caches have them) included; best effort."""
+
+    def force(remove: Callable[[str], Any], name: str, _: Any) -> None:
+        with suppress(OSError):
+            parent = os.path.dirname(name)  # noqa: PTH120 - rmtree's own text
+            for place in (parent, name):
+                mode = os.lstat(place).st_mode
+                if stat.S_ISDIR(mode):
+                    os.chmod(place, stat.S_IRWXU)  # noqa: PTH101
+            if remove is os.unlink or remove is os.rmdir:
+                remove(name)
+            else:
+                shutil.rmtree(name, ignore_errors=True)
+
+    shutil.rmtree(path, onerror=force)

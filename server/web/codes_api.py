@@ -1,0 +1,160 @@
+"""Signing in by a code sent to one's e-mail address (spec 06 §2.3).
+
+Without a mail server the code stands in the server's log: whoever reads that owns the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.config import Config
+from server.errors import Forbidden, Invalid, TooMany, Unavailable
+from server.mail import MailError
+from server.store.people import user_of
+from server.store.queries import Connection, Record, load
+from server.web import auth
+from server.web.answers import answer
+from server.web.context import services
+from server.web.fields import Fields
+from server.web.limits import peer_of
+from server.web.members_api import EMAIL, LONGEST_EMAIL
+from server.web.unit import fields
+from shared.wire.team import User
+
+log = structlog.get_logger(__name__)
+
+SQL: Final = load("codes")
+
+LIFE: Final = timedelta(minutes=10)
+PAUSE: Final = timedelta(seconds=60)
+"""Between two codes for one address."""
+
+MOST_PER_HOUR: Final = 10
+MOST_GUESSES: Final = 5
+"""Wrong guesses a code bears. With MOST_PER_HOUR that is 50 guesses at a million codes in an hour."""
+
+_SUBJECT: Final = "Your sign-in code"
+_TEXT: Final = """Your Bullpen sign-in code is {code}
+
+It is valid for ten minutes. If you did not ask for it, ignore this mail.
+"""
+
+
+async def send_code(request: Request) -> Response:
+    """POST /auth/send-code: a code to the address, or into the log where there is no mail."""
+    parts = services(request)
+    email = _email(await fields(request))
+    parts.limits.send_code.spend(peer_of(request, parts.config))
+    code = f"{secrets.randbelow(10**6):06}"
+
+    async def unit(conn: Connection) -> str:
+        await _check_newcomer(conn, parts.config, email)
+        await conn.execute(SQL.lock_address, email)
+        sent = await conn.fetchrow(SQL.sent, email, PAUSE)
+        assert sent is not None
+        if sent["just_now"]:
+            raise TooMany("a code was sent a moment ago", after=PAUSE.total_seconds())
+        if sent["hour"] >= MOST_PER_HOUR:
+            raise TooMany("too many codes for this address; try again later", after=3600)
+        code_id = await conn.fetchval(SQL.add_code, email, _hash(parts.config, email, code), LIFE)
+        return str(code_id)
+
+    code_id = await parts.database.write(unit)
+    if not parts.mailer.is_set_up:
+        log.warning("no mail server is set up; the sign-in code", email=email, sign_in_code=code)
+        return answer({"message": "the code is in the server's log"})
+    try:
+        await parts.mailer.send(email, _SUBJECT, _TEXT.format(code=code))
+    except MailError:
+        sent = False
+    else:
+        sent = True
+    if not sent:  # it does not count against the next
+        await parts.database.write(lambda conn: conn.execute(SQL.drop_code, code_id))
+        raise Unavailable("the code could not be sent; try again later")
+    return answer({"message": "the code was sent"})
+
+
+async def verify_code(request: Request) -> Response:
+    """POST /auth/verify-code: a session for the right code; the first makes the account."""
+    parts = services(request)
+    sent = await fields(request)
+    email, code = _email(sent), sent.text("code").strip()
+    parts.limits.verify_code.spend(peer_of(request, parts.config))
+
+    async def unit(conn: Connection) -> tuple[User, bool] | None:
+        right = await conn.fetchval(
+            SQL.try_code, email, _hash(parts.config, email, code), MOST_GUESSES
+        )
+        if not right:
+            return None  # not raised: the guess has to be counted
+        await _check_newcomer(conn, parts.config, email)
+        row, made = await _account(conn, email)
+        return user_of(row), made
+
+    found = await parts.database.write(unit)
+    if found is None:
+        raise Invalid("invalid or expired code")
+    user, made = found
+    if made:
+        parts.metrics.count("signup")
+    session = auth.mint_session(parts.config, user.id, user.email, user.name)
+    response = answer({"token": session, "user": user})
+    auth.set_cookies(response, parts.config, session)
+    return response
+
+
+async def _account(conn: Connection, email: str) -> tuple[Record, bool]:
+    """The user of an address, and whether they are new."""
+    row = await conn.fetchrow(SQL.account, email)
+    if row is not None:
+        return row, False
+    row = await conn.fetchrow(SQL.add_account, email, email.partition("@")[0])
+    made = row is not None
+    if row is None:  # another request made it meanwhile
+        row = await conn.fetchrow(SQL.account, email)
+    assert row is not None
+    return row, made
+
+
+async def _check_newcomer(conn: Connection, config: Config, email: str) -> None:
+    """Whether this address may have an account here. Raises Forbidden."""
+    row = await conn.fetchrow(SQL.newcomer, email)
+    assert row is not None
+    if not row["known"] and not row["invited"] and not may_sign_up(config, email):
+        raise Forbidden("this address has no account here, and sign-up is not open to it")
+
+
+def may_sign_up(config: Config, email: str) -> bool:
+    """Whether somebody nobody invited may make an account. A list closes the door to all others."""
+    if email in config.allowed_emails or email.rpartition("@")[2] in config.allowed_email_domains:
+        return True
+    return config.allow_signup and not config.allowed_emails and not config.allowed_email_domains
+
+
+def _email(sent: Fields) -> str:
+    email = sent.required_text("email").strip().lower()
+    if not EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
+        raise Invalid("email must be an e-mail address")
+    return email
+
+
+def _hash(config: Config, email: str, code: str) -> str:
+    """What is kept of a code: keyed, since six digits are quickly tried."""
+    message = f"sign-in-code|{email}|{code}".encode()
+    return hmac.new(config.jwt_secret.encode(), message, hashlib.sha256).hexdigest()
+
+
+routes: list[BaseRoute] = [
+    Route("/auth/send-code", send_code, methods=["POST"]),
+    Route("/auth/verify-code", verify_code, methods=["POST"]),
+]

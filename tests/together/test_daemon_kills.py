@@ -1,0 +1,189 @@
+"""A daemon is killed or cut off at random moments; what its agent said is what the server has.
+
+The agent keeps a log of its own. A run that was killed with its daemon may miss what was still on
+its way between the two processes, nothing else; the run that completes misses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.support.bullpen import Bullpen, clean_environment, processes_of, start_up, wait_for
+from tests.support.chatty import Chatty, arrived, install, stream
+from tests.support.proxy import open_proxy
+
+pytestmark = pytest.mark.together
+
+KILLS = int(os.environ.get("BULLPEN_TEST_KILLS", "20"))
+
+IN_FLIGHT = 1.0
+"""Seconds what was said may take to the journal: the daemon merges text for 0.2."""
+
+
+@attrs.define
+class Machine:
+    """A second machine: a home of its own, and a daemon that tests start and kill."""
+
+    home: Path
+    chatty: Chatty
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        env = clean_environment(
+            BULLPEN_HOME=str(self.home),
+            BULLPEN_DAEMON_PORT="0",
+            BULLPEN_AGENTS="claude",
+            BULLPEN_DAEMON_DEVICE_NAME="second",
+        )
+        env["PATH"] = f"{self.chatty.bin}:{env['PATH']}"
+        with (self.home / "daemon.log").open("ab") as log:
+            words = [sys.executable, "-P", "-m", "daemon"]
+            self.process = subprocess.Popen(words, env=env, stdout=log, stderr=log)
+
+    def wait_until_told(self) -> None:
+        """Wait until the server has confirmed every journal."""
+        journals = self.home / "journals"
+        wait_for("the journals to be told", lambda: not list(journals.glob("*")), seconds=60)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+
+@contextmanager
+def second_machine(
+    bullpen: Bullpen, home: Path, url: str, *, items: int, pause: float
+) -> Iterator[tuple[Machine, str]]:
+    """A machine with a running daemon, and an agent on it by the name that is yielded."""
+    home.mkdir()
+    settings = {"server_url": url, "token": bullpen.told["token"]}
+    (home / "config.json").write_text(json.dumps(settings))
+    machine = Machine(home, install(home, items=items, pause=pause))
+    machine.start()
+    try:
+        with bullpen.api() as api:
+
+            def registered() -> Any:
+                rows = api.get("/api/runtimes").raise_for_status().json()
+                return next((row for row in rows if "second" in row["name"]), None)
+
+            runtime = wait_for("the second machine", registered)
+            made = {"name": "Chatty", "runtime_id": runtime["id"]}
+            api.post("/api/agents", json=made).raise_for_status()
+        yield machine, "Chatty"
+    finally:
+        machine.kill()
+        for left in processes_of(home):
+            left.kill()
+
+
+def check_run(chatty: Chatty, task: Any, messages: list[Any], killed_at: float) -> None:
+    """Compare one run's transcript with its agent's log."""
+    said = chatty.said(task["id"])
+    assert [row["seq"] for row in messages] == list(range(1, len(messages) + 1))
+    there = arrived(messages)
+    if task["status"] == "completed":
+        assert there == stream([(kind, text) for _, kind, text in said])
+        return
+    assert task["failure_reason"] == "runtime_recovery", task
+    flat = "".join(f"{kind[5:]}{text}" for kind, text in there)
+    log = "".join(f"{kind[5:]}{text}" for _, kind, text in said)
+    assert log.startswith(flat), "not the beginning of what was said"
+    old = "".join(f"{kind[5:]}{text}" for at, kind, text in said if at < killed_at - IN_FLIGHT)
+    assert len(flat) >= len(old), f"lost: {old[len(flat) :]!r}"
+
+
+def test_a_daemon_killed_at_twenty_random_moments_loses_and_doubles_nothing(
+    tmp_path: Path,
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    runs_killed = 0
+    with (
+        start_up(tmp_path / "home") as bullpen,
+        second_machine(bullpen, tmp_path / "second", bullpen.told["url"], items=60, pause=0.03) as (
+            machine,
+            agent,
+        ),
+    ):
+        for number in range(KILLS):
+            issue = bullpen.create_issue(f"Kill {number}", assignee=agent)
+            time.sleep(dice.uniform(0.0, 2.6))
+            machine.kill()
+            killed_at = time.time()
+            machine.start()
+
+            def settled(issue_id: str = issue["id"]) -> Any:
+                rows = bullpen.tasks(issue_id)
+                return rows if rows and rows[0]["status"] == "completed" else None
+
+            rows = wait_for("the run to complete", settled, seconds=60)
+            machine.wait_until_told()
+            runs_killed += len(rows) - 1
+            assert [row["status"] for row in rows].count("completed") == 1
+            for row in rows:
+                check_run(machine.chatty, row, bullpen.messages(row["id"]), killed_at)
+    assert runs_killed > KILLS // 4, "most kills came too late to mean anything"
+
+
+def test_a_server_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    with (
+        start_up(tmp_path / "home") as bullpen,
+        second_machine(
+            bullpen, tmp_path / "second", bullpen.told["url"], items=400, pause=0.03
+        ) as (machine, agent),
+    ):
+        issue = bullpen.create_issue("Server kills", assignee=agent)
+        task = bullpen.wait_for_task(issue["id"], "running")
+        for _ in range(3):  # `up` gives a server up that dies more often in a minute
+            time.sleep(dice.uniform(0.5, 2.5))
+            old = bullpen.told["server_pid"]
+            os.kill(old, signal.SIGKILL)
+            wait_for("a new server", lambda old=old: bullpen.told["server_pid"] != old or None)
+        done = bullpen.wait_for_task(issue["id"], "completed", seconds=60)
+        machine.wait_until_told()
+        assert done["id"] == task["id"], "it was run again"
+        assert len(bullpen.tasks(issue["id"])) == 1
+        check_run(machine.chatty, done, bullpen.messages(task["id"]), 0.0)
+
+
+def test_a_partition_of_a_minute_loses_nothing(tmp_path: Path) -> None:
+    with start_up(tmp_path / "home") as bullpen:
+        port = int(bullpen.told["url"].rsplit(":", 1)[1])
+        with (
+            open_proxy(port) as proxy,
+            second_machine(bullpen, tmp_path / "second", proxy.url, items=600, pause=0.03) as (
+                machine,
+                agent,
+            ),
+        ):
+            issue = bullpen.create_issue("Cut off", assignee=agent)
+            task = bullpen.wait_for_task(issue["id"], "running")
+            wait_for("the first messages", lambda: len(bullpen.messages(task["id"])) > 20 or None)
+            proxy.cut()
+            time.sleep(60)
+            assert bullpen.tasks(issue["id"])[0]["status"] == "running"
+            proxy.heal()
+            done = bullpen.wait_for_task(issue["id"], "completed", seconds=60)
+            assert done["id"] == task["id"], "it was run again"
+            assert len(bullpen.tasks(issue["id"])) == 1
+            machine.wait_until_told()
+            check_run(machine.chatty, done, bullpen.messages(task["id"]), 0.0)
