@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -24,6 +24,8 @@ import trio
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
 from daemon.control import Handler, open_control
+from daemon.notify import Notifier, run_notify
+from daemon.reload import Load, run_reload
 from daemon.repos.desk import ROUTE as CHECKOUT
 from daemon.repos.desk import open_desk
 from daemon.runtimes.actions import Actions
@@ -35,10 +37,12 @@ from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.disk import keep_disk_watched
 from daemon.upkeep.reclaim import run_reclaim
 from daemon.upkeep.renewal import run_renewal
+from daemon.upkeep.update import Successor, Updater, Updates
 from daemon.wakeups import Connect, connect, run_wakeups
 from daemon.workdir.prepare import LiveRoots
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
+from shared.mailbox import Nudge
 from shared.supervise import every, supervise
 
 if TYPE_CHECKING:
@@ -51,6 +55,9 @@ CLAIM_GRACE: Final = 3.0
 
 PARENT_LOOK: Final = 1.0
 """Seconds between looks whether the process that started us is still there."""
+
+DRAIN_LOOK: Final = 0.2
+"""Seconds between looks whether the last task has ended; somebody is waiting at a terminal."""
 
 
 class OpenPool(Protocol):
@@ -68,28 +75,61 @@ class OpenPool(Protocol):
     ) -> AbstractAsyncContextManager[TaskPool]: ...
 
 
+def adopt_nothing(config: Config) -> None:
+    """Stand in where nothing outside the tree depends on settings."""
+
+
 @attrs.frozen(kw_only=True)
 class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
 
-    `discover` finds agent programs, `families` are the protocols custom runtimes may use.
+    `discover` finds agent programs, `families` are the protocols custom runtimes may use. `load`
+    reads the settings again when the config file has changed, None never; `adopt` is told of those
+    to use from then. `installer` changes Bullpen's own version; without one, `never_updates` says
+    why.
     """
 
     discover: Discover
     families: frozenset[str] = frozenset()
     open_pool: OpenPool = open_pool
     connect: Connect = connect
+    load: Load | None = None
+    adopt: Callable[[Config], None] = adopt_nothing
+    installer: Updates | None = None
+    never_updates: str = "this daemon cannot change its version"
+    notifier: Notifier = attrs.field(factory=Notifier)
 
 
 @attrs.define(eq=False)
 class Stop:
     """The one way to end the daemon: `ask` once for an orderly stop, `insist` to cut it short.
 
-    Anyone asks; `root` is cancelled by the second signal only.
+    Anyone asks; `root` is cancelled by the second signal only. `drain` asks for a stop that waits
+    for every task, claiming nothing new; `resume` takes that back. `draining` says which holds.
+    `make_room` ends the daemon for a `successor`.
     """
 
     asked: trio.Event = attrs.field(factory=trio.Event)
     root: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    successor: Successor | None = None
+    draining: bool = False
+    changed: Nudge = attrs.field(factory=Nudge)
+
+    def drain(self) -> dict[str, Any]:
+        log.info("stopping once no task is left")
+        self.draining = True
+        self.changed.nudge()
+        return {"status": "draining"}
+
+    def make_room(self, successor: Successor) -> None:
+        if not self.asked.is_set():
+            self.successor = successor
+        self.ask(f"making room for version {successor.version}")
+
+    def resume(self) -> dict[str, Any]:
+        self.draining = False
+        self.changed.nudge()
+        return {"status": "stopping" if self.asked.is_set() else "running"}
 
     def ask(self, reason: str) -> None:
         if not self.asked.is_set():
@@ -115,12 +155,10 @@ class Health:
     backlog: Backlog | None = None
     directory: Directory | None = None
     sync: Sync | None = None
+    stop: Stop | None = None
 
     def tell(self) -> dict[str, Any]:
-        """The object of spec 01 §6.1.
-
-        Ours are `problem`, there only while there is one, and `unreported_task_count`, once known.
-        """
+        """The object of spec 01 §6.1; what follows `workspaces` is ours, there when it applies."""
         told: dict[str, Any] = {
             "status": self.status,
             "pid": os.getpid(),
@@ -138,6 +176,10 @@ class Health:
             if self.directory
             else [],
         }
+        if self.config.service:
+            told["service"] = self.config.service
+        if self.stop and self.stop.draining:
+            told["draining"] = True
         problems = [
             self.sync.problem if self.sync else "",
             self.pool.held_back if self.pool else "",
@@ -158,14 +200,21 @@ def duration_text(seconds: float) -> str:
     return f"{minute}m{second}s" if minute else f"{second}s"
 
 
-async def run_daemon(config: Config, parts: Parts) -> None:
+async def run_daemon(config: Config, parts: Parts) -> Successor | None:
     """Be the daemon until a signal, `/shutdown` or the end of the parent process.
 
-    Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
+    Returns who takes over, if the daemon made room after an update. Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
     """
     stop, health = Stop(), Health(config)
+    commands = {"/drain": stop.drain, "/resume": stop.resume}
     async with (
-        open_control(config.home, config.control_port, status=health.tell, stop=stop.ask) as door,
+        open_control(
+            config.home,
+            config.control_port,
+            status=health.tell,
+            stop=stop.ask,
+            commands=commands,
+        ) as door,
         open_client(config) as client,
         _watchers(stop, config.parent_pid),
     ):
@@ -178,6 +227,7 @@ async def run_daemon(config: Config, parts: Parts) -> None:
             control_port=door.port,
             routes=door.routes,
         )
+    return stop.successor
 
 
 @asynccontextmanager
@@ -226,6 +276,7 @@ async def be_present(
     `routes` are the door's; checkouts are answered there while there may be tasks.
     """
     directory = health.directory = Directory()
+    health.stop = stop
     live = LiveRoots()
     routes = {} if routes is None else routes
     try:
@@ -240,6 +291,8 @@ async def be_present(
                 ) as pool:
                     routes[CHECKOUT] = desk.answer
                     health.pool = pool
+                    if config.trial:
+                        pool.pause()
                     services = Services(
                         config=config,
                         client=client,
@@ -249,10 +302,13 @@ async def be_present(
                         actions=Actions(client),
                         freshness=Freshness(config.heartbeat_interval),
                     )
-                    presence.start_soon(_start, presence, services, parts, health)
+                    presence.start_soon(_start, presence, services, parts, health, stop)
+                    presence.start_soon(run_notify, parts.notifier, health.tell)
                     presence.start_soon(run_reclaim, config, client, desk.clones, live)
                     await stop.asked.wait()
                     health.status = "stopping"
+                    if stop.successor is None:  # a manager would end us, whoever comes next
+                        parts.notifier.tell(STOPPING=1)
                     _close(services)
                     await pool.wait_empty()
                 presence.cancel_scope.cancel(reason="no task is left")
@@ -263,19 +319,57 @@ async def be_present(
             await _say_goodbye(client, directory)
 
 
-async def _start(presence: trio.Nursery, services: Services, parts: Parts, health: Health) -> None:
+async def _start(
+    presence: trio.Nursery, services: Services, parts: Parts, health: Health, stop: Stop
+) -> None:
     """Start every service; ready when the first registrations have been tried."""
+    presence.start_soon(_watch_drain, stop, services.pool)
     presence.start_soon(run_renewal, services.client)
+    updater = Updater(
+        services=services,
+        installer=parts.installer,
+        make_room=stop.make_room,
+        refusal=parts.never_updates,
+    )
+    services.actions.update = updater.answer
+    presence.start_soon(supervise, "updates", updater.run)
     presence.start_soon(supervise, "backlog", services.backlog.run)
     presence.start_soon(keep_disk_watched, services)
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)
-    health.sync = Sync(services, parts.discover, parts.families)
+    sync = health.sync = Sync(services, parts.discover, parts.families)
+    if parts.load is not None:
+        adopt = partial(_adopt, services, sync, parts)
+        presence.start_soon(run_reload, services.config, parts.load, adopt)
     await presence.start(health.sync.run)
     if health.status == "starting":
         health.status = "running"
         log.info("running", server_url=services.config.server_url)
+    if services.config.trial:
+        stop.ask("the trial start has succeeded")
+
+
+def _adopt(services: Services, sync: Sync, parts: Parts, config: Config) -> None:
+    """Hand changed settings to everyone who keeps a copy, and compare what follows from them."""
+    services.config = config
+    services.client.use_token(config.token)
+    services.pool.adopt(config)
+    parts.adopt(config)
+    sync.look_again()
+
+
+async def _watch_drain(stop: Stop, pool: TaskPool) -> None:
+    """Hold the claim barrier while a stop waits for tasks, and stop when none is left."""
+    while True:
+        await stop.changed.wait()
+        while stop.draining:
+            pool.pause()
+            if not pool.slots_out:
+                stop.ask("asked to, and no task is left")
+                return
+            await trio.sleep(DRAIN_LOOK)
+        pool.resume()
 
 
 def _close(services: Services) -> None:

@@ -146,6 +146,11 @@ class Client:
 
     # -- this daemon
 
+    def use_token(self, token: str) -> None:
+        """Sign every call from now on with this token."""
+        for connections in (self._control, self._bulk):
+            connections.headers["Authorization"] = f"Bearer {token}"
+
     async def renew_token(self) -> Renewal:
         return await self._post("/api/tokens/current/renew", {}, Renewal, deadline=RENEW)
 

@@ -2,7 +2,9 @@
 
 A flag beats the environment, which beats the config file, which beats the default (spec 03 §3.1).
 Flags are given as the variables they override, so that a detached daemon gets them through its
-environment. Every value is checked before anything starts, and the error names the variable.
+environment. The config file may set any of them in its object `settings`, which a service that no
+shell starts needs. Every value is checked before anything starts, and the error names the variable.
+What can change while the daemon runs is a new Config, adopted by `reload.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ import re
 import shlex
 import socket
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
 
 import attrs
 
+from daemon.agents.providers import PROVIDERS
 from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id
 from shared.codec import DecodeError, loads
 from shared.home import Home, find_home
@@ -26,29 +31,24 @@ from shared.log import LEVELS
 
 T = TypeVar("T")
 
+_NOT_WRITTEN: Final = frozenset(
+    {
+        "BULLPEN_DAEMON_TRIAL",
+        "BULLPEN_LAUNCHED_BY",
+        "BULLPEN_PARENT_PID",
+        "BULLPEN_SERVICE",
+        "BULLPEN_SERVER_URL",
+        "LOG_LEVEL",
+    }
+)
+"""What tells of one start, or has a place of its own in the file."""
+
 DEFAULT_SERVER_URL: Final = "http://localhost:8080"
 DEFAULT_PORT: Final = 19514
 _FIRST_PROFILE_PORT: Final = 19515
 
 ARTIFACT_PATTERNS: Final = ("node_modules", ".next", ".turbo")
 """Directories that a build makes again; base names."""
-
-_PROVIDERS: Final = (
-    ("claude", "CLAUDE"),
-    ("codex", "CODEX"),
-    ("copilot", "COPILOT"),
-    ("opencode", "OPENCODE"),
-    ("openclaw", "OPENCLAW"),
-    ("hermes", "HERMES"),
-    ("pi", "PI"),
-    ("cursor", "CURSOR"),
-    ("kimi", "KIMI"),
-    ("kiro", "KIRO"),
-    ("codebuddy", "CODEBUDDY"),
-    ("antigravity", "ANTIGRAVITY"),
-    ("qoder", "QODER"),
-)
-"""Provider and the part of `BULLPEN_<X>_MODEL` and `BULLPEN_<X>_ARGS` that names it (03 §3.5)."""
 
 _UNITS: Final = {
     "ns": 1e-9,
@@ -77,7 +77,10 @@ class Config:
 
     `min_free_disk` is in bytes; with less, no new task is claimed.
 
-    `parent_pid` is the process whose end ends the daemon too; 0 for none.
+    `parent_pid` is the process whose end ends the daemon too; 0 for none. `service` names the
+    service manager that started it. `runtime_name` stands in runtimes' names in place of the
+    device's. `environment` holds what the config file adds to the process's environment. `trial`
+    is a start that only shows it can: it claims nothing and ends once it is ready.
     """
 
     home: Home
@@ -86,7 +89,10 @@ class Config:
     daemon_id: str
     legacy_daemon_ids: tuple[str, ...] = ()
     device_name: str = "local-machine"
+    runtime_name: str = ""
     launched_by: str = ""
+    service: str = ""
+    trial: bool = False
     poll_interval: float = 30.0
     heartbeat_interval: float = 15.0
     sync_interval: float = 30.0
@@ -95,12 +101,18 @@ class Config:
     idle_watchdog: float = 1800.0
     tool_watchdog: float = 7200.0
     codex_semantic_inactivity: float = 600.0
+    codex_multi_agent: bool = False
+    codex_memory: bool = False
     agents: tuple[str, ...] | None = None
     extra_args: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     models: Mapping[str, str] = attrs.field(factory=dict)
+    commands: Mapping[str, str] = attrs.field(factory=dict)
     profile_command_overrides: Mapping[str, str] = attrs.field(factory=dict)
+    environment: Mapping[str, str] = attrs.field(factory=dict)
     control_port: int = DEFAULT_PORT
     workspaces_root: Path
+    auto_update: bool = False
+    auto_update_interval: float = 21600.0
     shutdown_grace: float = 10.0
     min_free_disk: int = 200 * 1024**2
     gc_enabled: bool = True
@@ -165,14 +177,16 @@ def load_config(
     *,
     home: str | Path | None = None,
     profile: str = "",
+    file: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read and check every setting; `flags` holds variables given on the command line.
 
-    Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
+    `file` stands for the config file's object, if given. Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
     """
     place = find_home(env, home=home, profile=profile)
-    read = _Reader({**env, **(flags or {})})
-    file = read_config_file(place)
+    file = read_config_file(place) if file is None else file
+    written = _settings(place, file)
+    read = _Reader(written, env, flags or {})
     hostname = socket.gethostname()
     token = _text(file, "token")
     if not token:
@@ -183,7 +197,9 @@ def load_config(
         daemon_id = daemon_id or load_daemon_id(place)
     except IdentityError as error:
         raise ConfigError(str(error)) from error
-    return Config(
+    keep = read.value("BULLPEN_KEEP_ENV_AFTER_TASK", _switch, False)
+    commands = _per_provider(read, "PATH", str)
+    config = Config(
         home=place,
         server_url=read.value(
             "BULLPEN_SERVER_URL",
@@ -195,7 +211,10 @@ def load_config(
         daemon_id=daemon_id,
         legacy_daemon_ids=legacy_daemon_ids(place, hostname=hostname, daemon_id=daemon_id),
         device_name=read.text("BULLPEN_DAEMON_DEVICE_NAME") or hostname or "local-machine",
+        runtime_name=read.text("BULLPEN_AGENT_RUNTIME_NAME"),
         launched_by=read.text("BULLPEN_LAUNCHED_BY"),
+        service=read.text("BULLPEN_SERVICE"),
+        trial=read.value("BULLPEN_DAEMON_TRIAL", _switch, False),
         poll_interval=read.value("BULLPEN_DAEMON_POLL_INTERVAL", _some_time, 30.0),
         heartbeat_interval=read.value("BULLPEN_DAEMON_HEARTBEAT_INTERVAL", _some_time, 15.0),
         sync_interval=read.value("BULLPEN_DAEMON_SYNC_INTERVAL", _some_time, 30.0),
@@ -206,36 +225,49 @@ def load_config(
         codex_semantic_inactivity=read.value(
             "BULLPEN_CODEX_SEMANTIC_INACTIVITY_TIMEOUT", _some_time, 600.0
         ),
+        codex_multi_agent=read.value("BULLPEN_CODEX_MULTI_AGENT", _switch, False),
+        codex_memory=read.value("BULLPEN_CODEX_MEMORY", _switch, False),
         agents=read.value("BULLPEN_AGENTS", _names, None),
         extra_args=_per_provider(read, "ARGS", _words),
         models=_per_provider(read, "MODEL", str),
+        commands=commands,
         profile_command_overrides=_overrides(file),
+        environment=_environment(place, file, env, commands),
         control_port=read.value("BULLPEN_DAEMON_PORT", _port, profile_port(profile)),
         workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
-        shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
-        min_free_disk=read.value("BULLPEN_MIN_FREE_DISK", parse_size, 200 * 1024**2),
-        gc_enabled=read.value("BULLPEN_GC_ENABLED", _switch, True),
+        gc_enabled=read.value("BULLPEN_GC_ENABLED", _switch, True) and not keep,
         gc_interval=read.value("BULLPEN_GC_INTERVAL", _some_time, 3600.0),
         gc_ttl=read.value("BULLPEN_GC_TTL", _time, 86400.0),
         gc_orphan_ttl=read.value("BULLPEN_GC_ORPHAN_TTL", _time, 259200.0),
         gc_artifact_ttl=read.value("BULLPEN_GC_ARTIFACT_TTL", _time, 43200.0),
-        gc_artifact_patterns=read_artifact_patterns(env),
-        log_level=read.value("BULLPEN_LOG_LEVEL", _level, "info"),
+        gc_artifact_patterns=read.value(
+            "BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS
+        ),
+        auto_update=read.value("BULLPEN_DAEMON_AUTO_UPDATE", _switch, False),
+        auto_update_interval=read.value("BULLPEN_DAEMON_AUTO_UPDATE_INTERVAL", _some_time, 21600.0),
+        shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
+        min_free_disk=read.value("BULLPEN_MIN_FREE_DISK", parse_size, 200 * 1024**2),
+        log_level=read.value("BULLPEN_LOG_LEVEL", _level, read.value("LOG_LEVEL", _level, "info")),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )
+    for name in written:
+        if name not in read.asked or name in _NOT_WRITTEN:
+            near = get_close_matches(name, read.asked - _NOT_WRITTEN, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{place.config_file}: there is no setting {name}{hint}")
+    return config
+
+
+def check_config_file(home: Home, file: Mapping[str, Any]) -> None:
+    """Check what would become the config file, whether signed in or not. Raises ConfigError."""
+    env = {"BULLPEN_DAEMON_ID": str(UUID(int=0))}  # none is minted for a look
+    token = _text(file, "token") or "any"
+    load_config(env, home=home.base, profile=home.profile, file={**file, "token": token})
 
 
 def read_artifact_patterns(env: Mapping[str, str]) -> tuple[str, ...]:
     """The base names of directories that builds make; what has a slash in it is none."""
-    text = env.get("BULLPEN_GC_ARTIFACT_PATTERNS", "").strip()
-    if not text:
-        return ARTIFACT_PATTERNS
-    names = [name.strip() for name in text.split(",")]
-    return tuple(
-        name
-        for name in names
-        if name not in ("", ".", "..", ".git") and not set(name) & {"/", "\\"}
-    )
+    return _Reader(env).value("BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS)
 
 
 def read_config_file(home: Home) -> dict[str, Any]:
@@ -252,13 +284,19 @@ def read_config_file(home: Home) -> dict[str, Any]:
 
 
 class _Reader:
-    """Looks variables up, trimmed, blank meaning unset, and names them in errors."""
+    """Looks variables up, trimmed, blank meaning unset, and names them in errors.
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = env
+    Later sources win. `asked` holds every name there is a use for, as far as it was looked up.
+    """
+
+    def __init__(self, *sources: Mapping[str, str]) -> None:
+        self._sources = sources[::-1]
+        self.asked: set[str] = set()
 
     def text(self, name: str) -> str:
-        return self._env.get(name, "").strip()
+        self.asked.add(name)
+        found = (source.get(name, "").strip() for source in self._sources)
+        return next((text for text in found if text), "")
 
     def value(self, name: str, parse: Callable[[str], T], default: T) -> T:
         text = self.text(name)
@@ -285,11 +323,6 @@ def _some_time(text: str) -> float:
     return seconds
 
 
-def _switch(text: str) -> bool:
-    """Anything but `false` and `0` is on (spec 03 §3.2)."""
-    return text.lower() not in ("false", "0")
-
-
 def _count(text: str) -> int:
     number = _whole(text)
     if not 1 <= number <= 1000:
@@ -302,6 +335,14 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65535:
         raise ValueError(f"{text!r} is not a port number")
     return number
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
 
 
 def _whole(text: str) -> int:
@@ -319,13 +360,21 @@ def _id(text: str) -> str:
 
 
 def _level(text: str) -> str:
-    if text.lower() not in LEVELS:
+    level = {"warn": "warning"}.get(text.lower(), text.lower())
+    if level not in LEVELS:
         raise ValueError(f"{text!r} is not one of {', '.join(LEVELS)}")
-    return text.lower()
+    return level
 
 
 def _names(text: str) -> tuple[str, ...] | None:
     return tuple(name for part in text.split(",") if (name := part.strip().lower())) or None
+
+
+def _base_names(text: str) -> tuple[str, ...]:
+    """Names of directories to clear: one with a separator could reach out of a task's directory."""
+    names = (part.strip() for part in text.split(","))
+    never = ("", ".", "..", ".git")
+    return tuple(name for name in names if name not in never and not set(name) & {"/", "\\"})
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -341,11 +390,49 @@ def _directory(text: str) -> Path:
 
 def _per_provider(read: _Reader, suffix: str, parse: Callable[[str], T]) -> dict[str, T]:
     found: dict[str, T] = {}
-    for provider, prefix in _PROVIDERS:
-        value = read.value(f"BULLPEN_{prefix}_{suffix}", parse, None)
+    for provider in PROVIDERS.values():
+        value = read.value(f"BULLPEN_{provider.settings}_{suffix}", parse, None)
         if value is not None:
-            found[provider] = value
+            found[provider.name] = value
     return found
+
+
+def _settings(home: Home, file: Mapping[str, Any]) -> dict[str, str]:
+    """The variables the file sets; numbers and booleans may be written as such."""
+    value = file.get("settings", {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{home.config_file}: settings is not an object")
+    settings: dict[str, str] = {}
+    for name, given in value.items():
+        if isinstance(given, bool | int | float):
+            settings[name] = str(given).lower()
+        elif isinstance(given, str):
+            settings[name] = given
+        else:
+            raise ConfigError(f"{home.config_file}: {name} is neither text nor a number")
+    return settings
+
+
+def _environment(
+    home: Home, file: Mapping[str, Any], env: Mapping[str, str], commands: Mapping[str, str]
+) -> dict[str, str]:
+    """What discovery and agents find in the environment because the file says so (03 §3.4).
+
+    A variable that is there, even empty, is left alone by `backends`.
+    """
+    backends = file.get("backends", {})
+    openclaw = backends.get("openclaw", {}) if isinstance(backends, dict) else None
+    if not isinstance(openclaw, dict):
+        raise ConfigError(f"{home.config_file}: backends is not an object of objects")
+    told = {PROVIDERS[name].path_variable: command for name, command in commands.items()}
+    told = {name: text for name, text in told.items() if not env.get(name, "").strip()}
+    for key, variable in (
+        ("binary_path", PROVIDERS["openclaw"].path_variable),
+        ("state_dir", "OPENCLAW_STATE_DIR"),
+    ):
+        if (text := _text(openclaw, key)) and variable not in env:
+            told.setdefault(variable, text)
+    return told
 
 
 def _text(file: Mapping[str, Any], key: str) -> str:

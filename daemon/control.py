@@ -3,9 +3,9 @@
 Holding the port is what makes this the only daemon of its profile; a lock on a file in the home
 does so where the port is chosen freely. It is opened first and closed last, so that a successor
 can never meet a predecessor that still works. Requests come from the command line over loopback.
-Stopping takes the secret from the daemon's file, and requests that a browser made for some web page
-are refused altogether (spec 03 §6, hazard). Other parts of the daemon answer paths of their own
-(`routes`) and check for themselves who asks.
+Changing anything takes the secret from the daemon's file, and requests that a browser made for some
+web page are refused altogether (spec 03 §6, hazard). Other parts of the daemon answer paths of
+their own (`routes`) and check for themselves who asks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -99,6 +99,8 @@ class Control:
     secret: str = attrs.field(repr=False)
     status: Status
     stop: Callable[[str], None]
+    commands: Mapping[str, Callable[[], dict[str, Any]]] = attrs.field(factory=dict)
+    """Path -> what to do, at once, and the answer. They take the secret, as /shutdown does."""
     routes: dict[str, Handler] = attrs.field(factory=dict)
     seats: _Seats = attrs.field(factory=_Seats)
 
@@ -109,16 +111,19 @@ class Control:
         if asked.path == "/health":
             return Answer(status=200, value=self.status())
         if asked.path == "/shutdown":
-            return self._shutdown(asked)
+            return self._signed(asked) or Answer(status=200, value={"status": "shutting down"})
+        if asked.path in self.commands:
+            return self._signed(asked) or Answer(status=200, value=self.commands[asked.path]())
         return Answer(status=404, text="404 page not found\n")
 
-    def _shutdown(self, asked: Asked) -> Answer:
+    def _signed(self, asked: Asked) -> Answer | None:
+        """Refuse what changes something, unless it is a POST with the secret."""
         if asked.method != "POST":
             return Answer(status=405, text="method not allowed\n")
         given = asked.headers.get("authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {self.secret}".encode()):
             return Answer(status=401, text="unauthorized\n")
-        return Answer(status=200, value={"status": "shutting down"})
+        return None
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Answer the one request of a connection and close it; never raises for the peer's sake."""
@@ -257,7 +262,12 @@ def hold_home(home: Home) -> Iterator[None]:
 
 @asynccontextmanager
 async def open_control(
-    home: Home, port: int, *, status: Status, stop: Callable[[str], None]
+    home: Home,
+    port: int,
+    *,
+    status: Status,
+    stop: Callable[[str], None],
+    commands: Mapping[str, Callable[[], dict[str, Any]]] | None = None,
 ) -> AsyncIterator[Control]:
     """Take the lock and the port, say so in the daemon's file, and serve until the block is left.
 
@@ -271,7 +281,13 @@ async def open_control(
                 f"port {port} of this machine is taken, probably by another daemon: {error}"
             ) from error
         bound: int = listeners[0].socket.getsockname()[1]
-        control = Control(port=bound, secret=secrets.token_urlsafe(32), status=status, stop=stop)
+        control = Control(
+            port=bound,
+            secret=secrets.token_urlsafe(32),
+            status=status,
+            stop=stop,
+            commands=commands or {},
+        )
         told = {"pid": os.getpid(), "port": bound, "secret": control.secret}
         write_private(home.daemon_file, json.dumps(told, indent=2) + "\n")
         try:

@@ -14,9 +14,12 @@ from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)
 class Services:
-    """`claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them."""
+    """Set once, but for `config`, which a change of the config file replaces (`reload.py`).
+
+    `claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them.
+    """
 
     config: Config
     client: Client

@@ -1,9 +1,10 @@
 """Find the agent programs of this machine (spec 03 §3.5, §3.6).
 
-Woken by the daemon at start and before registrations. Programs are looked up in the PATH, then,
-for those still missing, in what the user's login shell would find; each is asked for its version,
-all at once and with a deadline, so that one that hangs delays nobody for long. It owns the version
-cache, keyed by the file and its age, and ends within about 20 s whatever it meets.
+Woken by the daemon at start and every minute. Programs are looked up in the PATH, then, for those
+still missing, in what the user's login shell would find; each is asked for its version, a few at a
+time and with a deadline, so that one that hangs delays nobody for long. It owns the version cache,
+keyed by the file and its age, so that a look that finds nothing changed starts no program; one that
+did not answer is asked again after some minutes. It ends within about 30 s whatever it meets.
 """
 
 from __future__ import annotations
@@ -35,11 +36,30 @@ from daemon.agents.providers import (
 log = structlog.get_logger(__name__)
 
 _PROBE_LIMIT: Final = 10.0
+_PROBES: Final = 8
+"""Programs asked at a time: most start an interpreter of their own, and a small machine would make
+every one of them late."""
+
+_ASK_AGAIN: Final = 300.0
+"""Seconds until a program is asked again that did not answer: it may have been the machine."""
+
 _SHELL_LIMIT: Final = 3.0
 _SHELLS: Final = frozenset({"bash", "zsh", "sh", "dash", "ksh"})
 _OUTPUT_LIMIT: Final = 64 * 1024
 
-_cache: dict[tuple[str, int, int], str] = {}  # (path, mtime_ns, size) -> version output
+_File = tuple[str, int, int]  # path, mtime_ns, size
+_cache: dict[_File, str] = {}  # what it answered
+_silent: dict[_File, float] = {}  # until when it is not asked
+_warned: set[tuple[str, ...]] = set()
+
+
+def _warn_once(event: str, **about: str) -> None:
+    """Warn of what every look would find again."""
+    key = (event, *about.values())
+    if key not in _warned:
+        _warned.add(key)
+        log.warning(event, **about)
+
 
 # One line "name<TAB>path" for each command the shell would run, aliases and functions aside.
 _SHELL_SCRIPT: Final = """
@@ -65,13 +85,15 @@ async def discover(wanted: Collection[str] | None, env: Mapping[str, str]) -> li
     names = [name for name in DRIVERS if name != DEMO] if wanted is None else list(wanted)
     for name in names:
         if name not in DRIVERS:
-            log.warning("no driver for this agent program", provider=name)
+            _warn_once("no driver for this agent program", provider=name)
     providers = [p for p in PROVIDERS.values() if p.name in names and p.name in DRIVERS]
     found = await _locate([p for p in providers if p.name != DEMO], env)
     programs: dict[str, Program] = {}
+    limit = trio.CapacityLimiter(_PROBES)
 
     async def probe(provider: Provider, path: str) -> None:
-        program = await _probe(provider, path, env)
+        async with limit:
+            program = await _probe(provider, path, env)
         if program is not None:
             programs[provider.name] = program
 
@@ -94,7 +116,7 @@ async def _locate(providers: list[Provider], env: Mapping[str, str]) -> dict[str
         if path is not None:
             found[provider.name] = path
         elif is_pinned(command):
-            log.warning("agent program not found", provider=provider.name, path=command)
+            _warn_once("agent program not found", provider=provider.name, path=command)
         elif provider.in_login_shell and command == provider.command:
             missing.append(provider)
     if missing:
@@ -140,21 +162,22 @@ async def _probe(provider: Provider, path: str, env: Mapping[str, str]) -> Progr
     try:
         stat = await trio.Path(path).stat()
     except OSError as error:
-        log.warning("agent program vanished", provider=provider.name, path=path, error=str(error))
+        _warn_once("agent program vanished", provider=provider.name, path=path, error=str(error))
         return None
     key = (path, stat.st_mtime_ns, stat.st_size)
     if key not in _cache:
+        if trio.current_time() < _silent.get(key, 0.0):
+            return None
         output = await _run([path, "--version"], env, limit=_PROBE_LIMIT)
         if output is None:
-            log.warning(
-                "agent program does not tell its version", provider=provider.name, path=path
-            )
+            _silent[key] = trio.current_time() + _ASK_AGAIN
+            _warn_once("agent program does not tell its version", provider=provider.name, path=path)
             return None
         _cache[key] = output
     version, numbers = parse_version(_cache[key])
     if too_old(provider, numbers):
         minimum = ".".join(map(str, provider.minimum or ()))
-        log.warning(
+        _warn_once(
             "agent program is below the minimum supported version",
             provider=provider.name,
             version=version,

@@ -39,8 +39,36 @@ def show(settings: Settings, output: str) -> None:
 @click.argument("value")
 @click.pass_obj
 def set_(settings: Settings, key: str, value: str) -> None:
-    """Change one setting; an empty value removes it."""
-    if key not in CONFIG_KEYS:
-        raise CliError(f"{key!r} is not a setting: use one of {', '.join(CONFIG_KEYS)}")
-    settings.save(**{key: value.strip()})
+    """Change one setting, or a BULLPEN_… variable of the daemon; an empty value removes it.
+
+    A running daemon takes it over within seconds, or says in its log that it needs a restart.
+    """
+    if key.startswith("BULLPEN_"):
+        _set_for_the_daemon(settings, key, value.strip())
+    elif key in CONFIG_KEYS:
+        settings.save(**{key: value.strip()})
+    else:
+        raise CliError(
+            f"{key!r} is not a setting: use one of {', '.join(CONFIG_KEYS)}, "
+            "or a variable of the daemon"
+        )
     notice(f"{key} {'set' if value.strip() else 'removed'}")
+
+
+def _set_for_the_daemon(settings: Settings, name: str, value: str) -> None:
+    """Save a variable the daemon reads from the file, unless it would not start with it."""
+    from daemon.config import ConfigError, check_config_file
+
+    if settings.agent_context:
+        raise CliError("inside a task the owner's settings cannot be changed")
+    now = settings.config.get("settings")
+    kept = {
+        key: text for key, text in (now if isinstance(now, dict) else {}).items() if key != name
+    }
+    if value:
+        kept[name] = value
+    try:
+        check_config_file(settings.home, {**settings.config, "settings": kept})
+    except ConfigError as error:
+        raise CliError(str(error)) from error
+    settings.save(settings=kept)

@@ -1,7 +1,9 @@
 """`bullpen daemon …`: start, stop and look at this machine's daemon (spec 03 §2).
 
 The daemon tells where it listens in its file; everything here asks it there. Starting watches the
-child it started, so that a daemon that cannot run is reported at once with what it said.
+child it started, so that a daemon that cannot run is reported at once with what it said. A restart
+first shows that a start would succeed, then waits until no task is left. Where the daemon is
+installed as a service, its manager starts it, so that there is never one beside the other.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import click
 from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
+from daemon.cli.service import Manager, ServiceError, find_manager
 from daemon.cli.settings import Settings
 from shared.home import Home
 
@@ -46,6 +49,12 @@ LOOK: Final = 0.2
 _FLAGS: Final = (
     ("--daemon-id", "BULLPEN_DAEMON_ID", "ID", "Register as this daemon."),
     ("--device-name", "BULLPEN_DAEMON_DEVICE_NAME", "NAME", "How this machine is called."),
+    (
+        "--runtime-name",
+        "BULLPEN_AGENT_RUNTIME_NAME",
+        "NAME",
+        "What runtimes are called after, instead of the machine.",
+    ),
     ("--poll-interval", "BULLPEN_DAEMON_POLL_INTERVAL", "TIME", "How often to ask for work."),
     ("--heartbeat-interval", "BULLPEN_DAEMON_HEARTBEAT_INTERVAL", "TIME", "How often to beat."),
     (
@@ -61,6 +70,12 @@ _FLAGS: Final = (
         "Longest time without progress that Codex is given.",
     ),
     ("--max-concurrent-tasks", "BULLPEN_DAEMON_MAX_CONCURRENT_TASKS", "N", "Tasks at a time."),
+    (
+        "--auto-update-interval",
+        "BULLPEN_DAEMON_AUTO_UPDATE_INTERVAL",
+        "TIME",
+        "How often to look for a new version.",
+    ),
     ("--agents", "BULLPEN_AGENTS", "NAMES", "Only these agent programs, comma separated."),
 )
 """Option, the variable it overrides, placeholder, help."""
@@ -68,6 +83,12 @@ _FLAGS: Final = (
 
 def _overrides(command: Decorated) -> Decorated:
     """Add the options that override the daemon's settings; they reach it as `given`."""
+    command = click.option(
+        "--auto-update/--no-auto-update",
+        "BULLPEN_DAEMON_AUTO_UPDATE",
+        default=None,
+        help="Whether to update Bullpen while no task runs.",
+    )(command)
     for option, variable, metavar, told in reversed(_FLAGS):
         command = click.option(option, variable, metavar=metavar, help=told)(command)
     return command
@@ -80,32 +101,103 @@ def daemon() -> None:
 
 @daemon.command()
 @click.option("--foreground", is_flag=True, help="Run in this terminal.")
+@click.option("--check", is_flag=True, help="Only say whether it could start.")
 @_overrides
 @click.pass_obj
-def start(settings: Settings, /, foreground: bool, **given: str | None) -> None:
-    """Start the daemon, detached from this terminal."""
+def start(settings: Settings, /, foreground: bool, check: bool, **given: str | bool | None) -> None:
+    """Start the daemon, detached from this terminal; through its service if it has one."""
     env = _environment(settings, given)
+    command = _command(settings)
+    if check:
+        sys.exit(subprocess.call([*command, "--check"], env=env))
     if foreground:
-        sys.exit(subprocess.call(_command(settings), env=env))
-    _start(settings, env)
+        # Ctrl-C reaches the daemon itself, and nobody above it loses patience with its grace.
+        os.execve(command[0], command, env)  # noqa: S606
+    manager = service_of(settings)
+    if manager is None:
+        launch(settings, env)
+        return
+    _refuse_flags(manager, given)
+    _refuse_second(settings)
+    through(settings, manager.start)
 
 
 @daemon.command()
 @click.pass_obj
 def stop(settings: Settings) -> None:
     """Stop the daemon; tasks get a few seconds to end."""
-    _stop(settings)
+    halt(settings)
+
+
+@daemon.command()
+@click.option("--force", is_flag=True, help="Do not wait for running tasks; they are cut.")
+@_overrides
+@click.pass_obj
+def restart(settings: Settings, /, force: bool, **given: str | bool | None) -> None:
+    """Start the daemon anew once no task is left; nothing new is begun meanwhile."""
+    env = _environment(settings, given)
+    manager = service_of(settings)
+    if manager is not None:
+        _refuse_flags(manager, given)
+    prove(settings, env)
+    if not force:
+        drain(settings)
+    if not halt(settings, quiet=not force):
+        raise CliError("the old daemon is still finishing a task; try again when it has ended")
+    if manager is None:
+        launch(settings, env)
+    else:
+        through(settings, manager.restart)
 
 
 @daemon.command()
 @_overrides
 @click.pass_obj
-def restart(settings: Settings, /, **given: str | None) -> None:
-    """Stop the daemon if it runs, then start it."""
+def install(settings: Settings, /, **given: str | bool | None) -> None:
+    """Run the daemon as a service of yours: from now on, and from every sign-in to this machine."""
     env = _environment(settings, given)
-    if not _stop(settings):
-        raise CliError("the old daemon is still finishing a task; try again when it has ended")
-    _start(settings, env)
+    prove(settings, env)
+    try:
+        manager = find_manager(settings)
+        drain(settings)
+        if not halt(settings, quiet=True):
+            raise CliError("the running daemon has not ended yet; try again when it has")
+        begin = _log_size(settings.home)
+        told = manager.install(_command(settings), env)
+    except ServiceError as error:
+        raise CliError(str(error)) from error
+    try:
+        manager.enable()
+    except ServiceError as error:
+        with contextlib.suppress(ServiceError):
+            manager.uninstall()
+        said = _said(_log_file(settings.home), begin)
+        raise CliError(
+            f"the service did not start, and is not installed: {error}\n{said}"
+        ) from error
+    notice(f"Installed {manager.file}")
+    for line in told:
+        notice(line)
+    _tell_state(settings)
+    for line in manager.hints():
+        notice(line)
+
+
+@daemon.command()
+@click.pass_obj
+def uninstall(settings: Settings) -> None:
+    """Stop the service and remove it."""
+    if settings.agent_context:
+        raise CliError("an agent cannot manage the daemon it runs under", UNREACHABLE)
+    try:
+        manager = find_manager(settings)
+        if not manager.is_installed:
+            notice("The daemon is not installed as a service.")
+            return
+        manager.uninstall()
+    except ServiceError as error:
+        raise CliError(str(error)) from error
+    notice(f"Removed {manager.file}")
 
 
 @daemon.command()
@@ -135,6 +227,8 @@ def status(settings: Settings, output: str) -> None:
             ("Agents", ", ".join(health.get("agents") or [])),
             ("Workspaces", str(len(workspaces)) if isinstance(workspaces, list) else ""),
             ("Tasks", str(health.get("active_task_count", ""))),
+            ("Service", health.get("service")),
+            ("Stopping", "when no task is left" if health.get("draining") else ""),
             ("Problem", health.get("problem")),
         ]
     )
@@ -179,6 +273,11 @@ class Running:
     health: dict[str, Any]
 
 
+def find_running(settings: Settings) -> Running | None:
+    """The daemon of these settings' home, if it runs and answers."""
+    return _find(settings.home)
+
+
 def _find(home: Home, timeout: float = PROBE) -> Running | None:
     """Ask the daemon of this home; None if nobody answers as it would."""
     try:
@@ -209,13 +308,21 @@ def _ask(method: str, port: int, path: str, timeout: float, secret: str = "") ->
         connection.close()
 
 
-def _start(settings: Settings, env: Mapping[str, str]) -> None:
+def _refuse_second(settings: Settings) -> None:
     running = _find(settings.home)
     if running is not None:
         raise CliError(
             f"the daemon is already running (pid {running.pid}); to replace it: "
             "bullpen daemon restart"
         )
+
+
+def launch(settings: Settings, env: Mapping[str, str]) -> None:
+    """Start a detached daemon and wait until it is ready or says why it is not.
+
+    Raises CliError, with what it said last, if it ended or is neither in time.
+    """
+    _refuse_second(settings)
     path = _log_file(settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as log:
@@ -247,16 +354,110 @@ def _start(settings: Settings, env: Mapping[str, str]) -> None:
             if time.monotonic() - problem_since > SETTLE:
                 break
         time.sleep(LOOK)
-    why = health.get("problem") or ("it is still starting" if health else "it does not answer yet")
-    notice(f"Daemon{label} started (pid {child.pid}) but is not ready: {why}.")
+    if not health.get("problem"):
+        why = "is still starting" if health else "does not answer"
+        raise CliError(
+            f"the daemon{label} (pid {child.pid}) {why} after {READY:g} s; it goes on trying. "
+            f"Its log ends with:\n{_said(path, begin)}"
+        )
+    notice(f"Daemon{label} started (pid {child.pid}) but is not ready: {health['problem']}.")
     notice(f"Log: {path}")
 
 
-def _stop(settings: Settings) -> bool:
+def prove(settings: Settings, env: Mapping[str, str]) -> None:
+    """Show that a daemon could start with these settings. Raises CliError with what it says."""
+    try:
+        tried = subprocess.run(
+            [*_command(settings), "--check"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=READY,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CliError(f"trying whether the daemon can start took over {READY:g} s") from None
+    if tried.returncode != 0:
+        raise CliError(
+            f"the daemon could not start, so nothing was changed:\n{tried.stderr.strip()}"
+        )
+
+
+def drain(settings: Settings) -> None:
+    """Have the daemon end by itself once no task is left; return when it has, or does not run.
+
+    A daemon of another version may not know how: it is left to be stopped. Interrupted, it is as if
+    nothing had been asked. Raises CliError when the daemon decides otherwise meanwhile.
+    """
+    running = _find(settings.home)
+    if running is None or _ask("POST", running.port, "/drain", PROBE, running.secret) is None:
+        return
+    left = -1
+    try:
+        while (now := _find(settings.home)) is not None and now.pid == running.pid:
+            if now.health["status"] == "running" and not now.health.get("draining"):
+                raise CliError("somebody else has told the daemon to go on")
+            count = int(now.health.get("active_task_count") or 0)
+            if count and count != left:
+                tasks = "1 task" if count == 1 else f"{count} tasks"
+                notice(f"Waiting for {tasks} to end; nothing new is begun (--force does not wait).")
+                left = count
+            time.sleep(LOOK)
+    except KeyboardInterrupt:
+        _ask("POST", running.port, "/resume", PROBE, running.secret)
+        notice("The daemon goes on as before.")
+        raise
+
+
+def service_of(settings: Settings) -> Manager | None:
+    """The manager that has this daemon as a service, if one has."""
+    try:
+        manager = find_manager(settings)
+    except ServiceError:
+        return None
+    return manager if manager.is_installed else None
+
+
+def _refuse_flags(manager: Manager, given: Mapping[str, str | bool | None]) -> None:
+    if any(value is not None for value in given.values()):
+        raise CliError(
+            f"the daemon is a service ({manager.file}), which takes no flags from here: "
+            "use `bullpen config set`, or install it again with the flags"
+        )
+
+
+def through(settings: Settings, act: Callable[[], None]) -> None:
+    """Have the service manager do something and tell how the daemon is. Raises CliError."""
+    begin = _log_size(settings.home)
+    try:
+        act()
+    except ServiceError as error:
+        raise CliError(f"{error}\n{_said(_log_file(settings.home), begin)}") from error
+    _tell_state(settings)
+
+
+def _tell_state(settings: Settings) -> None:
+    """Say how the daemon is that a manager has just started; some do not wait for it."""
+    deadline = time.monotonic() + READY
+    while (running := _find(settings.home)) is None or (
+        running.health["status"] == "starting" and not running.health.get("problem")
+    ):
+        if time.monotonic() > deadline:
+            raise CliError(f"the daemon is not ready after {READY:g} s: bullpen daemon logs")
+        time.sleep(LOOK)
+    problem = running.health.get("problem")
+    notice(f"Daemon started (pid {running.pid}){f', but: {problem}' if problem else '.'}")
+    notice(f"Log: {_log_file(settings.home)}")
+
+
+def halt(settings: Settings, *, quiet: bool = False) -> bool:
     """Stop the daemon if it runs; False if it had not ended in time."""
     running = _find(settings.home)
     if running is None:
-        notice("The daemon is not running.")
+        if not quiet:
+            notice("The daemon is not running.")
         return True
     notice(f"Stopping the daemon (pid {running.pid}) …")
     answer = _ask("POST", running.port, "/shutdown", PROBE, running.secret)
@@ -279,12 +480,13 @@ def _command(settings: Settings) -> list[str]:
     return [*command, "--profile", settings.profile] if settings.profile else command
 
 
-def _environment(settings: Settings, given: Mapping[str, str | None]) -> dict[str, str]:
+def _environment(settings: Settings, given: Mapping[str, str | bool | None]) -> dict[str, str]:
     """The daemon's environment: ours, with what the command line said on top."""
     if settings.agent_context:
         raise CliError("an agent cannot manage the daemon it runs under", UNREACHABLE)
-    env = {key: value for key, value in settings.env.items() if key != "BULLPEN_PARENT_PID"}
-    env |= {key.upper(): value for key, value in given.items() if value is not None}
+    of_one_start = {"BULLPEN_PARENT_PID", "BULLPEN_SERVICE", "BULLPEN_DAEMON_TRIAL"}
+    env = {key: value for key, value in settings.env.items() if key not in of_one_start}
+    env |= {key.upper(): str(value) for key, value in given.items() if value is not None}
     if settings.flag_server_url:
         env["BULLPEN_SERVER_URL"] = settings.flag_server_url
     if settings.flag_debug:
@@ -297,6 +499,11 @@ def _environment(settings: Settings, given: Mapping[str, str | None]) -> dict[st
 
 def _log_file(home: Home) -> Path:
     return home.logs / "daemon.log"
+
+
+def _log_size(home: Home) -> int:
+    path = _log_file(home)
+    return path.stat().st_size if path.exists() else 0
 
 
 def tail(file: IO[bytes], lines: int) -> bytes:
@@ -314,9 +521,11 @@ def tail(file: IO[bytes], lines: int) -> bytes:
 
 def _said(path: Path, begin: int) -> str:
     """What a child that ended said, as far as it helps: its last lines."""
+    if not path.exists():
+        return f"there is no log at {path}"
     with path.open("rb") as file:
-        file.seek(begin)
-        text = file.read(256 * 1024).decode("utf-8", "replace").strip()
+        file.seek(max(begin, path.stat().st_size - 256 * 1024))
+        text = file.read().decode("utf-8", "replace").strip()
     return "\n".join(text.splitlines()[-15:]) or f"it said nothing; see {path}"
 
 

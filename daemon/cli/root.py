@@ -39,6 +39,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "workspace": ("daemon.cli.workspace_group:workspace", "Work with workspaces."),
     "runtime": ("daemon.cli.runtime_group:runtime", "Work with runtimes."),
     "daemon": ("daemon.cli.daemon_group:daemon", "Run this machine's daemon."),
+    "update": ("daemon.cli.update:update", "Bring Bullpen to its newest version."),
     "login": ("daemon.cli.account:login", "Sign in with a personal access token."),
     "auth": ("daemon.cli.account:auth", "Show who is signed in, or sign out."),
     "user": ("daemon.cli.account:user", "Show your own profile."),

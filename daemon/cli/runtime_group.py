@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from daemon.cli.api import Rejected, open_api
@@ -9,6 +12,7 @@ from daemon.cli.errors import CliError
 from daemon.cli.output import ago, notice, output_option, print_json, print_table, short
 from daemon.cli.refs import runtime_id
 from daemon.cli.settings import Settings
+from shared.ids import InvalidId, canonical_id
 
 
 @click.group()
@@ -71,3 +75,47 @@ def delete(settings: Settings, ref: str, cascade: bool, output: str) -> None:
         print_json(told)
     else:
         notice(f"runtime {found} deleted")
+
+
+@runtime.group()
+def profile() -> None:
+    """Say where this machine has the programs of custom runtimes."""
+
+
+@profile.command("set-path")
+@click.argument("profile_id", metavar="PROFILE")
+@click.option("--path", "place", required=True, metavar="PATH", help="The program, absolute.")
+@click.pass_obj
+def set_path(settings: Settings, profile_id: str, place: str) -> None:
+    """Use this program for a runtime profile on this machine; a running daemon does so at once."""
+    path = Path(place).expanduser()
+    if not path.is_absolute():
+        raise CliError(f"{place} is not an absolute path")
+    if not os.access(path, os.X_OK) or path.is_dir():
+        notice(f"warning: {path} is not an executable file at present")
+    _set_place(settings, profile_id, str(path))
+    notice(f"runtime profile {profile_id} uses {path} on this machine")
+
+
+@profile.command("unset-path")
+@click.argument("profile_id", metavar="PROFILE")
+@click.pass_obj
+def unset_path(settings: Settings, profile_id: str) -> None:
+    """Look for a runtime profile's program in the PATH again."""
+    _set_place(settings, profile_id, "")
+    notice(f"runtime profile {profile_id} is looked for in the PATH")
+
+
+def _set_place(settings: Settings, profile_id: str, path: str) -> None:
+    """Change one entry of the overrides; the last that goes takes the key with it (03 §2.8)."""
+    try:
+        key = canonical_id(profile_id)
+    except InvalidId:
+        raise CliError(f"{profile_id!r} is not the id of a runtime profile") from None
+    if settings.agent_context:
+        raise CliError("inside a task the owner's settings cannot be changed")
+    now = settings.config.get("profile_command_overrides")
+    places = {k: v for k, v in (now if isinstance(now, dict) else {}).items() if k != key}
+    if path:
+        places[key] = path
+    settings.save(profile_command_overrides=places)

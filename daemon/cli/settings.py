@@ -144,7 +144,7 @@ class Settings:
         named = self._own("APP_URL") or self._configured("app_url")
         return clean_url(named) if named else self.server_url()
 
-    def save(self, **changes: str | None) -> None:
+    def save(self, **changes: Any) -> None:
         """Change the config file, keeping every key it has that we do not know; None removes one.
 
         Raises CliError in agent context and when the file cannot be written.
@@ -192,7 +192,7 @@ def read_config(home: Home) -> dict[str, Any]:
     return value
 
 
-def save_config(home: Home, changes: Mapping[str, str | None]) -> dict[str, Any]:
+def save_config(home: Home, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Apply changes to a home's config file and return the result. Raises CliError."""
     config = read_config(home)
     for key, value in changes.items():

@@ -7,7 +7,7 @@ workers share a bounded queue; what does not fit is dropped, and the server's re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -30,23 +30,32 @@ WAITS: Final = (0.0, 0.5, 2.0, 4.0)
 """Seconds before each attempt to report; in all below the server's 60 s (spec 01 §1.6)."""
 
 
+Update = Callable[[str], Awaitable[tuple[dict[str, Any] | None, Callable[[], None]]]]
+"""Updates to the version named: what to report, None for nothing, and what to do after that."""
+
+
 @attrs.frozen(kw_only=True)
 class Action:
-    """One request. `path` is where its result goes, below the runtime; `what` is for people."""
+    """One request. `path` is where its result goes, below the runtime; `what` is for people.
+
+    `target` is the version an update is to.
+    """
 
     runtime_id: str
     path: str
     what: str
+    target: str = ""
 
 
 def plan_actions(runtime_id: str, beat: Beat) -> Iterator[Action]:
     """List what a beat asks for. The plural import list wins over the singular (spec 01 §3.3)."""
 
-    def action(path: str, what: str) -> Action:
-        return Action(runtime_id=runtime_id, path=path, what=what)
+    def action(path: str, what: str, target: str = "") -> Action:
+        return Action(runtime_id=runtime_id, path=path, what=what, target=target)
 
     if beat.pending_update is not None:
-        yield action(f"update/{beat.pending_update.id}", "updating Bullpen from the server")
+        update = beat.pending_update
+        yield action(f"update/{update.id}", "updating Bullpen", update.target_version)
     if beat.pending_model_list is not None:
         yield action(f"models/{beat.pending_model_list.id}", "listing models")
     if beat.pending_local_skills is not None:
@@ -63,6 +72,8 @@ class Actions:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.update: Update | None = None
+        """Does updates; set once by `app.py`."""
         self._send, self._receive = trio.open_memory_channel[Action](QUEUE)
 
     def submit(self, runtime_id: str, beat: Beat) -> None:
@@ -81,7 +92,18 @@ class Actions:
 
     async def _work(self) -> None:
         async for action in self._receive:
-            await self._report(action, await self._perform(action))
+            if self.update is not None and action.path.startswith("update/"):
+                await self._update(action, self.update)
+            else:
+                await self._report(action, await self._perform(action))
+
+    async def _update(self, action: Action, update: Update) -> None:
+        """Update, saying so first; what ends the daemon comes after the report."""
+        await self._report(action, {"status": "running"})
+        result, then = await update(action.target)
+        if result is not None:
+            await self._report(action, result)
+        then()
 
     async def _perform(self, action: Action) -> dict[str, Any]:
         """Do what was asked and return the result to report."""

@@ -42,10 +42,11 @@ def poll_offset(runtime_id: str, interval: float) -> float:
 
 async def run_poller(services: Services, runtime: RuntimeInfo, gone: Callable[[], None]) -> None:
     """Claim and hand over until the pool is closed or the runtime is gone, reported by `gone`."""
-    pool, interval = services.pool, services.config.poll_interval
+    pool = services.pool
     nudge = services.directory.nudge_of(runtime.id)
-    await nudge.wait(poll_offset(runtime.id, interval))
+    await nudge.wait(poll_offset(runtime.id, services.config.poll_interval))
     while pool.admitting:
+        interval = services.config.poll_interval
         slot = pool.try_take_slot()
         if slot is None:
             slot = await pool.wait_for_slot(SLOT_WAIT)

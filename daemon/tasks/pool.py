@@ -56,13 +56,23 @@ class TaskPool:
     `held_back` says why no slot is given out at present; "" when they are.
     """
 
-    def __init__(self, slots: int, nursery: trio.Nursery, run_job: RunJob, owes: Owes) -> None:
+    def __init__(
+        self,
+        slots: int,
+        nursery: trio.Nursery,
+        run_job: RunJob,
+        owes: Owes,
+        adopt: Callable[[Config], None] | None = None,
+    ) -> None:
         self.capacity = slots
         self.held_back = ""
+        self._adopt = adopt
         self._nursery = nursery
         self._run_job = run_job
         self._owes = owes
         self._free = list(range(slots))
+        self._out: set[int] = set()
+        self._paused = False
         self._held: dict[str, _Held] = {}
         self._changed = trio.Event()
         self._admitting = True
@@ -81,7 +91,7 @@ class TaskPool:
     @property
     def slots_out(self) -> int:
         """How many slots are taken, by claims under way and by tasks."""
-        return self.capacity - len(self._free)
+        return len(self._out)
 
     def active_runtimes(self) -> frozenset[str]:
         """The ids of the runtimes that have a task in hand."""
@@ -89,9 +99,11 @@ class TaskPool:
 
     def try_take_slot(self) -> int | None:
         """Take the lowest free slot; None when all are out, held back, or admission is closed."""
-        if not self._admitting or self.held_back or not self._free:
+        if not self._admitting or self.held_back or self._paused or not self._free:
             return None
-        return heapq.heappop(self._free)
+        slot = heapq.heappop(self._free)
+        self._out.add(slot)
+        return slot
 
     async def wait_for_slot(self, timeout: float = math.inf) -> int | None:
         """Take a slot, waiting at most `timeout` seconds for one. None: none came, or closed."""
@@ -106,8 +118,33 @@ class TaskPool:
 
     def give_back(self, slot: int) -> None:
         """Return a slot. Synchronous, so that it needs no shield wherever it is called."""
-        assert slot not in self._free
-        heapq.heappush(self._free, slot)
+        self._out.remove(slot)
+        if slot < self.capacity:
+            heapq.heappush(self._free, slot)
+        self._announce()
+
+    def pause(self) -> None:
+        """Close the claim barrier: nothing new is claimed, what is in hand goes on."""
+        self._paused = True
+
+    def try_pause(self) -> bool:
+        """Close the claim barrier if no claim is under way and no task is left; tell whether."""
+        if not self._out:
+            self._paused = True
+        return not self._out
+
+    def resume(self) -> None:
+        """Open the claim barrier again."""
+        self._paused = False
+        self._announce()
+
+    def adopt(self, config: Config) -> None:
+        """Use changed settings. Slots that are no longer there are not handed out again."""
+        self.capacity = config.max_concurrent_tasks
+        self._free = [slot for slot in range(self.capacity) if slot not in self._out]
+        heapq.heapify(self._free)
+        if self._adopt is not None:
+            self._adopt(config)
         self._announce()
 
     def hold_back(self, reason: str) -> None:
@@ -200,4 +237,5 @@ async def open_pool(
         live=live,
     )
     async with trio.open_nursery() as tasks:
-        yield TaskPool(config.max_concurrent_tasks, tasks, runner.run, backlog.owes)
+        slots = config.max_concurrent_tasks
+        yield TaskPool(slots, tasks, runner.run, backlog.owes, runner.adopt)

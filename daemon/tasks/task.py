@@ -129,6 +129,13 @@ class TaskRunner:
         sweep(config.home.borrowed)
         self.launcher = make_launcher(config.home)
 
+    def adopt(self, config: Config) -> None:
+        """Use changed settings: for tasks to come, and where a running one looks again."""
+        for name in self.config.environment.keys() - config.environment.keys():
+            self.env.pop(name, None)
+        self.env |= config.environment
+        self.config = config
+
     async def run(self, job: Job, shutdown: trio.CancelScope) -> None:
         """Run one job to its end. Known ends return; only a bug raises."""
         task = job.task

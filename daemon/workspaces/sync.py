@@ -21,6 +21,7 @@ from daemon.client import ApiError
 from daemon.workspaces.registration import Find
 from daemon.workspaces.workspace import Workspace
 from shared.children import Children
+from shared.mailbox import Nudge
 from shared.supervise import Backoff, supervise
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LOOK_AGAIN: Final = 300.0
+LOOK_AGAIN: Final = 60.0
 """Seconds between looks for agent programs. People install one and expect it to show up; each look
-asks the file system for every command there is."""
+asks the file system for every command there is, and starts only what is new or changed."""
 
 START_BACKOFF: Final = Backoff(first=1.0, limit=30.0)
 
@@ -57,6 +58,14 @@ class Sync:
     workspaces: dict[str, Workspace] = attrs.field(factory=dict)
     problem: str = ""
     look_at: float = -math.inf
+    nudge: Nudge = attrs.field(factory=Nudge)
+
+    def look_again(self) -> None:
+        """Look for programs and workspaces now, and compare every registration: settings changed."""
+        self.look_at = -math.inf
+        self.nudge.nudge()
+        for workspace in self.workspaces.values():
+            workspace.nudge.nudge()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the set up to date; started once each workspace's first registration has ended.
@@ -70,7 +79,7 @@ class Sync:
                 await workspace.settled.wait()
             task_status.started()
             while True:
-                await trio.sleep(self.services.config.sync_interval)
+                await self.nudge.wait(self.services.config.sync_interval)
                 try:
                     await self._pass(children)
                 except ApiError as error:
@@ -89,14 +98,14 @@ class Sync:
                     ) from error
                 self._failed(error)
                 failures += 1
-                await trio.sleep(START_BACKOFF.wait(failures))
+                await self.nudge.wait(START_BACKOFF.wait(failures))
             else:
                 return
 
     def _failed(self, error: ApiError) -> None:
         self.problem = f"no workspaces from {self.services.config.server_url}: {error}"
         if error.unauthorized:
-            self.problem = "the server refuses the token: run `bullpen login`, then restart"
+            self.problem = "the server refuses the token: run `bullpen login`"
         log.warning("workspace sync failed", problem=self.problem)
 
     async def _pass(self, children: Children[str]) -> None:

@@ -143,7 +143,7 @@ class Workspace:
             self.programs(),
             self.profiles,
             families=self.families,
-            device_name=config.device_name,
+            device_name=config.runtime_name or config.device_name,
             overrides=config.profile_command_overrides,
             find=self.find,
         )

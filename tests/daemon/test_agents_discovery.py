@@ -91,6 +91,41 @@ async def test_a_program_that_hangs_is_given_up_and_killed(
         assert await discover(None, env) == []
 
 
+async def test_a_program_that_does_not_answer_is_not_asked_at_every_look(
+    install: Install, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = tmp_path / "count"
+    install("claude", f"echo x >> {count}; exit 1")
+    assert await discover(None, env) == []
+    assert await discover(None, env) == []
+    assert count.read_text() == "x\n"
+    monkeypatch.setattr(discovery, "_silent", {})  # some minutes later
+    assert await discover(None, env) == []
+    assert count.read_text() == "x\nx\n"
+    install("claude", "echo 2.3.0; : repaired")
+    assert len(await discover(None, env)) == 1, "a changed file is asked at once"
+
+
+async def test_programs_are_asked_together_but_not_all_at_once(
+    install: Install, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits until two are at work, and says how many it saw."""
+    monkeypatch.setattr(discovery, "_PROBES", 2)
+    monkeypatch.setattr(discovery, "DRIVERS", dict.fromkeys(("claude", "pi", "kimi", "hermes")))
+    running, seen = tmp_path / "running", tmp_path / "seen"
+    running.mkdir()
+    for name in ("claude", "pi", "kimi", "hermes"):
+        install(
+            name,
+            f"touch {running}/{name}; n=0\n"
+            f"while [ $(ls {running} | wc -l) -lt 2 ] && [ $n -lt 50 ]; do n=$((n+1)); sleep 0.05; done\n"
+            f"ls {running} | wc -l >> {seen}; sleep 0.2; rm {running}/{name}; echo 2.9.9",
+        )
+    found = await discover(None, env)
+    assert len(found) == 4
+    assert max(int(line) for line in seen.read_text().split()) == 2
+
+
 async def test_a_child_that_holds_the_pipe_does_not_matter(
     install: Install, env: dict[str, str]
 ) -> None:

@@ -164,3 +164,26 @@ def test_a_malformed_timeout_names_its_variable(tmp_path: Path, given: str) -> N
 @pytest.mark.parametrize(("given", "on"), [("", False), ("0", False), ("No", False), ("1", True)])
 def test_debug_from_the_environment(tmp_path: Path, given: str, on: bool) -> None:
     assert settings(tmp_path, env={"BULLPEN_DEBUG": given}).debug is on
+
+
+def test_the_place_of_a_profiles_program(tmp_path: Path) -> None:
+    from daemon.cli.root import run
+
+    def call(*words: str, **env: str) -> int:
+        return run(["runtime", "profile", *words], settings(tmp_path, env=env))
+
+    one, other = (f"00000000-0000-4000-8000-00000000000{n}" for n in (1, 2))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"kept": 1}))
+    assert call("set-path", one.upper(), "--path", "/opt/agent") == 0
+    assert call("set-path", other, "--path", "/opt/other") == 0
+    assert json.loads(file.read_text()) == {
+        "kept": 1,
+        "profile_command_overrides": {one: "/opt/agent", other: "/opt/other"},
+    }
+    assert call("set-path", one, "--path", "agent") == 1
+    assert call("set-path", "mine", "--path", "/opt/agent") == 1
+    assert call("unset-path", one, **INSIDE) == 1
+    assert call("unset-path", one) == 0
+    assert call("unset-path", other) == 0
+    assert json.loads(file.read_text()) == {"kept": 1}

@@ -113,6 +113,81 @@ def test_blank_is_unset_and_text_is_trimmed(tmp_path: Path) -> None:
     assert (config.poll_interval, config.heartbeat_interval) == (30, 5)
 
 
+def test_the_file_may_set_every_variable_below_the_environment(tmp_path: Path) -> None:
+    settings = {
+        "BULLPEN_DAEMON_MAX_CONCURRENT_TASKS": 3,
+        "BULLPEN_DAEMON_AUTO_UPDATE": True,
+        "BULLPEN_AGENT_TIMEOUT": "2h",
+        "BULLPEN_CODEX_PATH": "~/codex",
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"token": TOKEN, "settings": settings}))
+    config = _load(tmp_path)
+    assert (config.max_concurrent_tasks, config.auto_update) == (3, True)
+    assert config.agent_timeout == 7200
+    assert config.environment == {"BULLPEN_CODEX_PATH": "~/codex"}, "where discovery looks"
+    env = {"BULLPEN_AGENT_TIMEOUT": "1h", "BULLPEN_CODEX_PATH": "/bin/codex"}
+    config = _load(tmp_path, env, BULLPEN_DAEMON_MAX_CONCURRENT_TASKS="4")
+    assert (config.max_concurrent_tasks, config.agent_timeout) == (4, 3600)
+    assert config.commands == {"codex": "/bin/codex"}
+    assert config.environment == {}
+    assert _load(tmp_path, {"BULLPEN_AGENT_TIMEOUT": " "}).agent_timeout == 7200
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ({"settings": []}, "settings is not an object"),
+        ({"settings": {"BULLPEN_AGENT_TIMEOUT": None}}, "BULLPEN_AGENT_TIMEOUT"),
+        ({"settings": {"BULLPEN_AGENT_TIMEOUT": "2"}}, "BULLPEN_AGENT_TIMEOUT: '2'"),
+        ({"settings": {"BULLPEN_AGENT_TIMEOT": "2h"}}, "did you mean BULLPEN_AGENT_TIMEOUT"),
+        ({"settings": {"BULLPEN_PARENT_PID": "1"}}, "no setting BULLPEN_PARENT_PID"),
+        ({"settings": {"BULLPEN_SERVER_URL": "http://x"}}, "no setting BULLPEN_SERVER_URL"),
+        ({"backends": {"openclaw": "x"}}, "backends"),
+        ({"backends": 1}, "backends"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, file: dict[str, Any], why: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"token": TOKEN, **file}))
+    with pytest.raises(ConfigError, match=why):
+        _load(tmp_path)
+
+
+def test_backends_fill_only_what_is_absent(tmp_path: Path) -> None:
+    backends = {"openclaw": {"binary_path": " /opt/claw ", "state_dir": "/var/claw"}}
+    (tmp_path / "config.json").write_text(json.dumps({"token": TOKEN, "backends": backends}))
+    assert _load(tmp_path).environment == {
+        "BULLPEN_OPENCLAW_PATH": "/opt/claw",
+        "OPENCLAW_STATE_DIR": "/var/claw",
+    }
+    env = {"BULLPEN_OPENCLAW_PATH": "", "OPENCLAW_STATE_DIR": "/mine"}
+    assert _load(tmp_path, env).environment == {}, "set but empty is there, too"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("target", ("target",)),
+        (" a , b/c, d\\e ,", ("a",)),
+        ("x/y", ()),
+    ],
+)
+def test_patterns_are_base_names(tmp_path: Path, text: str, names: tuple[str, ...]) -> None:
+    env = {"BULLPEN_GC_ARTIFACT_PATTERNS": text}
+    assert _load(tmp_path, env).gc_artifact_patterns == names
+
+
+def test_keeping_every_directory_ends_the_clearing(tmp_path: Path) -> None:
+    assert _load(tmp_path).gc_enabled
+    assert not _load(tmp_path, {"BULLPEN_KEEP_ENV_AFTER_TASK": "1"}).gc_enabled
+    assert not _load(tmp_path, {"BULLPEN_GC_ENABLED": "off"}).gc_enabled
+
+
+def test_the_log_level_has_two_names(tmp_path: Path) -> None:
+    assert _load(tmp_path, {"LOG_LEVEL": "WARN"}).log_level == "warning"
+    env = {"LOG_LEVEL": "error", "BULLPEN_LOG_LEVEL": "debug"}
+    assert _load(tmp_path, env).log_level == "debug"
+
+
 def test_lists_and_words(tmp_path: Path) -> None:
     env = {
         "BULLPEN_AGENTS": " Claude, demo ,,",
@@ -162,6 +237,15 @@ def test_what_is_reclaimed_is_the_users_setting(tmp_path: Path) -> None:
         ("BULLPEN_GC_INTERVAL", "0"),
         ("BULLPEN_GC_TTL", "-1h"),
         ("BULLPEN_GC_ORPHAN_TTL", "soon"),
+        ("BULLPEN_GC_ARTIFACT_TTL", "12"),
+        ("BULLPEN_GC_ENABLED", "maybe"),
+        ("BULLPEN_KEEP_ENV_AFTER_TASK", "2"),
+        ("BULLPEN_DAEMON_AUTO_UPDATE", "sometimes"),
+        ("BULLPEN_DAEMON_AUTO_UPDATE_INTERVAL", "0"),
+        ("BULLPEN_CODEX_MEMORY", "x"),
+        ("BULLPEN_CODEX_MULTI_AGENT", "x"),
+        ("BULLPEN_DAEMON_TRIAL", "x"),
+        ("LOG_LEVEL", "loud"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(tmp_path: Path, name: str, text: str) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.daemon.test_service import fake_systemd
+
 pytestmark = pytest.mark.together
 
 BULLPEN = Path(sys.executable).with_name("bullpen")
@@ -32,6 +34,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     status = 200
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.tokens: set[str] = set()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
@@ -41,6 +47,7 @@ class _Answer(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        self.server.tokens.add(self.headers.get("Authorization", ""))
         body = b"[]" if self.server.status == 200 else b'{"error":"invalid token"}'
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
@@ -177,6 +184,97 @@ def test_restart_replaces_the_process(machine: Machine) -> None:
     assert machine.run("daemon", "restart", "--poll-interval", "7s").returncode == 0
     assert machine.told()["pid"] != first
     assert machine.health()["status"] == "running"
+
+
+def test_a_restart_that_could_not_start_leaves_the_old_daemon_alone(machine: Machine) -> None:
+    assert machine.run("daemon", "start").returncode == 0
+    pid = machine.told()["pid"]
+    failed = machine.run("daemon", "restart", "--agent-timeout", "soon")
+    assert failed.returncode == 1
+    assert "BULLPEN_AGENT_TIMEOUT" in failed.stderr
+    assert "nothing was changed" in failed.stderr
+    assert (machine.told()["pid"], machine.health()["status"]) == (pid, "running")
+
+
+def test_a_check_says_what_a_start_would_find(machine: Machine, server: Server) -> None:
+    checked = machine.run("daemon", "start", "--check")
+    assert checked.returncode == 0, checked.stderr
+    assert f"server: {server.url}\n" in checked.stdout
+    assert "agents: demo" in checked.stdout
+    assert not (machine.home / "daemon.json").exists()
+    server.status = 503
+    away = machine.run("daemon", "start", "--check")
+    assert (away.returncode, "no answer" in away.stdout) == (0, True)
+    server.status = 401
+    refused = machine.run("daemon", "start", "--check")
+    assert (refused.returncode, "bullpen login" in refused.stderr) == (1, True)
+
+
+def test_a_new_sign_in_is_taken_over_by_the_running_daemon(
+    machine: Machine, server: Server
+) -> None:
+    assert machine.run("daemon", "start").returncode == 0
+    settings = json.loads((machine.home / "config.json").read_text())
+    settings["token"] = "mul_" + "7" * 40
+    (machine.home / "config.json").write_text(json.dumps(settings))
+    _wait_for(lambda: f"Bearer {settings['token']}" in server.tokens)
+
+
+def test_the_foreground_is_the_daemon_itself(machine: Machine) -> None:
+    """A wrapper that dies of Ctrl-C would take the daemon's grace with it."""
+    with subprocess.Popen(
+        [BULLPEN, "daemon", "start", "--foreground"],
+        env=machine.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            _wait_for(lambda: machine.health()["status"] == "running")
+            assert machine.told()["pid"] == process.pid
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=10)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+def test_a_service_from_install_to_uninstall(
+    machine: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("systemd")
+    fake_systemd(folder)
+    machine.env |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
+    machine.env.pop("XDG_CONFIG_HOME", None)
+
+    server_says = machine.run("daemon", "install", "--poll-interval", "soon")
+    assert "BULLPEN_DAEMON_POLL_INTERVAL" in server_says.stderr, (
+        "what cannot start is not installed"
+    )
+    assert not (folder / ".config").exists()
+
+    assert machine.run("daemon", "start").returncode == 0
+    detached = machine.told()["pid"]
+    installed = machine.run("daemon", "install", "--poll-interval", "7s")
+    assert installed.returncode == 0, installed.stderr
+    pid = machine.told()["pid"]
+    assert pid == int((folder / "pid").read_text()) != detached, "the detached one has made room"
+    assert "BULLPEN_DAEMON_POLL_INTERVAL" in installed.stderr
+    assert machine.health()["service"] == "systemd"
+
+    assert "already running" in machine.run("daemon", "start").stderr
+    assert "takes no flags" in machine.run("daemon", "restart", "--poll-interval", "8s").stderr
+    assert machine.run("daemon", "restart").returncode == 0
+    assert machine.told()["pid"] == int((folder / "pid").read_text()) != pid
+    assert machine.run("daemon", "stop").returncode == 0
+    assert machine.run("daemon", "start").returncode == 0
+    assert machine.health()["service"] == "systemd"
+
+    removed = machine.run("daemon", "uninstall")
+    assert removed.returncode == 0, removed.stderr
+    assert machine.health() == {"status": "stopped"}
+    assert list((folder / ".config/systemd/user").iterdir()) == []
+    assert "not installed" in machine.run("daemon", "uninstall").stderr
 
 
 def test_a_kill_leaves_nothing_in_the_way(machine: Machine) -> None:

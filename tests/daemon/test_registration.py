@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock
 
 from daemon.agents.contract import Program
 from daemon.workspaces.programs import ProgramFinder
@@ -176,3 +180,22 @@ async def test_later_looks_spare_the_login_shell_and_keep_what_is_there() -> Non
     assert seen[0]["SHELL"] == "/bin/zsh"
     assert all("SHELL" not in env for env in seen[1:])
     assert "/home/me/.local/bin" in seen[1]["PATH"].split(":")
+
+
+async def test_the_login_shell_is_asked_now_and_then(autojump_clock: MockClock) -> None:
+    asked: list[float] = []
+
+    async def look(env: Mapping[str, str]) -> list[Program]:
+        await trio.lowlevel.checkpoint()
+        if "SHELL" in env:
+            asked.append(trio.current_time())
+        return []
+
+    find = ProgramFinder(look, {"PATH": "/bin", "SHELL": "/bin/bash"})
+    for _ in range(130):
+        await find()
+        await trio.sleep(60)
+    assert asked == [0, 3600, 7200]
+    find.look_with(look)
+    await find()
+    assert len(asked) == 4, "changed settings may name other programs"

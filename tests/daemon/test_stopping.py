@@ -229,3 +229,45 @@ async def test_a_crashing_service_stops_the_daemon_and_tasks_still_report(
 )
 def test_uptime(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+async def test_a_drain_waits_for_every_task_and_claims_nothing_new(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_working_rig(server, tmp_path) as rig:
+        [task] = await _with_tasks(rig, server, 300)
+        assert rig.stop.drain() == {"status": "draining"}
+        await trio.sleep(1)
+        assert rig.health.tell()["draining"]
+        claims = server.count(CLAIM)
+        late = server.add_task(server.runtime_id("claude"), thread_name="1")
+        server.wake(server.runtime_id("claude"))
+        await rig.ended.wait()
+        assert task.status == "completed", "whatever the grace is"
+        assert trio.current_time() == pytest.approx(340, abs=5)
+        assert (late.status, server.count(CLAIM)) == ("queued", claims)
+
+
+async def test_a_drain_can_be_taken_back(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with open_fake_server() as server, open_working_rig(server, tmp_path) as rig:
+        [task] = await _with_tasks(rig, server, 100)
+        rig.stop.drain()
+        await trio.sleep(50)
+        assert rig.stop.resume() == {"status": "running"}
+        late = server.add_task(server.runtime_id("claude"), thread_name="1")
+        await trio.sleep(100)
+        assert "draining" not in rig.health.tell()
+        assert (task.status, late.status) == ("completed", "completed")
+        assert not rig.ended.is_set()
+
+
+async def test_a_trial_start_registers_claims_nothing_and_ends(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        async with open_working_rig(server, tmp_path, trial=True) as rig:
+            await rig.ended.wait()
+            assert trio.current_time() < 5
+        assert server.count("POST /api/daemon/register") == 1
+        assert server.count(CLAIM) == 0
+        assert len(server.deregistered) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
 from shared.wire.task import ClaimedTask
 from tests.conftest import ExpectedErrors
+from tests.support.fake_server import make_config
 
 pytestmark = pytest.mark.fast
 
@@ -227,3 +229,46 @@ async def test_a_claim_that_comes_after_the_end_keeps_no_slot(autojump_clock: Cl
     assert not pool.hand_over(_task("a"), slot, RUNTIME)
     assert pool.slots_out == 0
     assert pool.active == frozenset()
+
+
+async def test_the_claim_barrier(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as tasks:
+        pool = _pool(tasks, _sleep)
+        slot = pool.try_take_slot()
+        assert slot == 0
+        assert not pool.try_pause(), "a claim is under way"
+        assert pool.try_take_slot() == 1, "and nothing was closed"
+        pool.give_back(0)
+        pool.give_back(1)
+        assert pool.try_pause()
+        assert pool.try_take_slot() is None
+        assert pool.admitting, "pollers stay"
+        assert await pool.wait_for_slot(5) is None
+        taken: list[int | None] = []
+
+        async def wait() -> None:
+            taken.append(await pool.wait_for_slot())
+
+        tasks.start_soon(wait)
+        await trio.sleep(1)
+        pool.resume()
+        await trio.sleep(0.1)
+        assert taken == [0]
+        pool.give_back(0)
+
+
+async def test_slots_come_and_go_with_the_settings(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with trio.open_nursery() as tasks:
+        pool = _pool(tasks, _sleep, slots=3)
+        assert [pool.try_take_slot() for _ in range(3)] == [0, 1, 2]
+        pool.adopt(make_config(tmp_path, max_concurrent_tasks=1))
+        assert pool.slots_out == 3
+        pool.give_back(2)
+        assert pool.try_take_slot() is None
+        pool.give_back(0)
+        pool.give_back(1)
+        assert (pool.slots_out, pool.try_take_slot(), pool.try_take_slot()) == (0, 0, None)
+        pool.adopt(make_config(tmp_path, max_concurrent_tasks=3))
+        assert [pool.try_take_slot() for _ in range(3)] == [1, 2, None]
+        for slot in range(3):
+            pool.give_back(slot)

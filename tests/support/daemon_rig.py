@@ -15,9 +15,12 @@ from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import Client
 from daemon.config import Config
+from daemon.notify import Notifier
+from daemon.reload import Load
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
+from daemon.upkeep.update import Updates
 from tests.support.fake_server import FakeServer, client_of, make_config
 
 RunJob = Callable[[Client, Job, trio.CancelScope], Awaitable[None]]
@@ -82,6 +85,9 @@ async def open_rig(
     programs: tuple[Program, ...] = (CLAUDE,),
     run_job: RunJob = run_at_once,
     families: frozenset[str] = frozenset({"claude", "codex"}),
+    load: Load | None = None,
+    notifier: Notifier | None = None,
+    installer: Updates | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Run a daemon for the block; leaving it stops the daemon in order and checks the slots."""
@@ -97,6 +103,10 @@ async def open_rig(
         families=families,
         open_pool=partial(_open_pool, run_job=run_job),
         connect=server.connect,
+        load=load,
+        notifier=notifier or Notifier(),
+        installer=installer,
+        **({"never_updates": ""} if installer else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
 
