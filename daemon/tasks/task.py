@@ -311,7 +311,7 @@ class _TaskRun:
             self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
             records = runner.config.home.borrowed
             chosen = place.enter_context(giving_back(chosen, task.id, records))
-            chosen = prepare(task, self._kind, self._provider, chosen)
+            chosen = prepare(task, self._kind, self._provider, chosen, runner.env)
             self._guards.enter_context(
                 noting(chosen.layout.env_root, task, local_directory=local is not None)
             )
@@ -471,7 +471,7 @@ class _TaskRun:
         return AgentRun(
             program=self._job.runtime.program,
             cwd=Path(self._work_dir),
-            env=env,
+            env={**env, **chosen.variables},
             prompt=prompt,
             model=(agent.model if agent is not None else "") or config.models.get(provider, ""),
             thinking_level=agent.thinking_level if agent is not None else "",
