@@ -39,6 +39,7 @@ from daemon.workdir.brief import render_brief
 from daemon.workdir.bundles import BundleCache
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.meta import noting
+from daemon.workdir.openclaw_config import OpenClaw, provide_openclaw
 from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
@@ -315,6 +316,10 @@ class _TaskRun:
             self._guards.enter_context(
                 noting(chosen.layout.env_root, task, local_directory=local is not None)
             )
+            if self._provider == "openclaw":
+                program = OpenClaw(path=self._job.runtime.program.path, env=runner.env)
+                variables = await provide_openclaw(program, chosen.layout, task.agent)
+                chosen = attrs.evolve(chosen, variables=variables)
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
