@@ -18,8 +18,6 @@ from typing import Any
 
 import structlog
 
-from shared.home import write_private
-
 log = structlog.get_logger(__name__)
 
 
@@ -75,13 +73,13 @@ class Sidecars:
                 log.warning("file came up meanwhile; left alone", path=str(path))
 
     def save(self, manifest: Path) -> None:
-        """Write the manifest: on disk before `create`."""
+        """Write the manifest, before `create`. It is about our own directory: no sync to disk."""
         listed = {
             "files": [str(path) for path in self.files],
             "dirs": [str(path) for path in self.dirs],
             "skills": [str(path) for path in self.skills],
         }
-        write_private(manifest, json.dumps(listed, indent=2) + "\n")
+        manifest.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
 def clean_up(manifest: Path, *, below: Path) -> None:
