@@ -39,6 +39,7 @@ from daemon.workdir.brief import render_brief
 from daemon.workdir.bundles import BundleCache
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.meta import noting
+from daemon.workdir.openclaw_config import OpenClaw, provide_openclaw
 from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
@@ -318,10 +319,14 @@ class _TaskRun:
             self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
             records = runner.config.home.borrowed
             chosen = place.enter_context(giving_back(chosen, task.id, records))
-            chosen = prepare(task, self._kind, self._provider, chosen)
+            chosen = prepare(task, self._kind, self._provider, chosen, runner.env)
             self._guards.enter_context(
                 noting(chosen.layout.env_root, task, local_directory=local is not None)
             )
+            if self._provider == "openclaw":
+                program = OpenClaw(path=self._job.runtime.program.path, env=runner.env)
+                variables = await provide_openclaw(program, chosen.layout, task.agent)
+                chosen = attrs.evolve(chosen, variables=variables)
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
@@ -478,7 +483,7 @@ class _TaskRun:
         return AgentRun(
             program=self._job.runtime.program,
             cwd=Path(self._work_dir),
-            env=env,
+            env={**env, **chosen.variables},
             prompt=prompt,
             model=(agent.model if agent is not None else "") or config.models.get(provider, ""),
             thinking_level=agent.thinking_level if agent is not None else "",

@@ -30,7 +30,7 @@ import structlog
 
 from daemon.workdir.brief import block_of, without_block, written_brief
 from daemon.workdir.local import Excludes
-from daemon.workdir.sidecars import Sidecars, deepest_first
+from daemon.workdir.sidecars import Sidecars, deepest_first, new_file
 from shared import codec
 from shared.home import write_private
 
@@ -159,8 +159,7 @@ class Borrowed:
                 if held is not None:
                     held.write(now or b"", after)
             if now is None:
-                with path.open("xb") as file:
-                    file.write(after)
+                new_file(path, after)
         except OSError as error:
             log.warning("brief not written", path=str(path), error=str(error))
             return False
@@ -196,8 +195,7 @@ class Borrowed:
                 held.write(before, before + block)
                 return
         file.parent.mkdir(exist_ok=True)
-        with file.open("xb") as made:
-            made.write(block)
+        new_file(file, block)
 
     def _save(self, record: Record) -> None:
         """On disk before what it tells of is done."""

@@ -54,6 +54,14 @@ class Layout:
         return self.env_root / META
 
     @property
+    def codex_home(self) -> Path:
+        return self.env_root / "codex-home"
+
+    @property
+    def cursor_data(self) -> Path:
+        return self.env_root / "cursor-data"
+
+    @property
     def manifest(self) -> Path:
         return self.env_root / ".multica_sidecar_manifest.json"
 

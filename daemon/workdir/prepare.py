@@ -11,10 +11,10 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 import structlog
@@ -22,12 +22,15 @@ import trio
 
 from daemon.workdir.borrowed import Borrowed, give_back, give_back_left
 from daemon.workdir.brief import brief_file, without_block, written_brief
+from daemon.workdir.codex_home import make_codex_home
 from daemon.workdir.context import ISSUE_CONTEXT, RESOURCES, render_context, render_resources
+from daemon.workdir.cursor_mcp import MCP_FILE, data_files, managed_servers, mcp_file
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.layout import Layout, LayoutError, layout_of, layout_of_prior
 from daemon.workdir.local import LocalDirectory
 from daemon.workdir.sidecars import Sidecars, clean_up
 from daemon.workdir.skills import FALLBACK, SkillError, folder_for, plan_skills
+from shared.home import write_private
 from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -45,7 +48,7 @@ class Prepared:
     """A directory for an agent. `reused`: it is the one the prior task worked in.
 
     `borrowed` is what is known of a user's directory; None for one of ours. `skills_in` says where
-    the skills are, below the directory.
+    the skills are, below the directory. `variables` are for the agent's environment.
     """
 
     layout: Layout
@@ -53,6 +56,7 @@ class Prepared:
     local: LocalDirectory | None = None
     borrowed: Borrowed | None = attrs.field(default=None, eq=False)
     skills_in: str = ""
+    variables: Mapping[str, str] = attrs.field(factory=dict, repr=False)
 
 
 @attrs.define(eq=False)
@@ -169,11 +173,17 @@ def giving_back(chosen: Prepared, task_id: str, records: Path) -> Iterator[Prepa
         give_back(borrowed.path)
 
 
-def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> Prepared:
+def prepare(
+    task: ClaimedTask,
+    kind: str,
+    provider: str,
+    chosen: Prepared,
+    env: Mapping[str, str] = os.environ,
+) -> Prepared:
     """Create or refresh the directories, context files and skills (spec 05 §2, §10).
 
     A fresh directory that exists already is from an earlier delivery of the same task, which never
-    started: it is made anew. Raises PrepareError.
+    started: it is made anew. `env` is the daemon's environment. Raises PrepareError.
     """
     layout = chosen.layout
     try:
@@ -188,6 +198,7 @@ def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> Pr
             _remove_foreign_briefs(layout.work_dir, provider)
         planned = Sidecars(layout.work_dir)
         skills_in = _plan(task, kind, provider, layout, planned)
+        variables = _provide(task, provider, layout, planned, env)
         if chosen.borrowed is not None and chosen.local is not None:
             chosen.borrowed.put(planned, brief_file(provider), chosen.local.excludes)
         else:
@@ -195,7 +206,7 @@ def prepare(task: ClaimedTask, kind: str, provider: str, chosen: Prepared) -> Pr
             planned.create()
     except (OSError, SkillError) as error:
         raise PrepareError(f"cannot prepare {layout.work_dir}: {error}") from error
-    return attrs.evolve(chosen, skills_in=skills_in)
+    return attrs.evolve(chosen, skills_in=skills_in, variables=variables)
 
 
 @contextmanager
@@ -249,11 +260,53 @@ def _plan(task: ClaimedTask, kind: str, provider: str, layout: Layout, planned: 
     resources = render_resources(task)
     if resources is not None:
         planned.write(layout.work_dir / RESOURCES, resources)
+    if provider == "codex":  # it finds them in its home, and the directory's own in the old place
+        if skills:
+            planned.make_dir(layout.work_dir / FALLBACK)
+        return layout.codex_home.name
     place = folder_for(provider)
     if not planned.reaches(layout.work_dir / place):
         place = FALLBACK  # a link of the user's leads out of the directory
     plan_skills(layout.work_dir / place, skills, planned)
     return place
+
+
+def _provide(
+    task: ClaimedTask, provider: str, layout: Layout, planned: Sidecars, env: Mapping[str, str]
+) -> dict[str, str]:
+    """Give a provider what it needs besides; return the variables that tell it where that is."""
+    agent = task.agent
+    if provider == "codex":
+        skills = (agent.skills if agent is not None else None) or []
+        make_codex_home(layout.codex_home, skills, env)
+        return {"CODEX_HOME": str(layout.codex_home)}
+    if provider == "cursor":
+        servers = managed_servers(agent.mcp_config if agent is not None else None)
+        if servers is not None:
+            _provide_cursor(layout, servers, planned)
+            return {"CURSOR_DATA_DIR": str(layout.cursor_data)}
+    return {}
+
+
+def _provide_cursor(
+    layout: Layout, servers: Mapping[str, Mapping[str, Any]], planned: Sidecars
+) -> None:
+    project = layout.work_dir.resolve()
+    if layout.local is not None:
+        tops = (each for each in (project, *project.parents) if os.path.lexists(each / ".git"))
+        top = next(tops, project)
+        if top != project:
+            raise PrepareError(
+                f"cursor takes MCP servers only at the top of a repository, which is {top}"
+            )
+    if not planned.write(project / MCP_FILE, mcp_file(servers), 0o600):
+        raise PrepareError(f"{MCP_FILE} is there already; the agent's MCP servers would replace it")
+    shutil.rmtree(layout.cursor_data, ignore_errors=True)
+    for name, text in data_files(project, servers).items():
+        path = layout.cursor_data / name
+        for folder in (layout.cursor_data, path.parent.parent, path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        write_private(path, text)
 
 
 def _remove_foreign_briefs(work_dir: Path, provider: str) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 import structlog
 
-from shared.home import write_private
-
 log = structlog.get_logger(__name__)
 
 
@@ -30,6 +28,7 @@ class Sidecars:
         self._root = root
         self._real = root.resolve()
         self.files: dict[Path, bytes] = {}
+        self.modes: dict[Path, int] = {}
         self.dirs: list[Path] = []
         self.skills: list[Path] = []
 
@@ -53,12 +52,13 @@ class Sidecars:
         self.make_dir(path)
         self.skills.append(path)
 
-    def write(self, path: Path, text: str) -> bool:
+    def write(self, path: Path, text: str, mode: int = 0o644) -> bool:
         """Plan a file, its parents too; False, and nothing planned, if it cannot be ours."""
         if self.is_taken(path) or not self.reaches(path.parent):
             return False
         self.make_dir(path.parent)
         self.files[path] = text.encode("utf-8", "replace")
+        self.modes[path] = mode
         return True
 
     def create(self) -> None:
@@ -68,19 +68,18 @@ class Sidecars:
                 folder.mkdir(mode=0o755)
         for path, data in self.files.items():
             try:
-                with path.open("xb") as file:
-                    file.write(data)
+                new_file(path, data, self.modes[path])
             except FileExistsError:
                 log.warning("file came up meanwhile; left alone", path=str(path))
 
     def save(self, manifest: Path) -> None:
-        """Write the manifest: on disk before `create`."""
+        """Write the manifest, before `create`. It is about our own directory: no sync to disk."""
         listed = {
             "files": [str(path) for path in self.files],
             "dirs": [str(path) for path in self.dirs],
             "skills": [str(path) for path in self.skills],
         }
-        write_private(manifest, json.dumps(listed, indent=2) + "\n")
+        manifest.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
 def clean_up(manifest: Path, *, below: Path) -> None:
@@ -109,6 +108,16 @@ def clean_up(manifest: Path, *, below: Path) -> None:
         with contextlib.suppress(OSError):  # not empty: someone else's content
             path.rmdir()
     manifest.unlink(missing_ok=True)
+
+
+def new_file(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Create a file that is not there. Raises FileExistsError, OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+    finally:
+        os.close(handle)
 
 
 def deepest_first(paths: Iterable[Path]) -> list[Path]:

@@ -65,7 +65,7 @@ LOCAL_DIRECTORY: Final = """\
 You work in a directory of the user's own, not in a scratch copy: what you change there is changed. \
 The instructions between the MULTICA-RUNTIME marks, `.agent_context`, `.multica` and the skills that \
 were installed for you are taken out again when you have ended; never commit them and leave the marks \
-alone."""
+alone. Repositories are not checked out in here: go to `$TMPDIR` before `bullpen repo checkout`."""
 
 REPOSITORIES: Final = """\
 Check one out with `bullpen repo checkout <url> [--ref <branch-or-sha>]`: you get a worktree on a \

@@ -150,8 +150,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 async def until(task: FakeTask, status: str) -> None:
-    while task.status != status:  # noqa: ASYNC110 - virtual time
-        await trio.sleep(1)
+    with trio.fail_after(1000):
+        while task.status != status:  # noqa: ASYNC110 - virtual time
+            await trio.sleep(1)
 
 
 async def test_the_agent_works_in_the_users_directory_which_is_as_it_was_when_told(

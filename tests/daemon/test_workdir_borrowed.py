@@ -108,6 +108,7 @@ class Ground:
         *,
         name: str = "task",
         skills: list[Skill] | None = None,
+        local: LocalDirectory | None = None,
     ) -> Prepared:
         agent = TaskAgent(id="a", name="A", skills=SKILLS if skills is None else skills)
         task = ClaimedTask(
@@ -118,7 +119,7 @@ class Ground:
             project_id="p",
             prior_work_dir=str(self.folder),
         )
-        chosen = choose(task, self.root, LiveRoots(), self.local())
+        chosen = choose(task, self.root, LiveRoots(), local or self.local())
         chosen = stack.enter_context(giving_back(chosen, task.id, self.records))
         chosen = prepare(task, "direct", provider, chosen)
         assert write_brief(chosen, provider, "first")
@@ -217,28 +218,34 @@ def test_every_instant_of_a_crash_is_repaired(
     (ground.folder / "CLAUDE.md").write_bytes(b"mine, no newline")
     before = picture(ground.folder)
     step = Countdown()
-    originals: dict[str, Callable[..., Any]] = {"mkdir": Path.mkdir, "open": Path.open}
-    pwrite = os.pwrite
+    pwrite, write, os_open, mkdir = os.pwrite, os.write, os.open, os.mkdir
 
-    def torn(handle: int, data: bytes, offset: int) -> int:
+    def torn_pwrite(handle: int, data: bytes, offset: int) -> int:
         step()
         return pwrite(handle, data[: len(data) // 2 + 1], offset)
 
-    def slow(name: str) -> Callable[..., Any]:
-        def method(*args: Any, **kwargs: Any) -> Any:
-            step()
-            return originals[name](*args, **kwargs)
+    def torn_write(handle: int, data: bytes) -> int:
+        step()
+        return write(handle, data[: len(data) // 2 + 1])
 
-        return method
+    def slow_open(*args: Any, **kwargs: Any) -> int:
+        step()
+        return os_open(*args, **kwargs)
 
-    for limit in range(200):
+    def slow_mkdir(*args: Any, **kwargs: Any) -> None:
+        step()
+        mkdir(*args, **kwargs)
+
+    local = ground.local()
+    for limit in range(500):
         step.left, done = limit, False
         stack = ExitStack()
         with monkeypatch.context() as patch, suppress(Killed):
-            patch.setattr(os, "pwrite", torn)
-            patch.setattr(Path, "mkdir", slow("mkdir"))
-            patch.setattr(Path, "open", slow("open"))
-            chosen = ground.enter(stack)
+            patch.setattr(os, "pwrite", torn_pwrite)
+            patch.setattr(os, "write", torn_write)
+            patch.setattr(os, "open", slow_open)
+            patch.setattr(os, "mkdir", slow_mkdir)
+            chosen = ground.enter(stack, local=local)
             write_brief(chosen, "claude", "another, and longer than the first")
             done = True
         CRASHED.append(stack.pop_all())
@@ -246,7 +253,7 @@ def test_every_instant_of_a_crash_is_repaired(
         assert picture(ground.folder) == before, limit
         assert not list(ground.records.glob("*.json"))
         if done:
-            assert limit > 20
+            assert limit > 50
             return
     raise AssertionError("it never came to its end")
 

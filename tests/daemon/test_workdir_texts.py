@@ -258,6 +258,26 @@ def test_skills_say_where_they_are_if_they_are_not_discovered() -> None:
     assert ".agent_context/skills" not in sections(brief("direct"))["Skills"]
 
 
+def test_a_directory_of_the_users_is_called_one() -> None:
+    task = task_of("direct")
+    text = render_brief(task, "direct", provider="claude", resumed=False, local=True)
+    told = sections(text)["Local Directory"]
+    assert "never commit" in told
+    assert "$TMPDIR" in told
+    assert "Local Directory" not in sections(brief("direct"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_skills_put_elsewhere_are_named_there(kind: str) -> None:
+    place = ".agent_context/skills"
+    text = render_brief(task_of(kind), kind, provider="claude", resumed=False, skills_in=place)
+    assert (f"`{place}`" in text) is (kind != "quick_create")
+    at_home = render_brief(
+        task_of(kind), kind, provider="codex", resumed=False, skills_in="codex-home"
+    )
+    assert place not in at_home
+
+
 def test_a_project_is_shown_with_its_resources() -> None:
     resources = [
         ProjectResource(
