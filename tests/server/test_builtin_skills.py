@@ -19,9 +19,6 @@ HEAD = re.compile(
     r"user-invocable: false\nallowed-tools: Bash\(bullpen \*\), Bash\(multica \*\)[^\n]*\n---\n\n"
 )
 
-COMING = {"repo"}
-"""Groups that another part of the project brings."""
-
 
 @pytest.mark.parametrize("bundle", builtin_skills.BUNDLES.values(), ids=lambda one: one.name)
 def test_a_skill_is_one_that_every_program_reads(bundle: SkillBundle) -> None:
@@ -57,7 +54,7 @@ def test_every_command_that_is_named_exists() -> None:
     for words in named:
         at: click.Command | None = root.root
         for word in filter(None, words):
-            if not isinstance(at, click.Group) or word in COMING:
+            if not isinstance(at, click.Group):
                 break
             at = at.get_command(context, word)
             if at is None:
