@@ -21,6 +21,7 @@ from daemon.app import Parts, run_daemon
 from daemon.client import Client
 from daemon.config import Config, ConfigError, load_config
 from daemon.control import AlreadyRunning
+from daemon.runtimes.abilities import abilities_of
 from daemon.tasks.report import replay
 from daemon.workspaces.programs import ProgramFinder
 from daemon.workspaces.sync import SignInRefused
@@ -54,6 +55,7 @@ def parts_of(config: Config) -> Parts:
 
     return Parts(
         discover=ProgramFinder(partial(discover, config.agents), os.environ),
+        abilities=abilities_of(config),
         families=frozenset(DRIVERS) - {DEMO},
         replay=replay_journals,
     )

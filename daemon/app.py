@@ -24,6 +24,7 @@ import trio
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
 from daemon.control import open_control
+from daemon.runtimes.abilities import Abilities, unable
 from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
@@ -62,11 +63,13 @@ async def replay_nothing(client: Client) -> None:
 class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
 
-    `discover` finds agent programs, `replay` sends what journals of earlier processes still owe
-    the server, `families` are the protocols custom runtimes may use.
+    `discover` finds agent programs, `abilities` is what can be asked of the machine between tasks,
+    `replay` sends what journals of earlier processes still owe the server, `families` are the
+    protocols custom runtimes may use.
     """
 
     discover: Discover
+    abilities: Abilities = attrs.field(factory=unable)
     families: frozenset[str] = frozenset()
     replay: Replay = replay_nothing
     open_pool: OpenPool = open_pool
@@ -206,7 +209,7 @@ async def be_present(
                         client=client,
                         pool=pool,
                         directory=directory,
-                        actions=Actions(client),
+                        actions=Actions(client, directory, parts.abilities),
                         freshness=Freshness(config.heartbeat_interval),
                     )
                     presence.start_soon(_start, presence, services, parts, health)

@@ -433,6 +433,7 @@ class _CancelAtStep(trio.abc.Instrument):
 
 async def _poller_scenario(server: FakeServer, rig: Rig, step: int) -> bool:
     """Run a poller by itself, cancelled at its n-th step; tell whether it came that far."""
+    from daemon.runtimes.abilities import unable
     from daemon.runtimes.actions import Actions
     from daemon.runtimes.directory import Directory
     from daemon.runtimes.freshness import Freshness
@@ -443,13 +444,14 @@ async def _poller_scenario(server: FakeServer, rig: Rig, step: int) -> bool:
 
     runtime = RuntimeInfo(id="r", workspace_id="w", provider="claude", program=CLAUDE)
     async with client_of(server, rig.config) as client:
+        directory = Directory()
         services = Services(
             config=rig.config,
             client=client,
             pool=rig.pool,
-            actions=Actions(client),
+            actions=Actions(client, directory, unable()),
             freshness=Freshness(15),
-            directory=Directory(),
+            directory=directory,
         )
         server.runtimes["r"] = {"key": None, "provider": "x", "workspace_id": "w"}
         task = server.add_task("r")

@@ -15,6 +15,7 @@ from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import Client
 from daemon.config import Config
+from daemon.runtimes.abilities import Abilities
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
 from tests.support.fake_server import FakeServer, client_of, make_config
@@ -84,6 +85,7 @@ async def open_rig(
     programs: tuple[Program, ...] = (CLAUDE,),
     run_job: RunJob = run_at_once,
     replay: Callable[[Client], Awaitable[None]] | None = None,
+    abilities: Abilities | None = None,
     families: frozenset[str] = frozenset({"claude", "codex"}),
     **changes: Any,
 ) -> AsyncIterator[Rig]:
@@ -101,6 +103,7 @@ async def open_rig(
         open_pool=partial(_open_pool, run_job=run_job),
         connect=server.connect,
         **({"replay": replay} if replay else {}),
+        **({"abilities": abilities} if abilities else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
 
