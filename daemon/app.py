@@ -25,10 +25,8 @@ from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
 from daemon.control import open_control
 from daemon.runtimes.abilities import Abilities, unable
-from daemon.runtimes.actions import Actions
 from daemon.runtimes.directory import Directory
-from daemon.runtimes.freshness import Freshness
-from daemon.services import Services
+from daemon.services import Services, make_services
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.renewal import run_renewal
 from daemon.wakeups import Connect, connect, run_wakeups
@@ -204,14 +202,7 @@ async def be_present(
             async with trio.open_nursery() as presence:
                 async with parts.open_pool(config, client, control_port=control_port) as pool:
                     health.pool = pool
-                    services = Services(
-                        config=config,
-                        client=client,
-                        pool=pool,
-                        directory=directory,
-                        actions=Actions(client, directory, parts.abilities),
-                        freshness=Freshness(config.heartbeat_interval),
-                    )
+                    services = make_services(config, client, pool, directory, parts.abilities)
                     presence.start_soon(_start, presence, services, parts, health)
                     await stop.asked.wait()
                     health.status = "stopping"
@@ -250,9 +241,7 @@ async def _replay(services: Services, replay: Replay) -> None:
 def _close(services: Services) -> None:
     """Admit nothing more, and give everything under way its deadline."""
     services.pool.stop(services.config.shutdown_grace)
-    deadline = trio.current_time() + CLAIM_GRACE
-    for claim in services.claims:
-        claim.deadline = min(claim.deadline, deadline)
+    services.claims.cut(CLAIM_GRACE)
 
 
 async def _say_goodbye(client: Client, directory: Directory) -> None:

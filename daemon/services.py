@@ -7,15 +7,18 @@ import trio
 
 from daemon.client import Client
 from daemon.config import Config
+from daemon.runtimes.abilities import Abilities
 from daemon.runtimes.actions import Actions
+from daemon.runtimes.claims import Claims
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.freshness import Freshness
+from daemon.runtimes.offers import Offers
 from daemon.tasks.pool import TaskPool
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Services:
-    """`claims` holds the scopes of claims in flight: pollers fill it, a stop shortens them.
+    """One of each; children are given the whole.
 
     `journals_replayed` is set once what earlier processes still owed the server has been sent;
     until then nothing is recovered and nothing claimed.
@@ -26,6 +29,24 @@ class Services:
     pool: TaskPool
     actions: Actions
     freshness: Freshness
-    directory: Directory = attrs.field(factory=Directory)
-    claims: set[trio.CancelScope] = attrs.field(factory=set)
+    directory: Directory
+    offers: Offers
+    claims: Claims
     journals_replayed: trio.Event = attrs.field(factory=trio.Event)
+
+
+def make_services(
+    config: Config, client: Client, pool: TaskPool, directory: Directory, abilities: Abilities
+) -> Services:
+    """Make what is made of the rest."""
+    offers = Offers()
+    return Services(
+        config=config,
+        client=client,
+        pool=pool,
+        directory=directory,
+        offers=offers,
+        claims=Claims(client, pool, directory, offers),
+        actions=Actions(client, directory, abilities),
+        freshness=Freshness(config.heartbeat_interval),
+    )

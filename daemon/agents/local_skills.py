@@ -230,7 +230,7 @@ def _supporting(folder: Path) -> Iterator[tuple[str, Path]]:
         here, prefix = todo.pop()
         with os.scandir(here) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if _is_ignored(entry.name) or entry.is_symlink():
+                if _is_ignored(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     todo.append((Path(entry.path), f"{prefix}{entry.name}/"))

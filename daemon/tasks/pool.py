@@ -65,12 +65,18 @@ class TaskPool:
         self._held: dict[str, _Held] = {}
         self._changed = trio.Event()
         self._admitting = True
+        self._closed = False
         self._deadline = math.inf
 
     @property
     def admitting(self) -> bool:
-        """Whether new work may be claimed; False for ever after `close`."""
+        """Whether new work may be claimed."""
         return self._admitting
+
+    @property
+    def closed(self) -> bool:
+        """Whether no work will be claimed any more."""
+        return self._closed
 
     @property
     def active(self) -> frozenset[str]:
@@ -92,16 +98,18 @@ class TaskPool:
             return None
         return heapq.heappop(self._free)
 
-    async def wait_for_slot(self, timeout: float = math.inf) -> int | None:
-        """Take a slot, waiting at most `timeout` seconds for one. None: none came, or closed."""
+    async def wait_for_room(self, timeout: float = math.inf) -> bool:
+        """Wait at most `timeout` seconds until there is a slot to take; False: none came, or closed.
+
+        It is there for whoever takes it before the next await.
+        """
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(timeout):
-            while self._admitting:
-                slot = self.try_take_slot()
-                if slot is not None:
-                    return slot
+            while not self._closed:
+                if self._admitting and self._free:
+                    return True
                 await self._changed.wait()
-        return None
+        return False
 
     def give_back(self, slot: int) -> None:
         """Return a slot. Synchronous, so that it needs no shield wherever it is called."""
@@ -110,8 +118,20 @@ class TaskPool:
         self._announce()
 
     def close(self) -> None:
-        """Admit nothing more. Tasks claimed by now may still be handed over."""
+        """Admit nothing more, for good. Tasks claimed by now may still be handed over."""
+        self._closed, self._admitting = True, False
+        self._announce()
+
+    def try_hold(self) -> bool:
+        """Admit nothing until `release`, if nothing is in hand and no claim is under way."""
+        if self.slots_out or not self._admitting:
+            return False
         self._admitting = False
+        return True
+
+    def release(self) -> None:
+        """Admit again after `try_hold`; changes nothing once the pool is closed."""
+        self._admitting = not self._closed
         self._announce()
 
     def stop(self, grace: float) -> None:

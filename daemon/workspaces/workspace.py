@@ -112,6 +112,7 @@ class Workspace:
             reply = await self.services.client.register(
                 registration(self.services.config, self.id, plan)
             )
+            self.services.offers.learn(reply.capabilities)
             runtimes = runtimes_of(self.id, plan, reply)
             if not runtimes and not plan.failed:
                 raise RegistrationFailed("the server registered nothing")

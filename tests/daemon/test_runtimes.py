@@ -434,25 +434,15 @@ class _CancelAtStep(trio.abc.Instrument):
 async def _poller_scenario(server: FakeServer, rig: Rig, step: int) -> bool:
     """Run a poller by itself, cancelled at its n-th step; tell whether it came that far."""
     from daemon.runtimes.abilities import unable
-    from daemon.runtimes.actions import Actions
     from daemon.runtimes.directory import Directory
-    from daemon.runtimes.freshness import Freshness
     from daemon.runtimes.info import RuntimeInfo
     from daemon.runtimes.poller import run_poller
-    from daemon.services import Services
+    from daemon.services import make_services
     from tests.support.fake_server import client_of
 
     runtime = RuntimeInfo(id="r", workspace_id="w", provider="claude", program=CLAUDE)
     async with client_of(server, rig.config) as client:
-        directory = Directory()
-        services = Services(
-            config=rig.config,
-            client=client,
-            pool=rig.pool,
-            actions=Actions(client, directory, unable()),
-            freshness=Freshness(15),
-            directory=directory,
-        )
+        services = make_services(rig.config, client, rig.pool, Directory(), unable())
         server.runtimes["r"] = {"key": None, "provider": "x", "workspace_id": "w"}
         task = server.add_task("r")
         taken = [slot for _ in range(2) if (slot := rig.pool.try_take_slot()) is not None]

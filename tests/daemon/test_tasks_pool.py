@@ -53,46 +53,58 @@ async def test_lowest_free_slot_first_and_none_when_all_are_out(autojump_clock: 
         assert pool.try_take_slot() == 0
 
 
-async def test_waiting_for_a_slot_ends_with_the_slot_or_the_timeout(autojump_clock: Clock) -> None:
+async def test_waiting_for_room_ends_with_a_slot_or_the_timeout(autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
         pool = _pool(nursery, _sleep, slots=1)
         assert pool.try_take_slot() == 0
         start = trio.current_time()
-        assert await pool.wait_for_slot(2) is None
+        assert not await pool.wait_for_room(2)
         assert trio.current_time() - start == 2
         assert pool.hand_over(_task("a"), 0, RUNTIME)
-        assert await pool.wait_for_slot(60) == 0
+        assert await pool.wait_for_room(60)
         assert trio.current_time() - start == 12
-        pool.give_back(0)
+        assert pool.slots_out == 0, "room is not taken by waiting for it"
 
 
 async def test_closing_ends_the_wait_and_admits_nothing(autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
         pool = _pool(nursery, _sleep, slots=1)
         assert pool.try_take_slot() == 0
-        got: list[int | None] = []
+        got: list[bool] = []
 
         async def wait() -> None:
-            got.append(await pool.wait_for_slot())
+            got.append(await pool.wait_for_room())
 
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         pool.close()
         await trio.testing.wait_all_tasks_blocked()
-        assert got == [None]
+        assert got == [False]
         pool.give_back(0)
         assert pool.try_take_slot() is None
         assert not pool.admitting
+        assert pool.closed
 
 
-async def test_cancelled_waiters_keep_no_slot(autojump_clock: Clock) -> None:
+async def test_admission_is_held_only_while_nothing_is_in_hand(autojump_clock: Clock) -> None:
+    """As before an update: a claim under way or a task keeps it from being held."""
     async with trio.open_nursery() as nursery:
-        pool = _pool(nursery, _sleep, slots=1)
+        pool = _pool(nursery, _sleep, slots=2)
         assert pool.try_take_slot() == 0
-        with trio.move_on_after(1):
-            await pool.wait_for_slot()
-        pool.give_back(0)
-        assert pool.slots_out == 0
+        assert not pool.try_hold(), "a claim is under way"
+        assert pool.hand_over(_task("a"), 0, RUNTIME)
+        assert not pool.try_hold(), "a task is in hand"
+        await trio.sleep(11)
+        assert pool.try_hold()
+        assert not pool.try_hold(), "it is held already"
+        assert pool.try_take_slot() is None
+        assert not pool.closed
+        assert not await pool.wait_for_room(30)
+        pool.release()
+        assert await pool.wait_for_room(0.1)
+        pool.close()
+        pool.release()
+        assert not pool.admitting, "closed is closed"
 
 
 async def test_a_redelivered_task_is_refused_and_its_slot_goes_back(autojump_clock: Clock) -> None:
