@@ -9,9 +9,10 @@ interval. It owns the workspace's runtimes as keyed children and ends by being c
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import structlog
@@ -41,6 +42,12 @@ log = structlog.get_logger(__name__)
 
 BACKOFF = Backoff(first=1.0, limit=60.0)
 
+MOST_REPAIRS: Final = 3
+REPAIR_WINDOW: Final = 30.0
+"""At most so many registrations within so many seconds because runtimes were lost. Losses are repaired
+at once, but a server that registers a runtime and does not know it the next moment must not be
+asked as fast as it answers; those who wait share the next registration."""
+
 
 class RegistrationFailed(Exception):
     """The server's answer is no registration."""
@@ -51,8 +58,9 @@ class Workspace:
     """The reconciler's state. Its own task changes everything but what `gone` says it changes.
 
     `lost` holds ids the server said it does not know, until a registration has answered for them.
-    `registered_plan` is what the last successful registration told. `settled` is set once the
-    first attempt to register has ended, well or not.
+    `registered_plan` is what the last successful registration told, `repairs` when the last ones
+    were made because of losses. `settled` is set once the first attempt to register has ended, well
+    or not.
     """
 
     services: Services
@@ -66,6 +74,7 @@ class Workspace:
     registered: dict[str, RuntimeInfo] = attrs.field(factory=dict)
     registered_plan: Plan | None = None
     lost: set[str] = attrs.field(factory=set)
+    repairs: deque[float] = attrs.field(factory=deque)
 
     def gone(self, runtime_id: str) -> None:
         """Note that the server does not know a runtime; its loss is repaired by the reconciler."""
@@ -83,6 +92,7 @@ class Workspace:
             failures = 0
             while True:
                 await children.reconcile(self.registered)
+                await trio.sleep(self._patience())
                 try:
                     await self._agree(children)
                 except (ApiError, RegistrationFailed) as error:
@@ -100,6 +110,16 @@ class Workspace:
                     failures = 0
                     self.settled.set()
                     await self.nudge.wait(self.services.config.sync_interval)
+
+    def _patience(self) -> float:
+        """How long a loss has to wait for its repair."""
+        now = trio.current_time()
+        while self.repairs and now - self.repairs[0] > REPAIR_WINDOW - 0.001:
+            self.repairs.popleft()
+        if not self.lost or len(self.repairs) < MOST_REPAIRS:
+            return 0.0
+        log.warning("the server keeps losing runtimes", workspace_id=self.id)
+        return self.repairs[0] + REPAIR_WINDOW - now
 
     async def _agree(self, children: Children[str]) -> None:
         """Register if plan and registration differ. Raises ApiError or RegistrationFailed."""
@@ -121,6 +141,8 @@ class Workspace:
         # Losses reported while we registered belong to the wave this answer covers. A runtime both
         # lost and answered for exists again: its child is replaced, it may have given up.
         stale = frozenset(self.lost)
+        if stale:
+            self.repairs.append(trio.current_time())
         self.lost.clear()
         self.registered = {runtime.id: runtime for runtime in runtimes}
         self.registered_plan = plan

@@ -16,8 +16,10 @@ from trio.testing import MockClock
 from daemon.client import Client
 from daemon.runtimes import claims as claims_module
 from daemon.runtimes.abilities import unable
+from daemon.runtimes.claims import Claims
 from daemon.runtimes.directory import Directory
 from daemon.runtimes.info import RuntimeInfo
+from daemon.runtimes.offers import Offers
 from daemon.runtimes.poller import run_poller
 from daemon.services import make_services
 from daemon.tasks.task import Job
@@ -97,6 +99,23 @@ async def test_idle_runtimes_are_polled_by_one_call(
             assert all(len(call.body["runtimes"]) == 51 for call in server.requests(MANY))
             assert {call.body["slots"] for call in server.requests(MANY)} == {20}
             assert server.count(ALONE) == 0
+
+
+@pytest.mark.parametrize("interval", [30.0, 0.7, 0.1])
+async def test_a_common_poll_is_never_followed_by_itself(
+    autojump_clock: MockClock, tmp_path: Path, interval: float
+) -> None:
+    """Whatever the rounding of times that are multiples of an interval."""
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        offers = Offers()
+        offers.learn([CLAIM_MANY])
+        async with client_of(server, rig.config) as client:
+            await trio.sleep(0.3)
+            claims = Claims(client, rig.pool, Directory(), offers)
+            for _ in range(300):
+                at = claims.next_poll(interval)
+                await trio.sleep_until(at)
+                assert interval * 0.9 < claims.next_poll(interval) - at < interval * 1.1
 
 
 async def test_a_stock_server_is_never_asked_for_many(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
+import trio_websocket
 from trio.testing import MockClock
 
 from daemon.client import identity_headers
-from daemon.wakeups import socket_url
+from daemon.wakeups import connect, socket_url
 from shared.wire import frame
 from shared.wire.runtime import BEAT_MANY
 from tests.support.daemon_rig import CLAUDE, CODEX, open_rig
@@ -215,10 +218,45 @@ async def test_a_server_that_does_not_read_cannot_hold_the_daemon(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """A beat that cannot be written within 10 s ends the connection."""
+
+    class Stuck:
+        async def get_message(self) -> str:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def send_message(self, message: str) -> None:
+            await trio.sleep_forever()
+
+    opened: list[float] = []
+
+    @asynccontextmanager
+    async def connect(url: str, headers: object) -> AsyncIterator[Stuck]:
+        await trio.lowlevel.checkpoint()
+        opened.append(trio.current_time())
+        yield Stuck()
+
     async with open_fake_server() as server:
-        server.stalled = True
+        server.connect = connect  # type: ignore[method-assign,assignment]
         async with open_rig(server, tmp_path) as rig:
-            await rig.until(lambda: len(server.handshakes) >= 2, within=60)
+            await rig.until(lambda: len(opened) == 3, within=60)
+            for (first, second), plain in zip(pairwise(opened), (1, 2), strict=True):
+                assert 10 + plain * 0.8 <= second - first <= 10 + plain * 1.2
+
+
+def test_a_connection_has_every_limit_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own are a minute to connect, a minute to close and 1 MiB a message."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(
+        trio_websocket, "open_websocket_url", lambda url, **rest: given.update(rest, url=url)
+    )
+    connect("ws://h", [(b"a", b"b")])
+    assert given == {
+        "url": "ws://h",
+        "extra_headers": [(b"a", b"b")],
+        "connect_timeout": 10.0,
+        "disconnect_timeout": 1.0,
+        "max_message_size": 64 * 1024,
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from daemon.app import Health, Parts, Stop, be_present
 from daemon.workspaces.sync import SignInRefused
 from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, open_rig
 from tests.support.fake_server import WORKSPACE, client_of, make_config, open_fake_server, uid
-from tests.support.network import LOSE_RESPONSE, REFUSE, answer
+from tests.support.network import HANG, LOSE_RESPONSE, REFUSE, answer
 
 pytestmark = pytest.mark.fast
 
@@ -147,6 +147,85 @@ async def test_a_failed_recovery_is_repeated_until_it_works(
         assert trio.current_time() - began < 9
         await trio.sleep(100)
         assert server.count(REGISTER) == 5
+
+
+async def test_a_server_that_loses_what_it_registers_is_not_asked_without_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Three repairs at once, then each waits until the first of them is 30 s old."""
+    async with open_fake_server() as server, open_rig(server, tmp_path, programs=ALL) as rig:
+        await rig.until_running()
+        await trio.sleep(100)
+        began = trio.current_time()
+        server.fail_always(".*/claim", answer(404, '{"error":"runtime not found"}'))
+        server.wake(server.runtime_id("claude"))
+        await trio.sleep(95)
+        server.fail_always(".*/claim", None)
+        times = [at - began for at in server.times(REGISTER) if at >= began]
+        assert 3 <= len(times) <= 12
+        for first, fourth in zip(times, times[3:], strict=False):
+            assert fourth - first >= 29.9
+        task = server.add_task(server.runtime_id("claude"))
+        await rig.until(lambda: task.status == "completed", within=62)
+
+
+async def test_the_back_off_of_registrations_ends_at_60_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.fail_always(REGISTER, answer(500))
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            await trio.sleep(500)
+            waits = [later - earlier for earlier, later in pairwise(server.times(REGISTER))]
+            for wait, plain in zip(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=False):
+                assert plain * 0.8 <= wait <= plain * 1.2
+            assert len(waits) >= 9
+            server.fail_always(REGISTER, None)
+            await rig.until(lambda: server.runtimes, within=72.5)
+            lost = server.runtime_id("claude")
+            await trio.sleep(40)
+            server.fail_next(REGISTER, answer(500))
+            server.delete_runtime(lost)
+            server.wake(lost)
+            await rig.until(lambda: server.runtimes, within=1.5)  # it starts afresh
+
+
+async def test_lists_are_asked_for_every_30_s_and_given_15_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        await trio.sleep(100)
+        times = server.times("GET /api/workspaces")
+        assert [b - a for a, b in pairwise(times)] == pytest.approx([30.0] * (len(times) - 1))
+        assert len(times) == 4
+        server.fail_always("GET /api/workspaces", HANG)
+        await trio.sleep(120)
+        times = server.times("GET /api/workspaces")[4:]
+        assert [b - a for a, b in pairwise(times)] == pytest.approx([45.0] * (len(times) - 1))
+        assert "no answer within 15 s" in rig.health.tell()["problem"]
+        server.fail_always("GET /api/workspaces", None)
+
+
+async def test_profiles_that_do_not_come_hold_up_a_registration_for_30_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.fail_next(PROFILES, HANG)
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            assert server.times(REGISTER) == [30.0]
+
+
+async def test_programs_are_looked_for_every_5_minutes(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        rig.programs.append(CODEX)
+        await rig.until(lambda: len(server.runtimes) == 2)
+        assert server.times(REGISTER)[-1] == 300.0
 
 
 async def test_gone_is_heard_over_every_way(autojump_clock: MockClock, tmp_path: Path) -> None:

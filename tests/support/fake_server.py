@@ -114,7 +114,6 @@ class FakeServer:
         self.capabilities: list[str] = []
         self.frames: list[dict[str, Any]] = []
         self.answer_beats = True
-        self.stalled = False
         self._generation = 0
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
             (method, re.compile(pattern + "$"), handler)
@@ -452,8 +451,6 @@ class _Socket:
         self._server.sockets.append(self)
         try:
             with self.scope:
-                if self._server.stalled:
-                    await trio.sleep_forever()
                 while True:
                     await self._take(json.loads(await connection.get_message()))
         finally:
