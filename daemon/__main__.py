@@ -14,7 +14,7 @@ from functools import partial
 
 import trio
 
-from daemon.agents.discovery import discover
+from daemon.agents.discovery import discover, find_version
 from daemon.agents.launch import DRIVERS
 from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
@@ -57,6 +57,7 @@ def parts_of(config: Config) -> Parts:
         discover=ProgramFinder(partial(discover, config.agents), os.environ),
         abilities=abilities_of(config),
         families=frozenset(DRIVERS) - {DEMO},
+        ask_version=partial(find_version, env=os.environ),
         replay=replay_journals,
     )
 

@@ -30,6 +30,7 @@ from daemon.services import Services, make_services
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.renewal import run_renewal
 from daemon.wakeups import Connect, connect, run_wakeups
+from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
 from shared.supervise import every, supervise
@@ -63,12 +64,13 @@ class Parts:
 
     `discover` finds agent programs, `abilities` is what can be asked of the machine between tasks,
     `replay` sends what journals of earlier processes still owe the server, `families` are the
-    protocols custom runtimes may use.
+    protocols custom runtimes may use, `ask_version` starts their programs to be told a version.
     """
 
     discover: Discover
     abilities: Abilities = attrs.field(factory=unable)
     families: frozenset[str] = frozenset()
+    ask_version: AskVersion = no_version
     replay: Replay = replay_nothing
     open_pool: OpenPool = open_pool
     connect: Connect = connect
@@ -222,7 +224,7 @@ async def _start(presence: trio.Nursery, services: Services, parts: Parts, healt
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)
-    health.sync = Sync(services, parts.discover, parts.families)
+    health.sync = Sync(services, parts.discover, parts.families, ask_version=parts.ask_version)
     await presence.start(health.sync.run)
     if health.status == "starting":
         health.status = "running"

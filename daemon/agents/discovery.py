@@ -41,6 +41,8 @@ _OUTPUT_LIMIT: Final = 64 * 1024
 
 _cache: dict[tuple[str, int, int], str] = {}  # (path, mtime_ns, size) -> version output
 
+_silent: set[tuple[str, int, int]] = set()  # custom programs that did not tell
+
 # One line "name<TAB>path" for each command the shell would run, aliases and functions aside.
 _SHELL_SCRIPT: Final = """
 for name in {names}; do
@@ -138,20 +140,14 @@ def parse_shell_answer(output: str, commands: Collection[str]) -> dict[str, str]
 
 async def _probe(provider: Provider, path: str, env: Mapping[str, str]) -> Program | None:
     try:
-        stat = await trio.Path(path).stat()
+        output = await _version_output(path, env)
     except OSError as error:
         log.warning("agent program vanished", provider=provider.name, path=path, error=str(error))
         return None
-    key = (path, stat.st_mtime_ns, stat.st_size)
-    if key not in _cache:
-        output = await _run([path, "--version"], env, limit=_PROBE_LIMIT)
-        if output is None:
-            log.warning(
-                "agent program does not tell its version", provider=provider.name, path=path
-            )
-            return None
-        _cache[key] = output
-    version, numbers = parse_version(_cache[key])
+    if output is None:
+        log.warning("agent program does not tell its version", provider=provider.name, path=path)
+        return None
+    version, numbers = parse_version(output)
     if too_old(provider, numbers):
         minimum = ".".join(map(str, provider.minimum or ()))
         log.warning(
@@ -162,6 +158,41 @@ async def _probe(provider: Provider, path: str, env: Mapping[str, str]) -> Progr
         )
         return None
     return Program(provider=provider.name, path=path, version=version)
+
+
+async def _version_output(path: str, env: Mapping[str, str]) -> str | None:
+    """What a program says to `--version`, asked once as long as its file stays the same.
+
+    None if it does not say. Raises OSError if it is not there.
+    """
+    key = await _file_key(path)
+    if key not in _cache:
+        output = await _run([path, "--version"], env, limit=_PROBE_LIMIT)
+        if output is None:
+            return None
+        _cache[key] = output
+    return _cache[key]
+
+
+async def _file_key(path: str) -> tuple[str, int, int]:
+    stat = await trio.Path(path).stat()
+    return path, stat.st_mtime_ns, stat.st_size
+
+
+async def find_version(path: str, env: Mapping[str, str]) -> str:
+    """Return what to show as a program's version, "" if it does not tell; at most 10 s.
+
+    This is asked before every registration, so one that does not tell is not asked again either.
+    """
+    try:
+        key = await _file_key(path)
+        output = None if key in _silent else await _version_output(path, env)
+    except OSError:
+        return ""
+    if output is None:
+        _silent.add(key)
+        return ""
+    return parse_version(output)[0]
 
 
 async def _run(argv: list[str], env: Mapping[str, str], *, limit: float) -> str | None:

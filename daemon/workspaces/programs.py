@@ -13,6 +13,15 @@ from pathlib import Path
 
 from daemon.agents.contract import Program
 
+AskVersion = Callable[[str], Awaitable[str]]
+"""Tell the version of the program at a path, "" if it does not say."""
+
+
+async def no_version(_: str) -> str:
+    """Stand in where programs are not started to be asked."""
+    return ""
+
+
 Look = Callable[[Mapping[str, str]], Awaitable[Sequence[Program]]]
 """Find programs in the given environment."""
 

@@ -22,13 +22,16 @@ from daemon.agents.contract import Program
 from daemon.client import ApiError
 from daemon.runtimes.info import RuntimeInfo
 from daemon.runtimes.runtime import run_runtime
+from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.registration import (
     Find,
     Plan,
+    custom_paths,
     dropped,
     plan_runtimes,
     registration,
     runtimes_of,
+    with_versions,
 )
 from shared.children import Children
 from shared.mailbox import Nudge
@@ -68,6 +71,7 @@ class Workspace:
     programs: Callable[[], Sequence[Program]]
     families: frozenset[str]
     find: Find = shutil.which
+    ask_version: AskVersion = no_version
     settled: trio.Event = attrs.field(factory=trio.Event)
     nudge: Nudge = attrs.field(factory=Nudge)
     profiles: list[RuntimeProfile] = attrs.field(factory=list)
@@ -162,7 +166,7 @@ class Workspace:
         except ApiError as error:
             log.debug("profiles not fetched", workspace_id=self.id, error=str(error))
         config = self.services.config
-        return plan_runtimes(
+        plan = plan_runtimes(
             self.programs(),
             self.profiles,
             families=self.families,
@@ -170,6 +174,15 @@ class Workspace:
             overrides=config.profile_command_overrides,
             find=self.find,
         )
+        versions: dict[str, str] = {}
+
+        async def ask(path: str) -> None:
+            versions[path] = await self.ask_version(path)
+
+        async with trio.open_nursery() as asking:
+            for path in custom_paths(plan):
+                asking.start_soon(ask, path)
+        return with_versions(plan, versions)
 
     async def _deregister(self, runtime_ids: list[str]) -> None:
         """Tell the server what is no longer offered. Best effort: it notices by itself too."""

@@ -288,6 +288,7 @@ async def test_no_slot_no_claim(autojump_clock: MockClock, tmp_path: Path) -> No
 async def test_how_long_a_freed_slot_waits_for_a_poller(
     autojump_clock: MockClock,
     tmp_path: Path,
+    *,
     freed: float,
     interval: float,
     nudged: float | None,

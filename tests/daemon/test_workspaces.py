@@ -10,9 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
+from daemon.client import Client
+from daemon.tasks.task import Job
 from daemon.workspaces.sync import SignInRefused
-from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, open_rig
+from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, open_rig, run_at_once
 from tests.support.fake_server import WORKSPACE, client_of, make_config, open_fake_server, uid
 from tests.support.network import HANG, LOSE_RESPONSE, REFUSE, answer
 
@@ -295,6 +298,73 @@ async def test_a_changed_profile_is_registered_and_an_old_one_dropped(
         assert rig.health.tell()["workspaces"][0]["runtimes"] == [built_in]
         await trio.sleep(100)
         assert server.recovered == recovered, "surviving runtimes may be at work"
+
+
+async def test_custom_programs_tell_their_versions_and_a_new_one_is_drift(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    versions = {"/bin/sh": "acme 1.0"}
+    asked: list[str] = []
+
+    async def ask(path: str) -> str:
+        asked.append(path)
+        await trio.sleep(1)  # they are asked all at once
+        return versions.get(path, "")
+
+    async with open_fake_server() as server:
+        server.profiles[WORKSPACE] = [
+            _profile("House", command_name="/bin/sh"),
+            _profile("Twin", command_name="/bin/sh", fixed_args=["-x"]),
+            _profile("Mute", command_name="/bin/cat", protocol_family="codex"),
+            _profile("Off", enabled=False),
+        ]
+        async with open_rig(server, tmp_path, ask_version=ask) as rig:
+            await rig.until_running()
+            assert server.times(REGISTER) == [1.0]
+            rows = server.requests(REGISTER)[-1].body["runtimes"]
+            told = {row["name"]: (row["type"], row["version"]) for row in rows}
+            assert told == {
+                "Claude (box)": ("claude", "2.1.0"),
+                "House (box)": ("claude", "acme 1.0"),
+                "Twin (box)": ("claude", "acme 1.0"),
+                "Mute (box)": ("codex", ""),
+            }
+            assert sorted(asked) == ["/bin/cat", "/bin/sh"], "once for each program"
+            versions["/bin/sh"] = "acme 1.1"
+            await rig.until(lambda: server.count(REGISTER) == 2, within=32)
+            await trio.sleep(100)
+            assert server.count(REGISTER) == 2
+
+
+async def test_an_override_decides_which_program_a_profile_runs(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The task is given the program with the profile's arguments; a later change reaches it too."""
+    ran: list[Program] = []
+
+    async def run(client: Client, job: Job, shutdown: trio.CancelScope) -> None:
+        ran.append(job.runtime.program)
+        await run_at_once(client, job, shutdown)
+
+    async with open_fake_server() as server:
+        server.profiles[WORKSPACE] = [_profile("House", fixed_args=["--team", "a b"])]
+        overrides = {uid("House"): "/bin/cat"}
+        async with open_rig(
+            server, tmp_path, run_job=run, profile_command_overrides=overrides
+        ) as rig:
+            await rig.until_running()
+            [custom] = [row["id"] for row in server.runtimes.values() if row["profile_id"]]
+            task = server.add_task(custom)
+            await rig.until(lambda: task.status == "completed", within=31)
+            server.profiles[WORKSPACE] = [_profile("House", fixed_args=["--team", "c"])]
+            await server.push("daemon:runtime_profiles_changed", {"workspace_id": WORKSPACE})
+            await rig.until(lambda: server.count(REGISTER) == 2, within=0.1)
+            task = server.add_task(custom)
+            await rig.until(lambda: task.status == "completed", within=31)
+    assert [(program.path, program.args) for program in ran] == [
+        ("/bin/cat", ("--team", "a b")),
+        ("/bin/cat", ("--team", "c")),
+    ]
 
 
 async def test_a_rename_and_arguments_count_as_drift(

@@ -18,6 +18,7 @@ from daemon.config import Config
 from daemon.runtimes.abilities import Abilities
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
+from daemon.workspaces.programs import AskVersion, no_version
 from tests.support.fake_server import FakeServer, client_of, make_config
 
 RunJob = Callable[[Client, Job, trio.CancelScope], Awaitable[None]]
@@ -87,6 +88,7 @@ async def open_rig(
     replay: Callable[[Client], Awaitable[None]] | None = None,
     abilities: Abilities | None = None,
     families: frozenset[str] = frozenset({"claude", "codex"}),
+    ask_version: AskVersion = no_version,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Run a daemon for the block; leaving it stops the daemon in order and checks the slots."""
@@ -100,6 +102,7 @@ async def open_rig(
     parts = Parts(
         discover=discover,
         families=families,
+        ask_version=ask_version,
         open_pool=partial(_open_pool, run_job=run_job),
         connect=server.connect,
         **({"replay": replay} if replay else {}),
