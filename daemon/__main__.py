@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from daemon.agents.discovery import discover
+from daemon.agents.discovery import discover, find_version
 from daemon.agents.launch import DRIVERS
 from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
@@ -25,6 +25,7 @@ from daemon.config import Config, ConfigError, load_config
 from daemon.control import AlreadyRunning
 from daemon.notify import Notifier, take_notifier
 from daemon.reload import Load
+from daemon.runtimes.abilities import abilities_of
 from daemon.upkeep.installation import Installer, NotUpdatable, find_installation
 from daemon.upkeep.update import Successor, become, refuse
 from daemon.workspaces.programs import ProgramFinder
@@ -117,7 +118,9 @@ def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Noti
 
     return Parts(
         discover=finder,
+        abilities=abilities_of(config),
         families=frozenset(DRIVERS) - {DEMO},
+        ask_version=partial(find_version, env=os.environ),
         load=load,
         adopt=adopt,
         notifier=notifier,

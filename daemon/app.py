@@ -28,10 +28,9 @@ from daemon.notify import Notifier, run_notify
 from daemon.reload import Load, run_reload
 from daemon.repos.desk import ROUTE as CHECKOUT
 from daemon.repos.desk import open_desk
-from daemon.runtimes.actions import Actions
+from daemon.runtimes.abilities import Abilities, unable
 from daemon.runtimes.directory import Directory
-from daemon.runtimes.freshness import Freshness
-from daemon.services import Services
+from daemon.services import Services, make_services
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.disk import keep_disk_watched
@@ -40,6 +39,7 @@ from daemon.upkeep.renewal import run_renewal
 from daemon.upkeep.update import Successor, Updater, Updates
 from daemon.wakeups import Connect, connect, run_wakeups
 from daemon.workdir.prepare import LiveRoots
+from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
 from shared.mailbox import Nudge
@@ -83,20 +83,23 @@ def adopt_nothing(config: Config) -> None:
 class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
 
-    `discover` finds agent programs, `families` are the protocols custom runtimes may use. `load`
-    reads the settings again when the config file has changed, None never; `adopt` is told of those
-    to use from then. `installer` changes Bullpen's own version; without one, `never_updates` says
-    why.
+    `discover` finds agent programs, `families` are the protocols custom runtimes may use,
+    `ask_version` starts their programs to be told a version. `abilities` is what can be asked of
+    the machine between tasks. `load` reads the settings again when the config file has changed,
+    None never; `adopt` is told of those to use from then. `installer` changes Bullpen's own
+    version; without one, `never_updates` says why.
     """
 
     discover: Discover
+    abilities: Abilities = attrs.field(factory=unable)
     families: frozenset[str] = frozenset()
+    ask_version: AskVersion = no_version
     open_pool: OpenPool = open_pool
     connect: Connect = connect
     load: Load | None = None
     adopt: Callable[[Config], None] = adopt_nothing
     installer: Updates | None = None
-    never_updates: str = "this daemon cannot change its version"
+    never_updates: str = "updates are off for this installation"
     notifier: Notifier = attrs.field(factory=Notifier)
 
 
@@ -186,7 +189,7 @@ class Health:
         ]
         if any(problems):
             told["problem"] = "; ".join(filter(None, problems))
-        if self.backlog:
+        if self.backlog is not None:
             told["unreported_task_count"] = self.backlog.count
         return told
 
@@ -203,7 +206,8 @@ def duration_text(seconds: float) -> str:
 async def run_daemon(config: Config, parts: Parts) -> Successor | None:
     """Be the daemon until a signal, `/shutdown` or the end of the parent process.
 
-    Returns who takes over, if the daemon made room after an update. Raises AlreadyRunning, or an exception group holding SignInRefused or a bug.
+    Returns who takes over, if the daemon made room after an update. Raises AlreadyRunning, or an
+    exception group holding SignInRefused or a bug.
     """
     stop, health = Stop(), Health(config)
     commands = {"/drain": stop.drain, "/resume": stop.resume}
@@ -293,14 +297,13 @@ async def be_present(
                     health.pool = pool
                     if config.trial:
                         pool.pause()
-                    services = Services(
-                        config=config,
-                        client=client,
-                        pool=pool,
-                        backlog=backlog,
+                    services = make_services(
+                        config,
+                        client,
+                        pool,
+                        backlog,
                         directory=directory,
-                        actions=Actions(client),
-                        freshness=Freshness(config.heartbeat_interval),
+                        abilities=parts.abilities,
                     )
                     presence.start_soon(_start, presence, services, parts, health, stop)
                     presence.start_soon(run_notify, parts.notifier, health.tell)
@@ -331,14 +334,17 @@ async def _start(
         make_room=stop.make_room,
         refusal=parts.never_updates,
     )
-    services.actions.update = updater.answer
+    if parts.abilities.update is None:
+        services.actions.update = updater.answer
     presence.start_soon(supervise, "updates", updater.run)
     presence.start_soon(supervise, "backlog", services.backlog.run)
     presence.start_soon(keep_disk_watched, services)
     presence.start_soon(supervise, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(supervise, "wakeups", wakeups)
-    sync = health.sync = Sync(services, parts.discover, parts.families)
+    sync = health.sync = Sync(
+        services, parts.discover, parts.families, ask_version=parts.ask_version
+    )
     if parts.load is not None:
         adopt = partial(_adopt, services, sync, parts)
         presence.start_soon(run_reload, services.config, parts.load, adopt)
@@ -375,9 +381,7 @@ async def _watch_drain(stop: Stop, pool: TaskPool) -> None:
 def _close(services: Services) -> None:
     """Admit nothing more, and give everything under way its deadline."""
     services.pool.stop(services.config.shutdown_grace)
-    deadline = trio.current_time() + CLAIM_GRACE
-    for claim in services.claims:
-        claim.deadline = min(claim.deadline, deadline)
+    services.claims.cut(CLAIM_GRACE)
 
 
 async def _say_goodbye(client: Client, directory: Directory) -> None:

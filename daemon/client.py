@@ -36,6 +36,8 @@ from shared.wire.runtime import (
 )
 from shared.wire.task import (
     ClaimedTask,
+    ClaimManyReply,
+    ClaimManyRequest,
     ClaimReply,
     CompleteRequest,
     FailRequest,
@@ -185,6 +187,10 @@ class Client:
         """Take the runtime's next task. An answer that is lost is redelivered after 90 s."""
         path = f"/api/daemon/runtimes/{runtime_id}/tasks/claim"
         return (await self._post(path, {}, ClaimReply)).task
+
+    async def claim_many(self, request: ClaimManyRequest) -> ClaimManyReply:
+        """Take tasks for many runtimes at once, where the server offers it (`CLAIM_MANY`)."""
+        return await self._post("/api/daemon/claims", request, ClaimManyReply)
 
     async def recover_orphans(self, runtime_id: str) -> RecoverReply:
         """Fail every task in flight on the runtime: only while this process holds none of them."""

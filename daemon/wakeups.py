@@ -21,7 +21,7 @@ from daemon.client import identity_headers
 from shared import codec
 from shared.supervise import Backoff
 from shared.wire import frame
-from shared.wire.runtime import Beat
+from shared.wire.runtime import BEAT_MANY, Beat
 
 if TYPE_CHECKING:
     from daemon.services import Services
@@ -126,6 +126,7 @@ class _Connection:
         self._services = services
         self._ids = runtime_ids
         self._opened: float | None = None
+        self._acknowledgements = 0  # since the last beats; the reader counts, the writer clears
         self.outdated = False
 
     def age(self) -> float:
@@ -165,14 +166,21 @@ class _Connection:
         connection.cancel(reason="the set of runtimes changed")
 
     async def _beat(self, socket: Socket) -> None:
-        """The connection's only writer: each runtime's beat at once and at every interval."""
+        """The connection's only writer: every runtime's beat at once and at every interval.
+
+        In one frame where the server offers that; if nobody was acknowledged it does not after all.
+        """
         interval = self._services.config.heartbeat_interval
+        together = len(self._ids) > 1 and BEAT_MANY in self._services.offers
         while True:
             due = trio.current_time() + interval
-            for runtime_id in self._ids:
+            self._acknowledgements = 0
+            frames = frame.heartbeats(self._ids) if together else [*map(frame.heartbeat, self._ids)]
+            for message in frames:
                 with trio.fail_after(WRITE):
-                    await socket.send_message(frame.heartbeat(runtime_id))
+                    await socket.send_message(message)
             await trio.sleep_until(due)
+            together = together and self._acknowledgements > 0
 
     async def _listen(self, socket: Socket) -> None:
         patience = MISSED_BEATS * self._services.config.heartbeat_interval
@@ -200,6 +208,7 @@ class _Connection:
     def _acknowledged(self, beat: Beat) -> None:
         if not beat.runtime_id:
             return
+        self._acknowledgements += 1
         if beat.runtime_gone or beat.status == "runtime_gone":
             self._services.directory.report_gone(beat.runtime_id)
             return

@@ -160,21 +160,14 @@ def parse_shell_answer(output: str, commands: Collection[str]) -> dict[str, str]
 
 async def _probe(provider: Provider, path: str, env: Mapping[str, str]) -> Program | None:
     try:
-        stat = await trio.Path(path).stat()
+        output = await _version_output(path, env)
     except OSError as error:
         _warn_once("agent program vanished", provider=provider.name, path=path, error=str(error))
         return None
-    key = (path, stat.st_mtime_ns, stat.st_size)
-    if key not in _cache:
-        if trio.current_time() < _silent.get(key, 0.0):
-            return None
-        output = await _run([path, "--version"], env, limit=_PROBE_LIMIT)
-        if output is None:
-            _silent[key] = trio.current_time() + _ASK_AGAIN
-            _warn_once("agent program does not tell its version", provider=provider.name, path=path)
-            return None
-        _cache[key] = output
-    version, numbers = parse_version(_cache[key])
+    if output is None:
+        _warn_once("agent program does not tell its version", provider=provider.name, path=path)
+        return None
+    version, numbers = parse_version(output)
     if too_old(provider, numbers):
         minimum = ".".join(map(str, provider.minimum or ()))
         _warn_once(
@@ -185,6 +178,33 @@ async def _probe(provider: Provider, path: str, env: Mapping[str, str]) -> Progr
         )
         return None
     return Program(provider=provider.name, path=path, version=version)
+
+
+async def _version_output(path: str, env: Mapping[str, str]) -> str | None:
+    """What a program says to `--version`, asked once as long as its file stays the same.
+
+    None if it does not say. Raises OSError if it is not there.
+    """
+    stat = await trio.Path(path).stat()
+    key = (path, stat.st_mtime_ns, stat.st_size)
+    if key not in _cache:
+        if trio.current_time() < _silent.get(key, 0.0):
+            return None
+        output = await _run([path, "--version"], env, limit=_PROBE_LIMIT)
+        if output is None:
+            _silent[key] = trio.current_time() + _ASK_AGAIN
+            return None
+        _cache[key] = output
+    return _cache[key]
+
+
+async def find_version(path: str, env: Mapping[str, str]) -> str:
+    """Return what to show as a program's version, "" if it does not tell; at most 10 s."""
+    try:
+        output = await _version_output(path, env)
+    except OSError:
+        return ""
+    return "" if output is None else parse_version(output)[0]
 
 
 async def _run(argv: list[str], env: Mapping[str, str], *, limit: float) -> str | None:

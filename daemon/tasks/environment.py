@@ -69,7 +69,7 @@ def build_environment(
 
     `base` is the daemon's environment, `launcher` the directory that holds the `bullpen` command.
     """
-    env = {name: value for name, value in base.items() if not _is_dropped(name)}
+    env = inherited(base)
     agent = task.agent
     for name, value in (agent.custom_env if agent is not None else {}).items():
         if is_blocked(name) or not _is_settable(name, value):
@@ -104,6 +104,11 @@ def build_environment(
         log.info("running as root: IS_SANDBOX=1 for claude", task_id=task.id)
         env["IS_SANDBOX"] = "1"
     return env
+
+
+def inherited(base: Mapping[str, str]) -> dict[str, str]:
+    """What of the daemon's environment an agent program may have: nothing of the daemon's own."""
+    return {name: value for name, value in base.items() if not _is_dropped(name)}
 
 
 def secrets_of(task: ClaimedTask) -> list[str]:

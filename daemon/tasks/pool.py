@@ -75,13 +75,18 @@ class TaskPool:
         self._paused = False
         self._held: dict[str, _Held] = {}
         self._changed = trio.Event()
-        self._admitting = True
+        self._closed = False
         self._deadline = math.inf
 
     @property
     def admitting(self) -> bool:
-        """Whether new work may be claimed; False for ever after `close`."""
-        return self._admitting
+        """Whether new work may be claimed."""
+        return not (self._closed or self._paused or self.held_back)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no work will be claimed any more."""
+        return self._closed
 
     @property
     def active(self) -> frozenset[str]:
@@ -99,22 +104,24 @@ class TaskPool:
 
     def try_take_slot(self) -> int | None:
         """Take the lowest free slot; None when all are out, held back, or admission is closed."""
-        if not self._admitting or self.held_back or self._paused or not self._free:
+        if not self.admitting or not self._free:
             return None
         slot = heapq.heappop(self._free)
         self._out.add(slot)
         return slot
 
-    async def wait_for_slot(self, timeout: float = math.inf) -> int | None:
-        """Take a slot, waiting at most `timeout` seconds for one. None: none came, or closed."""
+    async def wait_for_room(self, timeout: float = math.inf) -> bool:
+        """Wait at most `timeout` seconds until there is a slot to take; False: none came, or closed.
+
+        It is there for whoever takes it before the next await.
+        """
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(timeout):
-            while self._admitting:
-                slot = self.try_take_slot()
-                if slot is not None:
-                    return slot
+            while not self._closed:
+                if self.admitting and self._free:
+                    return True
                 await self._changed.wait()
-        return None
+        return False
 
     def give_back(self, slot: int) -> None:
         """Return a slot. Synchronous, so that it needs no shield wherever it is called."""
@@ -154,8 +161,8 @@ class TaskPool:
             self._announce()
 
     def close(self) -> None:
-        """Admit nothing more. Tasks claimed by now may still be handed over."""
-        self._admitting = False
+        """Admit nothing more, for good. Tasks claimed by now may still be handed over."""
+        self._closed = True
         self._announce()
 
     def stop(self, grace: float) -> None:

@@ -12,12 +12,13 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import attrs
 import structlog
 import trio
 
+from daemon.runtimes.abilities import Unable, Updated
 from daemon.upkeep.installation import UpdateError, hold_update, is_newer, release
 from shared import __version__
 
@@ -108,15 +109,12 @@ class Updater:
         except UpdateError as error:
             log.warning("not updated", version=wanted, error=str(error))
 
-    async def answer(self, target: str) -> tuple[dict[str, Any] | None, Callable[[], None]]:
-        """Do an update the server asked for: what to report, and what to do once reported.
-
-        None to report: another update is under way, and will be told of (spec 01 §3.16).
-        """
+    async def answer(self, target: str) -> Updated:
+        """Do an update the server asked for. Raises Unable."""
         if self.refusal or self.installer is None:
-            return {"status": "failed", "error": self.refusal}, _nothing
+            raise Unable(self.refusal)
         if self.busy:
-            return None, _nothing
+            raise Unable("another update is under way")
         wanted = target.strip().removeprefix("v")
         try:
             with self._alone():
@@ -128,9 +126,8 @@ class Updater:
                     raise UpdateError(f"{tasks} tasks are running; ask again when they have ended")
                 successor = await self._switch(self.installer, wanted, leave=False)
         except UpdateError as error:
-            return {"status": "failed", "error": str(error)}, _nothing
-        report = {"status": "completed", "output": f"Updated to {wanted}"}
-        return report, lambda: self.make_room(successor)
+            raise Unable(str(error)) from error
+        return Updated(output=f"Updated to {wanted}", then=lambda: self.make_room(successor))
 
     async def _close_barrier(self, within: float | None = None) -> bool:
         """Close the claim barrier once nothing is under way; tell whether it could be.
@@ -221,7 +218,3 @@ def become(
         except UpdateError:
             log.exception("there was no way back")
     os.execve(command[0], list(command), {**env, **manager})  # noqa: S606
-
-
-def _nothing() -> None:
-    """Stand in where nothing is left to do."""

@@ -21,6 +21,14 @@ from daemon.agents.contract import Program
 SHELL_AGAIN: Final = 3600.0
 """Seconds until the login shell is asked again: what was installed meanwhile may be in a directory
 that only its start-up files know."""
+AskVersion = Callable[[str], Awaitable[str]]
+"""Tell the version of the program at a path, "" if it does not say."""
+
+
+async def no_version(_: str) -> str:
+    """Stand in where programs are not started to be asked."""
+    return ""
+
 
 Look = Callable[[Mapping[str, str]], Awaitable[Sequence[Program]]]
 """Find programs in the given environment."""

@@ -100,6 +100,26 @@ def plan_runtimes(
     return Plan(wanted=tuple(wanted), failed=tuple(failed))
 
 
+def custom_paths(plan: Plan) -> frozenset[str]:
+    """Where the programs of runtime profiles are; discovery has not asked those for a version."""
+    return frozenset(one.program.path for one in plan.wanted if one.spec.profile_id)
+
+
+def with_versions(plan: Plan, versions: Mapping[str, str]) -> Plan:
+    """The plan with the versions of custom programs, by path; an empty one is allowed."""
+    wanted = [
+        attrs.evolve(
+            one,
+            spec=attrs.evolve(one.spec, version=versions.get(one.program.path, "")),
+            program=attrs.evolve(one.program, version=versions.get(one.program.path, "")),
+        )
+        if one.spec.profile_id
+        else one
+        for one in plan.wanted
+    ]
+    return attrs.evolve(plan, wanted=tuple(wanted))
+
+
 def registration(config: Config, workspace_id: str, plan: Plan) -> RegisterRequest:
     """Write the plan as the request of spec 01 §3.1."""
     return RegisterRequest(

@@ -18,6 +18,7 @@ import trio
 
 from daemon.agents.contract import Program
 from daemon.client import ApiError
+from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.registration import Find
 from daemon.workspaces.workspace import Workspace
 from shared.children import Children
@@ -54,6 +55,7 @@ class Sync:
     discover: Discover
     families: frozenset[str] = frozenset()
     find: Find = shutil.which
+    ask_version: AskVersion = no_version
     programs: tuple[Program, ...] = ()
     workspaces: dict[str, Workspace] = attrs.field(factory=dict)
     problem: str = ""
@@ -121,7 +123,12 @@ class Sync:
         for key in wanted - self.workspaces.keys():
             log.info("workspace joined", workspace_id=key)
             self.workspaces[key] = Workspace(
-                self.services, key, lambda: self.programs, self.families, self.find
+                self.services,
+                key,
+                lambda: self.programs,
+                self.families,
+                self.find,
+                self.ask_version,
             )
         await children.reconcile(wanted)
 

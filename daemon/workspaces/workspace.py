@@ -9,9 +9,10 @@ interval. It owns the workspace's runtimes as keyed children and ends by being c
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import structlog
@@ -21,13 +22,16 @@ from daemon.agents.contract import Program
 from daemon.client import ApiError
 from daemon.runtimes.info import RuntimeInfo
 from daemon.runtimes.runtime import run_runtime
+from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.registration import (
     Find,
     Plan,
+    custom_paths,
     dropped,
     plan_runtimes,
     registration,
     runtimes_of,
+    with_versions,
 )
 from shared.children import Children
 from shared.mailbox import Nudge
@@ -41,6 +45,12 @@ log = structlog.get_logger(__name__)
 
 BACKOFF = Backoff(first=1.0, limit=60.0)
 
+MOST_REPAIRS: Final = 3
+REPAIR_WINDOW: Final = 30.0
+"""At most so many registrations within so many seconds because runtimes were lost. Losses are repaired
+at once, but a server that registers a runtime and does not know it the next moment must not be
+asked as fast as it answers; those who wait share the next registration."""
+
 
 class RegistrationFailed(Exception):
     """The server's answer is no registration."""
@@ -51,8 +61,9 @@ class Workspace:
     """The reconciler's state. Its own task changes everything but what `gone` says it changes.
 
     `lost` holds ids the server said it does not know, until a registration has answered for them.
-    `registered_plan` is what the last successful registration told. `settled` is set once the
-    first attempt to register has ended, well or not.
+    `registered_plan` is what the last successful registration told, `repairs` when the last ones
+    were made because of losses. `settled` is set once the first attempt to register has ended, well
+    or not.
     """
 
     services: Services
@@ -60,12 +71,14 @@ class Workspace:
     programs: Callable[[], Sequence[Program]]
     families: frozenset[str]
     find: Find = shutil.which
+    ask_version: AskVersion = no_version
     settled: trio.Event = attrs.field(factory=trio.Event)
     nudge: Nudge = attrs.field(factory=Nudge)
     profiles: list[RuntimeProfile] = attrs.field(factory=list)
     registered: dict[str, RuntimeInfo] = attrs.field(factory=dict)
     registered_plan: Plan | None = None
     lost: set[str] = attrs.field(factory=set)
+    repairs: deque[float] = attrs.field(factory=deque)
 
     def gone(self, runtime_id: str) -> None:
         """Note that the server does not know a runtime; its loss is repaired by the reconciler."""
@@ -83,6 +96,7 @@ class Workspace:
             failures = 0
             while True:
                 await children.reconcile(self.registered)
+                await trio.sleep(self._patience())
                 try:
                     await self._agree(children)
                 except (ApiError, RegistrationFailed) as error:
@@ -101,6 +115,16 @@ class Workspace:
                     self.settled.set()
                     await self.nudge.wait(self.services.config.sync_interval)
 
+    def _patience(self) -> float:
+        """How long a loss has to wait for its repair."""
+        now = trio.current_time()
+        while self.repairs and now - self.repairs[0] > REPAIR_WINDOW - 0.001:
+            self.repairs.popleft()
+        if not self.lost or len(self.repairs) < MOST_REPAIRS:
+            return 0.0
+        log.warning("the server keeps losing runtimes", workspace_id=self.id)
+        return self.repairs[0] + REPAIR_WINDOW - now
+
     async def _agree(self, children: Children[str]) -> None:
         """Register if plan and registration differ. Raises ApiError or RegistrationFailed."""
         self.nudge.take()  # everything said so far is looked at now
@@ -112,6 +136,7 @@ class Workspace:
             reply = await self.services.client.register(
                 registration(self.services.config, self.id, plan)
             )
+            self.services.offers.learn(reply.capabilities)
             runtimes = runtimes_of(self.id, plan, reply)
             if not runtimes and not plan.failed:
                 raise RegistrationFailed("the server registered nothing")
@@ -120,6 +145,8 @@ class Workspace:
         # Losses reported while we registered belong to the wave this answer covers. A runtime both
         # lost and answered for exists again: its child is replaced, it may have given up.
         stale = frozenset(self.lost)
+        if stale:
+            self.repairs.append(trio.current_time())
         self.lost.clear()
         self.registered = {runtime.id: runtime for runtime in runtimes}
         self.registered_plan = plan
@@ -139,7 +166,7 @@ class Workspace:
         except ApiError as error:
             log.debug("profiles not fetched", workspace_id=self.id, error=str(error))
         config = self.services.config
-        return plan_runtimes(
+        plan = plan_runtimes(
             self.programs(),
             self.profiles,
             families=self.families,
@@ -147,6 +174,15 @@ class Workspace:
             overrides=config.profile_command_overrides,
             find=self.find,
         )
+        versions: dict[str, str] = {}
+
+        async def ask(path: str) -> None:
+            versions[path] = await self.ask_version(path)
+
+        async with trio.open_nursery() as asking:
+            for path in custom_paths(plan):
+                asking.start_soon(ask, path)
+        return with_versions(plan, versions)
 
     async def _deregister(self, runtime_ids: list[str]) -> None:
         """Tell the server what is no longer offered. Best effort: it notices by itself too."""

@@ -20,6 +20,8 @@ from server.store.tasks import Caller, seen
 from shared import codec
 from shared.ids import InvalidId, canonical_id
 from shared.wire.runtime import (
+    BEAT_MANY,
+    CLAIM_MANY,
     OFFLINE,
     ONLINE,
     FailedProfile,
@@ -83,6 +85,7 @@ async def register(
         repos=repos,
         repos_version=repos_version(repos),
         settings=workspace["settings"] or None,
+        capabilities=[CLAIM_MANY, BEAT_MANY],
     )
     return reply, [events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))]
 

@@ -16,6 +16,12 @@ SKILL_BUNDLES: Final = "skill-bundles-v1"
 """Capability named in `X-Client-Capabilities` by daemons that resolve skills by hash."""
 
 
+CLAIM_MANY: Final = "claim-many-v1"
+BEAT_MANY: Final = "beat-many-v1"
+"""Ours: what a server may offer daemons beyond the protocol, in its answer to a registration: claims
+for many runtimes in one call, and one frame for the beats of many (`frame.heartbeats`)."""
+
+
 @attrs.frozen(kw_only=True)
 class RuntimeSpec:
     """An agent program found on a machine, as the daemon registers it."""
@@ -74,6 +80,7 @@ class RegisterReply:
     repos: list[Repo] = attrs.field(factory=list)
     repos_version: str = ""
     settings: dict[str, Any] | None = None
+    capabilities: list[str] = omitted(factory=list)
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from daemon.agents import discovery
-from daemon.agents.discovery import discover, parse_shell_answer
+from daemon.agents.discovery import discover, find_version, parse_shell_answer
 from daemon.agents.launch import DRIVERS
 from tests.support.processes import Watch, no_survivors
 
@@ -186,3 +186,26 @@ async def test_a_login_shell_that_hangs_is_given_up(
 def test_the_shells_chatter_is_ignored() -> None:
     output = "welcome\nclaude\t/bin/sh\nclaude\trelative\nother\t/bin/sh\nclaude\t/no/such/file\n"
     assert parse_shell_answer(output, ["claude"]) == {"claude": "/bin/sh"}
+
+
+async def test_a_custom_program_is_asked_for_its_version_once(tmp_path: Path) -> None:
+    """Whether it tells or not; when its file changes it is asked again."""
+    program = tmp_path / "acme"
+
+    def write(script: str) -> None:
+        program.write_text(f"#!/bin/sh\necho x >> {tmp_path}/starts\n{script}\n")
+        program.chmod(0o755)
+
+    def starts() -> int:
+        return len((tmp_path / "starts").read_text().splitlines())
+
+    env = {"PATH": os.environ["PATH"]}
+    assert await find_version(str(program), env) == ""
+    write("exit 3")
+    for _ in range(3):
+        assert await find_version(str(program), env) == ""
+    assert starts() == 1
+    write("echo banner; echo acme 1.2.3")
+    for _ in range(3):
+        assert await find_version(str(program), env) == "acme 1.2.3"
+    assert starts() == 2

@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from daemon.client import Client
+from daemon.runtimes.freshness import Freshness
 from daemon.runtimes.poller import poll_offset
 from daemon.runtimes.runtime import HELD_BACK
 from daemon.tasks.backlog import Backlog
@@ -117,6 +118,20 @@ async def test_unacknowledged_beats_are_not_fresh_for_long(
         await rig.until(lambda: server.count(BEAT))
         [first, *_] = server.times(BEAT)
         assert last + 30 <= first < last + 45
+
+
+async def test_a_mark_is_fresh_for_two_intervals(autojump_clock: MockClock) -> None:
+    freshness = Freshness(15.0)
+    assert not freshness.is_fresh("r")
+    freshness.mark("r")
+    await trio.sleep(29.9)
+    assert freshness.is_fresh("r")
+    assert not freshness.is_fresh("other")
+    await trio.sleep(0.1)
+    assert not freshness.is_fresh("r")
+    freshness.mark("r")
+    freshness.clear()
+    assert not freshness.is_fresh("r")
 
 
 async def test_a_slow_runtime_does_not_delay_another(
@@ -263,6 +278,48 @@ async def test_no_slot_no_claim(autojump_clock: MockClock, tmp_path: Path) -> No
         later = [at - began for at in server.times(_claims()) if at >= began][2:]
         assert len(later) >= 2
         assert 60 <= later[0] < 65.1, "a freed slot is seen within the back-off of 5 s"
+
+
+@pytest.mark.parametrize(
+    ("freed", "interval", "nudged", "claimed"),
+    [
+        (1.0, 30.0, None, 1.0),  # within the 2 s in which it queues for a slot
+        (3.0, 30.0, None, 7.0),  # while it stands back for 5 s
+        (8.0, 30.0, None, 8.0),  # and queues again
+        (10.0, 30.0, None, 14.0),
+        (3.0, 30.0, 4.0, 4.0),  # a wake-up ends standing back
+        (2.5, 3.0, None, 5.0),  # which is no longer than a poll interval
+    ],
+)
+async def test_how_long_a_freed_slot_waits_for_a_poller(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    *,
+    freed: float,
+    interval: float,
+    nudged: float | None,
+    claimed: float,
+) -> None:
+    async with (
+        open_fake_server() as server,
+        open_rig(server, tmp_path, max_concurrent_tasks=1, poll_interval=interval) as rig,
+    ):
+        await rig.until_running()
+        await trio.sleep(100)
+        runtime_id = server.runtime_id("claude")
+        slot = rig.pool.try_take_slot()
+        assert slot is not None
+        server.wake(runtime_id)  # it begins to queue now
+        began = trio.current_time()
+        before = server.count(_claims())
+        await trio.sleep(freed)
+        rig.pool.give_back(slot)
+        if nudged is not None:
+            await trio.sleep(nudged - freed)
+            server.wake(runtime_id)
+        await trio.sleep(20)
+        first = server.times(_claims())[before]
+        assert first - began == pytest.approx(claimed, abs=1e-6)
 
 
 async def test_a_redelivered_task_is_not_run_twice(
@@ -473,24 +530,18 @@ class _CancelAtStep(trio.abc.Instrument):
 
 async def _poller_scenario(server: FakeServer, rig: Rig, step: int) -> bool:
     """Run a poller by itself, cancelled at its n-th step; tell whether it came that far."""
-    from daemon.runtimes.actions import Actions
+    from daemon.runtimes.abilities import unable
     from daemon.runtimes.directory import Directory
-    from daemon.runtimes.freshness import Freshness
     from daemon.runtimes.info import RuntimeInfo
     from daemon.runtimes.poller import run_poller
-    from daemon.services import Services
+    from daemon.services import make_services
     from tests.support.fake_server import client_of
 
     runtime = RuntimeInfo(id="r", workspace_id="w", provider="claude", program=CLAUDE)
     async with client_of(server, rig.config) as client:
-        services = Services(
-            config=rig.config,
-            client=client,
-            pool=rig.pool,
-            backlog=Backlog(client, rig.config.home.journals),
-            actions=Actions(client),
-            freshness=Freshness(15),
-            directory=Directory(),
+        backlog = Backlog(client, rig.config.home.journals)
+        services = make_services(
+            rig.config, client, rig.pool, backlog, directory=Directory(), abilities=unable()
         )
         server.runtimes["r"] = {"key": None, "provider": "x", "workspace_id": "w"}
         task = server.add_task("r")

@@ -51,46 +51,37 @@ async def test_lowest_free_slot_first_and_none_when_all_are_out(autojump_clock: 
         assert pool.try_take_slot() == 0
 
 
-async def test_waiting_for_a_slot_ends_with_the_slot_or_the_timeout(autojump_clock: Clock) -> None:
+async def test_waiting_for_room_ends_with_a_slot_or_the_timeout(autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
         pool = _pool(nursery, _sleep, slots=1)
         assert pool.try_take_slot() == 0
         start = trio.current_time()
-        assert await pool.wait_for_slot(2) is None
+        assert not await pool.wait_for_room(2)
         assert trio.current_time() - start == 2
         assert pool.hand_over(_task("a"), 0, RUNTIME)
-        assert await pool.wait_for_slot(60) == 0
+        assert await pool.wait_for_room(60)
         assert trio.current_time() - start == 12
-        pool.give_back(0)
+        assert pool.slots_out == 0, "room is not taken by waiting for it"
 
 
 async def test_closing_ends_the_wait_and_admits_nothing(autojump_clock: Clock) -> None:
     async with trio.open_nursery() as nursery:
         pool = _pool(nursery, _sleep, slots=1)
         assert pool.try_take_slot() == 0
-        got: list[int | None] = []
+        got: list[bool] = []
 
         async def wait() -> None:
-            got.append(await pool.wait_for_slot())
+            got.append(await pool.wait_for_room())
 
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         pool.close()
         await trio.testing.wait_all_tasks_blocked()
-        assert got == [None]
+        assert got == [False]
         pool.give_back(0)
         assert pool.try_take_slot() is None
         assert not pool.admitting
-
-
-async def test_cancelled_waiters_keep_no_slot(autojump_clock: Clock) -> None:
-    async with trio.open_nursery() as nursery:
-        pool = _pool(nursery, _sleep, slots=1)
-        assert pool.try_take_slot() == 0
-        with trio.move_on_after(1):
-            await pool.wait_for_slot()
-        pool.give_back(0)
-        assert pool.slots_out == 0
+        assert pool.closed
 
 
 async def test_a_redelivered_task_is_refused_and_its_slot_goes_back(autojump_clock: Clock) -> None:
@@ -154,18 +145,20 @@ async def test_no_slot_is_given_out_while_they_are_held_back(autojump_clock: Clo
         pool = _pool(nursery, _sleep)
         pool.hold_back("the disk is full")
         assert pool.try_take_slot() is None
-        got: list[int | None] = []
+        got: list[bool] = []
 
         async def wait() -> None:
-            got.append(await pool.wait_for_slot())
+            got.append(await pool.wait_for_room())
 
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         assert not got
-        assert pool.admitting
+        assert not pool.admitting
+        assert not pool.closed, "pollers stay"
         pool.hold_back("")
         await trio.testing.wait_all_tasks_blocked()
-        assert got == [0]
+        assert got == [True]
+        assert pool.try_take_slot() == 0
         pool.give_back(0)
 
 
@@ -240,21 +233,26 @@ async def test_the_claim_barrier(autojump_clock: Clock) -> None:
         assert pool.try_take_slot() == 1, "and nothing was closed"
         pool.give_back(0)
         pool.give_back(1)
+        assert pool.hand_over(_task("a"), cast("int", pool.try_take_slot()), RUNTIME)
+        assert not pool.try_pause(), "a task is in hand"
+        await trio.sleep(11)
         assert pool.try_pause()
         assert pool.try_take_slot() is None
-        assert pool.admitting, "pollers stay"
-        assert await pool.wait_for_slot(5) is None
-        taken: list[int | None] = []
+        assert not pool.closed, "pollers stay"
+        assert not await pool.wait_for_room(5)
+        found: list[bool] = []
 
         async def wait() -> None:
-            taken.append(await pool.wait_for_slot())
+            found.append(await pool.wait_for_room())
 
         tasks.start_soon(wait)
         await trio.sleep(1)
         pool.resume()
         await trio.sleep(0.1)
-        assert taken == [0]
-        pool.give_back(0)
+        assert found == [True]
+        pool.close()
+        pool.resume()
+        assert not pool.admitting, "closed is closed"
 
 
 async def test_slots_come_and_go_with_the_settings(autojump_clock: Clock, tmp_path: Path) -> None:

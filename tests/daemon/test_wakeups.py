@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
+import trio_websocket
 from trio.testing import MockClock
 
 from daemon.client import identity_headers
-from daemon.wakeups import socket_url
+from daemon.wakeups import connect, socket_url
+from shared.wire import frame
+from shared.wire.runtime import BEAT_MANY
 from tests.support.daemon_rig import CLAUDE, CODEX, open_rig
 from tests.support.fake_server import open_fake_server, uid
 
@@ -62,6 +67,55 @@ async def test_beats_go_out_at_once_and_at_every_interval(
         for runtime_id in server.runtimes:
             times = [at - opened for at, key, _ in server.beats if key == runtime_id]
             assert times == pytest.approx([0, 15, 30, 45])
+
+
+async def test_one_frame_beats_for_all_where_the_server_offers_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.capabilities = [BEAT_MANY]
+        async with open_rig(server, tmp_path, programs=(CLAUDE, CODEX)) as rig:
+            await rig.until(lambda: server.sockets)
+            opened, ids = server.handshakes[-1]
+            await trio.sleep(46)
+            together = {"runtime_ids": list(ids), "supports_batch_import": True}
+            assert server.frames == [together] * 4
+            for runtime_id in ids:
+                times = [at - opened for at, key, _ in server.beats if key == runtime_id]
+                assert times == pytest.approx([0, 15, 30, 45])
+            assert server.count("POST /api/daemon/heartbeat") == 0
+
+
+async def test_a_server_that_ignores_the_one_frame_gets_one_for_each(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It was replaced by an older one: the line is kept, and HTTP beats fill the gap."""
+    async with open_fake_server() as server:
+        server.capabilities = [BEAT_MANY]
+        async with open_rig(server, tmp_path, programs=(CLAUDE, CODEX)) as rig:
+            await rig.until(lambda: server.sockets)
+            opened, ids = server.handshakes[-1]
+            await trio.sleep(20)
+            server.capabilities = []
+            await trio.sleep(60)
+            kinds = ["runtime_ids" in payload for payload in server.frames]
+            assert kinds[:3] == [True, True, True]
+            assert not any(kinds[3:])
+            assert len(server.handshakes) == 1
+            for runtime_id in ids:
+                at = [
+                    at - opened for at, key, way in server.beats if (key, way) == (runtime_id, "ws")
+                ]
+                assert at == pytest.approx([0, 15, 45, 60, 75])
+
+
+def test_frames_for_many_stay_below_the_servers_limit() -> None:
+    ids = [uid(str(number)) for number in range(200)]
+    frames = frame.heartbeats(ids)
+    assert all(len(text) <= 4096 for text in frames)
+    named = [frame.read(text).payload["runtime_ids"] for text in frames]
+    assert [len(some) for some in named] == [90, 90, 20]
+    assert [key for some in named for key in some] == ids
 
 
 async def test_connecting_wakes_every_poller(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -164,10 +218,45 @@ async def test_a_server_that_does_not_read_cannot_hold_the_daemon(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """A beat that cannot be written within 10 s ends the connection."""
+
+    class Stuck:
+        async def get_message(self) -> str:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def send_message(self, message: str) -> None:
+            await trio.sleep_forever()
+
+    opened: list[float] = []
+
+    @asynccontextmanager
+    async def connect(url: str, headers: object) -> AsyncIterator[Stuck]:
+        await trio.lowlevel.checkpoint()
+        opened.append(trio.current_time())
+        yield Stuck()
+
     async with open_fake_server() as server:
-        server.stalled = True
+        server.connect = connect  # type: ignore[method-assign,assignment]
         async with open_rig(server, tmp_path) as rig:
-            await rig.until(lambda: len(server.handshakes) >= 2, within=60)
+            await rig.until(lambda: len(opened) == 3, within=60)
+            for (first, second), plain in zip(pairwise(opened), (1, 2), strict=True):
+                assert 10 + plain * 0.8 <= second - first <= 10 + plain * 1.2
+
+
+def test_a_connection_has_every_limit_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own are a minute to connect, a minute to close and 1 MiB a message."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(
+        trio_websocket, "open_websocket_url", lambda url, **rest: given.update(rest, url=url)
+    )
+    connect("ws://h", [(b"a", b"b")])
+    assert given == {
+        "url": "ws://h",
+        "extra_headers": [(b"a", b"b")],
+        "connect_timeout": 10.0,
+        "disconnect_timeout": 1.0,
+        "max_message_size": 64 * 1024,
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
+from daemon.client import Client
+from daemon.tasks.task import Job
 from daemon.workspaces.sync import SignInRefused
-from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, open_rig
+from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, open_rig, run_at_once
 from tests.support.fake_server import WORKSPACE, client_of, make_config, open_fake_server, uid
-from tests.support.network import LOSE_RESPONSE, REFUSE, answer
+from tests.support.network import HANG, LOSE_RESPONSE, REFUSE, answer
 
 pytestmark = pytest.mark.fast
 
@@ -149,6 +152,85 @@ async def test_a_failed_recovery_is_repeated_until_it_works(
         assert server.count(REGISTER) == 5
 
 
+async def test_a_server_that_loses_what_it_registers_is_not_asked_without_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Three repairs at once, then each waits until the first of them is 30 s old."""
+    async with open_fake_server() as server, open_rig(server, tmp_path, programs=ALL) as rig:
+        await rig.until_running()
+        await trio.sleep(100)
+        began = trio.current_time()
+        server.fail_always(".*/claim", answer(404, '{"error":"runtime not found"}'))
+        server.wake(server.runtime_id("claude"))
+        await trio.sleep(95)
+        server.fail_always(".*/claim", None)
+        times = [at - began for at in server.times(REGISTER) if at >= began]
+        assert 3 <= len(times) <= 12
+        for first, fourth in zip(times, times[3:], strict=False):
+            assert fourth - first >= 29.9
+        task = server.add_task(server.runtime_id("claude"))
+        await rig.until(lambda: task.status == "completed", within=62)
+
+
+async def test_the_back_off_of_registrations_ends_at_60_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.fail_always(REGISTER, answer(500))
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            await trio.sleep(500)
+            waits = [later - earlier for earlier, later in pairwise(server.times(REGISTER))]
+            for wait, plain in zip(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=False):
+                assert plain * 0.8 <= wait <= plain * 1.2
+            assert len(waits) >= 9
+            server.fail_always(REGISTER, None)
+            await rig.until(lambda: server.runtimes, within=72.5)
+            lost = server.runtime_id("claude")
+            await trio.sleep(40)
+            server.fail_next(REGISTER, answer(500))
+            server.delete_runtime(lost)
+            server.wake(lost)
+            await rig.until(lambda: server.runtimes, within=1.5)  # it starts afresh
+
+
+async def test_lists_are_asked_for_every_30_s_and_given_15_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        await trio.sleep(100)
+        times = server.times("GET /api/workspaces")
+        assert [b - a for a, b in pairwise(times)] == pytest.approx([30.0] * (len(times) - 1))
+        assert len(times) == 4
+        server.fail_always("GET /api/workspaces", HANG)
+        await trio.sleep(120)
+        times = server.times("GET /api/workspaces")[4:]
+        assert [b - a for a, b in pairwise(times)] == pytest.approx([45.0] * (len(times) - 1))
+        assert "no answer within 15 s" in rig.health.tell()["problem"]
+        server.fail_always("GET /api/workspaces", None)
+
+
+async def test_profiles_that_do_not_come_hold_up_a_registration_for_30_s(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.fail_next(PROFILES, HANG)
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            assert server.times(REGISTER) == [30.0]
+
+
+async def test_programs_are_looked_for_every_minute(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        rig.programs.append(CODEX)
+        await rig.until(lambda: len(server.runtimes) == 2)
+        assert server.times(REGISTER)[-1] == 60.0
+
+
 async def test_gone_is_heard_over_every_way(autojump_clock: MockClock, tmp_path: Path) -> None:
     """By websocket beat, within an interval; without websocket by HTTP beat."""
     for refused in (None, 503):
@@ -216,6 +298,73 @@ async def test_a_changed_profile_is_registered_and_an_old_one_dropped(
         assert rig.health.tell()["workspaces"][0]["runtimes"] == [built_in]
         await trio.sleep(100)
         assert server.recovered == recovered, "surviving runtimes may be at work"
+
+
+async def test_custom_programs_tell_their_versions_and_a_new_one_is_drift(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    versions = {"/bin/sh": "acme 1.0"}
+    asked: list[str] = []
+
+    async def ask(path: str) -> str:
+        asked.append(path)
+        await trio.sleep(1)  # they are asked all at once
+        return versions.get(path, "")
+
+    async with open_fake_server() as server:
+        server.profiles[WORKSPACE] = [
+            _profile("House", command_name="/bin/sh"),
+            _profile("Twin", command_name="/bin/sh", fixed_args=["-x"]),
+            _profile("Mute", command_name="/bin/cat", protocol_family="codex"),
+            _profile("Off", enabled=False),
+        ]
+        async with open_rig(server, tmp_path, ask_version=ask) as rig:
+            await rig.until_running()
+            assert server.times(REGISTER) == [1.0]
+            rows = server.requests(REGISTER)[-1].body["runtimes"]
+            told = {row["name"]: (row["type"], row["version"]) for row in rows}
+            assert told == {
+                "Claude (box)": ("claude", "2.1.0"),
+                "House (box)": ("claude", "acme 1.0"),
+                "Twin (box)": ("claude", "acme 1.0"),
+                "Mute (box)": ("codex", ""),
+            }
+            assert sorted(asked) == ["/bin/cat", "/bin/sh"], "once for each program"
+            versions["/bin/sh"] = "acme 1.1"
+            await rig.until(lambda: server.count(REGISTER) == 2, within=32)
+            await trio.sleep(100)
+            assert server.count(REGISTER) == 2
+
+
+async def test_an_override_decides_which_program_a_profile_runs(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The task is given the program with the profile's arguments; a later change reaches it too."""
+    ran: list[Program] = []
+
+    async def run(client: Client, job: Job, shutdown: trio.CancelScope) -> None:
+        ran.append(job.runtime.program)
+        await run_at_once(client, job, shutdown)
+
+    async with open_fake_server() as server:
+        server.profiles[WORKSPACE] = [_profile("House", fixed_args=["--team", "a b"])]
+        overrides = {uid("House"): "/bin/cat"}
+        async with open_rig(
+            server, tmp_path, run_job=run, profile_command_overrides=overrides
+        ) as rig:
+            await rig.until_running()
+            [custom] = [row["id"] for row in server.runtimes.values() if row["profile_id"]]
+            task = server.add_task(custom)
+            await rig.until(lambda: task.status == "completed", within=31)
+            server.profiles[WORKSPACE] = [_profile("House", fixed_args=["--team", "c"])]
+            await server.push("daemon:runtime_profiles_changed", {"workspace_id": WORKSPACE})
+            await rig.until(lambda: server.count(REGISTER) == 2, within=0.1)
+            task = server.add_task(custom)
+            await rig.until(lambda: task.status == "completed", within=31)
+    assert [(program.path, program.args) for program in ran] == [
+        ("/bin/cat", ("--team", "a b")),
+        ("/bin/cat", ("--team", "c")),
+    ]
 
 
 async def test_a_rename_and_arguments_count_as_drift(

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from daemon.agents.contract import AgentResult
+from shared.wire.runtime import BEAT_MANY, CLAIM_MANY
 from tests.daemon.tasks_support import DONE, Script, text, thinking, tool_result, tool_use
 from tests.simulation.world import World, watch_journals, watch_log
 from tests.support.fake_server import WORKSPACE
@@ -36,7 +37,7 @@ SPAN = 300.0
 ANYTHING = ".*"
 ROUTES = (
     ANYTHING,
-    ".*/tasks/claim",
+    ".*/(tasks/claim|claims)",
     ".*/start",
     ".*/messages",
     ".*/(complete|fail)",
@@ -217,11 +218,12 @@ async def perform(world: World, happening: Event) -> None:
 
 
 async def live(
-    home: Path, slots: int, coming: list[Arrival], happenings: list[Event]
+    home: Path, slots: int, coming: list[Arrival], happenings: list[Event], offered: list[str]
 ) -> tuple[list[str], list[str]]:
     """Play one schedule; return what is wrong afterwards and every request in order."""
     async with trio.open_nursery() as nursery:
         world = World(home, nursery, max_concurrent_tasks=slots, idle_watchdog=60.0)
+        world.server.capabilities = offered
         with watch_journals(world):
             world.start()
             await trio.sleep(35)
@@ -239,14 +241,25 @@ async def live(
     return world.check(), calls
 
 
-def play(slots: int, coming: list[Arrival], happenings: list[Event]) -> tuple[list[str], list[str]]:
+def play(
+    slots: int, coming: list[Arrival], happenings: list[Event], *, offered: bool = False
+) -> tuple[list[str], list[str]]:
+    """Play a schedule; `offered`: the server takes claims and beats for many runtimes at once."""
+    names = [CLAIM_MANY, BEAT_MANY] if offered else []
     memory = Path("/dev/shm")
     home = Path(tempfile.mkdtemp(prefix="bullpen-", dir=memory if memory.is_dir() else None))
     clock = MockClock(autojump_threshold=0)
     try:
         with watch_log() as errors:
             wrong, calls = trio.run(
-                live, home, slots, coming, happenings, clock=clock, strict_exception_groups=True
+                live,
+                home,
+                slots,
+                coming,
+                happenings,
+                names,
+                clock=clock,
+                strict_exception_groups=True,
             )
         return wrong + errors, calls
     finally:
@@ -263,10 +276,10 @@ PLAIN = settings(
 )
 
 
-@given(slots=st.integers(1, 3), coming=arrivals, happenings=events)
+@given(slots=st.integers(1, 3), coming=arrivals, happenings=events, offered=st.booleans())
 @PLAIN
 def test_nothing_is_lost_doubled_or_left(
-    slots: int, coming: list[Arrival], happenings: list[Event]
+    slots: int, coming: list[Arrival], happenings: list[Event], offered: bool
 ) -> None:
-    wrong, _ = play(slots, coming, happenings)
+    wrong, _ = play(slots, coming, happenings, offered=offered)
     assert not wrong, "\n".join(wrong)

@@ -287,7 +287,7 @@ class World:
         """After the last fault: peace, until all is told or far too much time has passed."""
         server = self.server
         server.windows.clear()
-        server.refuse_sockets, server.stalled, server.answer_beats = None, False, True
+        server.refuse_sockets, server.answer_beats = None, True
         server.workspaces.setdefault(WORKSPACE, "Bullpen")
         await self._until_told()
         await self.leave()

@@ -17,10 +17,12 @@ from daemon.client import Client
 from daemon.config import Config
 from daemon.notify import Notifier
 from daemon.reload import Load
+from daemon.runtimes.abilities import Abilities
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import Job
 from daemon.upkeep.update import Updates
+from daemon.workspaces.programs import AskVersion, no_version
 from tests.support.fake_server import FakeServer, client_of, make_config
 
 RunJob = Callable[[Client, Job, trio.CancelScope], Awaitable[None]]
@@ -84,7 +86,9 @@ async def open_rig(
     *,
     programs: tuple[Program, ...] = (CLAUDE,),
     run_job: RunJob = run_at_once,
+    abilities: Abilities | None = None,
     families: frozenset[str] = frozenset({"claude", "codex"}),
+    ask_version: AskVersion = no_version,
     load: Load | None = None,
     notifier: Notifier | None = None,
     installer: Updates | None = None,
@@ -101,12 +105,14 @@ async def open_rig(
     parts = Parts(
         discover=discover,
         families=families,
+        ask_version=ask_version,
         open_pool=partial(_open_pool, run_job=run_job),
         connect=server.connect,
         load=load,
         notifier=notifier or Notifier(),
         installer=installer,
         **({"never_updates": ""} if installer else {}),
+        **({"abilities": abilities} if abilities else {}),
     )
     async with client_of(server, config) as client, trio.open_nursery() as nursery:
 

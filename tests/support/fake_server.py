@@ -25,6 +25,7 @@ import trio_websocket
 from daemon.client import Client, open_client
 from daemon.config import Config
 from shared.home import Home
+from shared.wire.runtime import BEAT_MANY, CLAIM_MANY
 from shared.wire.task import ACTIVE, CANCELLED, COMPLETED, DISPATCHED, FAILED, QUEUED, RUNNING
 from tests.support.network import Fault, MemoryTransport, Reply, json_reply, memory_websocket
 
@@ -116,8 +117,9 @@ class FakeServer:
         self.sockets: list[_Socket] = []
         self.handshakes: list[tuple[float, tuple[str, ...]]] = []
         self.refuse_sockets: int | None = None
+        self.capabilities: list[str] = []
+        self.frames: list[dict[str, Any]] = []
         self.answer_beats = True
-        self.stalled = False
         self._generation = 0
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
             (method, re.compile(pattern + "$"), handler)
@@ -129,6 +131,7 @@ class FakeServer:
                 ("POST", "/api/daemon/register", self._register),
                 ("POST", "/api/daemon/deregister", self._deregister),
                 ("POST", "/api/daemon/heartbeat", self._heartbeat),
+                ("POST", "/api/daemon/claims", self._claim_many),
                 ("POST", "/api/daemon/runtimes/([^/]+)/tasks/claim", self._claim),
                 ("POST", "/api/daemon/runtimes/([^/]+)/recover-orphans", self._recover),
                 ("POST", "/api/daemon/runtimes/[^/]+/tasks/([^/]+)/prepare-lease", self._lease),
@@ -282,7 +285,8 @@ class FakeServer:
         if body["workspace_id"] not in self.workspaces:
             return json_reply({"error": "workspace not found"}, 404)
         rows = [self._upsert(body, spec) for spec in body["runtimes"]]
-        return json_reply({"runtimes": rows, "repos": [], "repos_version": "e3", "settings": None})
+        told = {"runtimes": rows, "repos": [], "repos_version": "e3", "settings": None}
+        return json_reply(told | ({"capabilities": self.capabilities} if self.capabilities else {}))
 
     def _upsert(self, body: Any, spec: dict[str, Any]) -> dict[str, Any]:
         profile = spec.get("profile_id", "")
@@ -332,6 +336,25 @@ class FakeServer:
                 task.deliveries += 1
                 return json_reply({"task": {**task.claimed, "status": DISPATCHED}})
         return json_reply({"task": None})
+
+    def _claim_many(self, body: Any) -> Reply:
+        """As our server does: one task each in rounds, at most `slots` in all."""
+        if CLAIM_MANY not in self.capabilities:
+            return Reply(404, b"404 page not found")
+        left, room = body["slots"], {row["runtime_id"]: row["slots"] for row in body["runtimes"]}
+        given: dict[str, dict[str, Any]] = {key: {"runtime_id": key, "tasks": []} for key in room}
+        hungry = list(room)
+        while hungry and left:
+            key = hungry.pop(0)
+            told = json.loads(self._claim({}, key).body)
+            if "error" in told:
+                given[key]["error"] = told["error"]
+            elif told["task"] is not None:
+                given[key]["tasks"].append(told["task"])
+                left -= 1
+                if len(given[key]["tasks"]) < room[key]:
+                    hungry.append(key)
+        return json_reply({"claims": list(given.values())})
 
     def redeliver(self, task_id: str) -> None:
         """Let the next claim hand a dispatched task out again, as after a lost answer."""
@@ -454,8 +477,6 @@ class _Socket:
         self._server.sockets.append(self)
         try:
             with self.scope:
-                if self._server.stalled:
-                    await trio.sleep_forever()
                 while True:
                     await self._take(json.loads(await connection.get_message()))
         finally:
@@ -468,9 +489,14 @@ class _Socket:
 
     async def _take(self, received: dict[str, Any]) -> None:
         assert received["type"] == "daemon:heartbeat"
-        runtime_id = received["payload"]["runtime_id"]
-        if runtime_id not in self.ids or not self._server.answer_beats:
-            return
+        payload = received["payload"]
+        self._server.frames.append(payload)
+        many = payload.get("runtime_ids", []) if BEAT_MANY in self._server.capabilities else []
+        for runtime_id in [payload.get("runtime_id"), *many]:
+            if runtime_id in self.ids and self._server.answer_beats:
+                await self._acknowledge(runtime_id)
+
+    async def _acknowledge(self, runtime_id: str) -> None:
         told = self._server.beat(runtime_id, "ws")
         if told is None:
             told = {"status": "runtime_gone", "runtime_gone": True}
