@@ -253,7 +253,9 @@ def _look_at(root: Path, record: Record) -> tuple[bool, bool]:
 
 def sweep(folder: Path) -> int:
     """Give back what an earlier daemon had borrowed; return how many directories that were."""
-    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    for torn in folder.glob(f".*{SUFFIX}.*"):  # killed before it became a record: nothing was done
+        torn.unlink(missing_ok=True)
+    paths = sorted(folder.glob(f"[!.]*{SUFFIX}"))
     for path in paths:
         log.info("giving back a borrowed directory", record=path.name)
         give_back(path)

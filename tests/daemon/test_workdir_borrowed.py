@@ -515,8 +515,10 @@ def test_a_damaged_record_stops_nothing(ground: Ground, error_log: Any) -> None:
     before = picture(ground.folder)
     ground.crash()
     (ground.records / "00.json").write_text("{torn")
+    (ground.records / ".01.json.x7").write_text("{never renamed")
     sweep(ground.records)
     error_log.expect("record of a borrowed directory unreadable")
+    assert [path.name for path in ground.records.iterdir()] == ["00.json"]
     assert picture(ground.folder) == before
 
 
