@@ -115,6 +115,10 @@ class Rejected(ApiError):
     """Trying the same again is useless: any other 4xx."""
 
 
+SIGN_IN: Final = (401, 403)
+"""Refusals of this daemon, not of what it asked: they pass when it is signed in again."""
+
+
 @attrs.frozen(kw_only=True)
 class GcCheck:
     """Issues and chats tell `updated_at`, runs and tasks `completed_at`."""
@@ -212,8 +216,12 @@ class Client:
         request = WaitRequest(reason=reason)
         await self._post(_task(task_id, "wait-local-directory"), request, None)
 
-    async def status(self, task_id: str) -> str:
-        return (await self._get(_task(task_id, "status"), StatusReply)).status
+    async def status(self, task_id: str) -> StatusReply:
+        return await self._get(_task(task_id, "status"), StatusReply)
+
+    async def go_on(self, task_id: str) -> None:
+        """Take back a task that the server had given up with this machine (ours)."""
+        await self._post(_task(task_id, "go-on"), {}, None)
 
     async def progress(self, task_id: str, request: ProgressRequest) -> None:
         await self._post(_task(task_id, "progress"), request, None, bulk=True)

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from daemon.agents.contract import AgentMessage
-from daemon.client import ApiError, Rejected
+from daemon.client import SIGN_IN, ApiError, Rejected
 from daemon.tasks.journal import BATCH_ITEMS, Batch, Journal
 from daemon.tasks.watchdog import Watchdog
 from shared.redact import Redactor
@@ -44,9 +44,6 @@ CONTENT_LIMIT: Final = 1024 * 1024
 SEND_WITHIN: Final = 8.0
 """Seconds a batch in flight may hold up a cancel: above the client's own 5 s. Cut short, a batch
 would be stored twice by servers that do not know (task, seq) to be unique."""
-
-SIGN_IN: Final = (401, 403)
-"""Refusals of this daemon, not of the batch: they pass when it is signed in again."""
 
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 30.0

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from daemon.client import ApiError, Rejected
-from daemon.tasks.drain import SIGN_IN, Sender
+from daemon.client import SIGN_IN, ApiError, Rejected
+from daemon.tasks.drain import Sender
 from daemon.tasks.journal import Journal, Session
 from daemon.tasks.outcome import Outcome
 from shared import failure

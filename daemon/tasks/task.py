@@ -23,11 +23,11 @@ import structlog
 import trio
 
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
-from daemon.client import ApiError, Transient
+from daemon.client import SIGN_IN, ApiError, Transient
 from daemon.repos.desk import Grant, mint_secret
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
-from daemon.tasks.drain import SIGN_IN, Sender, Transcript, consume
+from daemon.tasks.drain import Sender, Transcript, consume
 from daemon.tasks.environment import build_environment, make_launcher, secrets_of
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
@@ -319,7 +319,9 @@ class _TaskRun:
             records = runner.config.home.borrowed
             chosen = place.enter_context(giving_back(chosen, task.id, records))
             chosen = prepare(task, self._kind, self._provider, chosen)
-            self._guards.enter_context(noting(chosen.layout.env_root, task))
+            self._guards.enter_context(
+                noting(chosen.layout.env_root, task, local_directory=local is not None)
+            )
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
@@ -397,7 +399,7 @@ class _TaskRun:
     async def _status(self) -> str:
         """The task's status, "gone", or "" when the server cannot say."""
         try:
-            return await self._client.status(self._task.id)
+            return (await self._client.status(self._task.id)).status
         except ApiError as error:
             return "gone" if error.task_gone else ""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from daemon.client import ApiError
+from daemon.client import SIGN_IN, ApiError, Transient
 from shared.supervise import every
 from shared.wire.task import TERMINAL
 
@@ -32,12 +32,28 @@ LEASE_REFRESH: Final = 15.0
 
 
 async def stopped_by_server(client: Client, task_id: str) -> str:
-    """Say why the server no longer wants the task run; "" while it does or cannot be asked."""
+    """Say why the server no longer wants the task run; "" while it does or cannot be asked.
+
+    A task it only gave up because this machine was out of reach is taken back, unless another
+    attempt has begun.
+    """
     try:
-        status = await client.status(task_id)
+        told = await client.status(task_id)
     except ApiError as error:
         return "gone" if error.task_gone else ""
-    return status if status in TERMINAL else ""
+    if told.presumed and await _goes_on(client, task_id):
+        return ""
+    return told.status if told.status in TERMINAL else ""
+
+
+async def _goes_on(client: Client, task_id: str) -> bool:
+    """Take a task back; True also when the server could not be asked, and will be again."""
+    try:
+        await client.go_on(task_id)
+    except ApiError as error:
+        return isinstance(error, Transient) or error.status in SIGN_IN
+    log.info("task goes on after all", task_id=task_id)
+    return True
 
 
 async def watch_cancel(client: Client, task_id: str, server_stop: trio.CancelScope) -> None:

@@ -69,9 +69,9 @@ def meta_of(task: ClaimedTask, *, local_directory: bool = False) -> Meta | None:
 
 
 @contextmanager
-def noting(env_root: Path, task: ClaimedTask) -> Iterator[None]:
+def noting(env_root: Path, task: ClaimedTask, *, local_directory: bool = False) -> Iterator[None]:
     """Say whose directory it is, and at the end of the block since when nobody works in it."""
-    meta = meta_of(task)
+    meta = meta_of(task, local_directory=local_directory)
     if meta is None:
         yield
         return

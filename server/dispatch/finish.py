@@ -17,6 +17,7 @@ from server.dispatch import events
 from server.dispatch.outcome import Ended
 from server.dispatch.settle import settle
 from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
+from server.errors import Invalid
 from server.store.queries import Connection, Record, load
 from server.store.tasks import Caller, caller_args, seen, task_of
 from server.store.work import issue_of
@@ -138,6 +139,28 @@ async def fail_many(
     consequences += await _hand_back(conn, rows)
     retried = sum(one.retry is not None for one in ended)
     return RecoverReply(orphaned=len(ended), retried=retried), consequences
+
+
+async def go_on(
+    conn: Connection, task_id: str, *, caller: Caller | None = None
+) -> tuple[Task, list[Consequence]]:
+    """Take a task back that was given up with its machine, and whose agent works after all.
+
+    Its new attempt is called off. A task that runs is answered as it is. Raises Invalid when the
+    new attempt has begun or there is nothing to take back; NotFound, Foreign.
+    """
+    row = await _lock_one(conn, task_id, caller)
+    if row["status"] == RUNNING:
+        return task_of(row), []
+    told = None
+    if row["presumed"] and _open_to_news(row):
+        told = await _call_off(conn, row)
+    changed = None if told is None else await conn.fetchrow(SQL.go_on, task_id)
+    if told is None or changed is None:
+        raise Invalid("go on with task: no rows in result set")
+    if changed["agent"] is not None:
+        told.append(events.agent_status(changed["agent"]))
+    return task_of(changed), [*told, events.task_event("task:running", changed)]
 
 
 async def recover_orphans(

@@ -54,6 +54,9 @@ ADOPT: Final = Change(frozenset({FAILED}), COMPLETED)
 """The one way back, for a task that is `presumed` to have failed: its daemon reports after all, and
 its new attempt has not started. What it reports may also be another failure."""
 
+GO_ON: Final = Change(frozenset({FAILED}), RUNNING)
+"""The same, for a daemon that comes back before its agent is done."""
+
 PREPARING: Final = START.sources
 """The daemon has the task, and its agent does not run yet: what a prepare lease protects."""
 

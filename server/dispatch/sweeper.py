@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from server.config import Kept
-from server.consequences import Consequence, TaskAvailable
+from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.database import Database
 from server.dispatch import events
 from server.dispatch.finish import fail_many
@@ -212,6 +212,7 @@ async def due_tasks(conn: Connection) -> list[Consequence]:
 async def forget(conn: Connection, *, kept: Kept = Kept()) -> list[Consequence]:
     """Rows that have no further use: dead tokens, machines that nothing refers to."""
     await conn.execute(SQL.forget_tokens)
+    replaced = await conn.fetch(SQL.revoke_replaced)
     await conn.execute(SQL.forget_daemon_tokens)
     await conn.execute(
         SQL.forget_records,
@@ -220,10 +221,13 @@ async def forget(conn: Connection, *, kept: Kept = Kept()) -> list[Consequence]:
         timedelta(seconds=kept.archived),
     )
     rows = await conn.fetch(SQL.forget_runtimes, timedelta(seconds=kept.machines))
-    return [
+    told: list[Consequence] = [
         events.runtimes_changed(workspace_id, action="runtime_gc")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
+    if replaced:
+        told.append(TokensRevoked(tuple(row["token_hash"] for row in replaced)))
+    return told
 
 
 async def _fail(

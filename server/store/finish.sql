@@ -33,6 +33,23 @@ select id from agent_task_queue where parent_task_id = $1;
 update agent_task_queue set late = $2::jsonb where id = $1 and late is null
 returning *;
 
+-- name: go_on
+-- A task that was given up with its machine runs after all. $1 task
+with running as (
+    update agent_task_queue
+    set status = 'running', completed_at = null, error = null, failure_reason = null,
+        presumed = false, unreachable_since = null, resume_at = null
+    where id = $1 and status = 'failed' and presumed and failure_reason = 'runtime_offline'
+      and late is null and started_at is not null
+    returning *
+), busy as (
+    update agent a set status = 'working', updated_at = statement_timestamp()
+    from running r
+    where a.id = r.agent_id and a.status <> 'working'
+    returning a.*
+)
+select r.*, (select to_jsonb(b) from busy b) as agent from running r;
+
 -- name: complete
 -- $1 task, $2 result, $3 session, $4 directory, $5 the comment to post if the agent wrote none, $6
 -- also if it was failed on the server's own judgement
@@ -137,7 +154,10 @@ with decided as (
     on conflict (issue_id, agent_id) where status in ('queued', 'dispatched') do nothing
     returning *
 ), revoked as (
-    delete from task_token k using failed f where k.task_id = f.id returning k.token_hash
+    -- an agent whose machine is only out of reach goes on with its token (see go_on)
+    delete from task_token k using failed f
+    where k.task_id = f.id and not (f.presumed and f.failure_reason = 'runtime_offline')
+    returning k.token_hash
 ), posted as (
     insert into comment (issue_id, workspace_id, author_type, author_id, content, type, parent_id,
                          source_task_id)

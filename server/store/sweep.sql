@@ -138,6 +138,15 @@ returning r.id, r.workspace_id;
 -- name: forget_tokens
 delete from task_token where expires_at < statement_timestamp();
 
+-- name: revoke_replaced
+-- Agents out of reach keep their tokens until a new attempt has started in their place.
+delete from task_token k
+using agent_task_queue t
+where t.id = k.task_id and t.status = 'failed'
+  and exists (select from agent_task_queue n
+              where n.parent_task_id = t.id and n.started_at is not null)
+returning k.token_hash;
+
 -- name: forget_daemon_tokens
 delete from daemon_token where expires_at < statement_timestamp();
 

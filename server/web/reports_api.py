@@ -22,6 +22,7 @@ from server.web.answers import answer, nothing
 from server.web.context import services
 from server.web.daemon_calls import change, daemon_caller, path_id, see_task
 from shared import codec
+from shared.failure import RUNTIME_OFFLINE
 from shared.redact import redact, redact_value
 from shared.wire.task import (
     RUNNING,
@@ -194,7 +195,17 @@ def _usage_row(entry: ModelUsage) -> dict[str, Any]:
 
 
 async def task_status(request: Request) -> Response:
-    return answer(StatusReply(status=(await see_task(request))["status"]))
+    """Tell the status, and of a failure whether it only means that nothing was heard."""
+    row = await see_task(request)
+    given_up = row["presumed"] and row["failure_reason"] == RUNTIME_OFFLINE and row["late"] is None
+    return answer(StatusReply(status=row["status"], presumed=given_up))
+
+
+async def go_on(request: Request) -> Response:
+    """Run on after a cut (ours): see `finish.go_on`."""
+    caller = await daemon_caller(request)
+    task_id = path_id(request, "task_id")
+    return answer(await change(request, lambda conn: finish.go_on(conn, task_id, caller=caller)))
 
 
 async def complete(request: Request) -> Response:
@@ -226,6 +237,7 @@ _TASK: Final = "/api/daemon/tasks/{task_id}"
 routes: Sequence[BaseRoute] = [
     Route(f"{_TASK}/status", task_status),
     Route(f"{_TASK}/start", start, methods=["POST"]),
+    Route(f"{_TASK}/go-on", go_on, methods=["POST"]),
     Route(f"{_TASK}/wait-local-directory", wait_local_directory, methods=["POST"]),
     Route(f"{_TASK}/progress", progress, methods=["POST"]),
     Route(f"{_TASK}/messages", add_messages, methods=["POST"]),

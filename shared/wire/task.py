@@ -248,7 +248,10 @@ class TaskMessagePayload(TaskMessage):
 
 @attrs.frozen(kw_only=True)
 class StatusReply:
+    """`presumed` (ours): the server failed the task because nothing was heard of its machine."""
+
     status: str = ""
+    presumed: bool = omitted(default=False)
 
 
 @attrs.frozen(kw_only=True)

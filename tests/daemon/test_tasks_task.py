@@ -497,3 +497,64 @@ async def test_a_disk_that_breaks_fails_the_task_and_nothing_else(
             assert "Input/output error" in task.result["error"]
         assert task.seqs == list(range(1, len(task.rows) + 1))
     error_log.records.clear()
+
+
+# -- given up by the server while this machine was out of reach
+
+
+async def test_a_task_given_up_goes_on_when_the_server_can_be_reached(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    script = Script(steps=(text("a"), 60.0, text("b")))
+    async with open_bench(tmp_path, script) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(10)
+        bench.server.give_up(task.id)
+        await trio.sleep(10)
+        assert task.status == RUNNING
+        await bench.pool.wait_empty()
+        assert task.status == COMPLETED
+        assert [task.rows[seq]["content"] for seq in task.seqs] == ["a", "b"]
+        assert bench.routes(task).count("go-on") == 1
+
+
+async def test_a_task_given_up_at_its_very_end_is_reported(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path, Script(steps=(text("a"), 1.0))) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(0.5)
+        bench.server.give_up(task.id)
+        await bench.pool.wait_empty()
+        assert task.status == COMPLETED
+
+
+async def test_a_task_given_up_ends_when_another_attempt_has_begun(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path, Script(steps=(text("a"), 1e6))) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(1)
+        bench.server.give_up(task.id)
+        task.replaced = True
+        with trio.fail_after(60):
+            await bench.pool.wait_empty()
+        assert task.status == FAILED
+        assert not {"complete", "fail"} & set(bench.routes(task))
+
+
+@pytest.mark.parametrize("fault", [LOSE_REQUEST, LOSE_RESPONSE, UNAVAILABLE, answer(401)])
+async def test_taking_a_task_back_is_tried_again(
+    autojump_clock: Clock, tmp_path: Path, fault: object
+) -> None:
+    async with open_bench(tmp_path, Script(steps=(text("a"), 60.0))) as bench:
+        task = bench.add()
+        bench.hand_over(task)
+        await trio.sleep(1)
+        bench.server.fail_next(".*/go-on", fault, fault)  # type: ignore[arg-type]
+        bench.server.give_up(task.id)
+        await bench.pool.wait_empty()
+        assert task.status == COMPLETED

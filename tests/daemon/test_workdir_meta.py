@@ -53,6 +53,13 @@ def test_what_is_noted(tmp_path: Path, task: dict[str, Any], told: dict[str, Any
                                           "completed_at": read_meta(tmp_path).completed_at})  # fmt: skip  # type: ignore[union-attr]
 
 
+def test_a_users_directory_is_noted_as_one(tmp_path: Path) -> None:
+    with noting(tmp_path, claimed(issue_id="i"), local_directory=True):
+        noted = read_meta(tmp_path)
+    assert noted is not None
+    assert noted.local_directory
+
+
 def test_a_directory_that_went_is_not_noted(tmp_path: Path) -> None:
     root = tmp_path / "gone"
     root.mkdir()

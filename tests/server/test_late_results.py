@@ -12,8 +12,10 @@ from server.database import Database
 from server.dispatch import finish
 from server.dispatch.claim import claim
 from server.dispatch.lifecycle import START
-from server.dispatch.sweeper import OFFLINE
-from server.store.queries import Record
+from server.dispatch.sweeper import OFFLINE, TIMED_OUT, forget
+from server.dispatch.verdict import RECOVERED, Failure
+from server.errors import Invalid
+from server.store.queries import Connection, Record
 from server.store.tasks import SQL
 from shared.wire.event import Event
 from shared.wire.task import ClaimedTask, CompleteRequest, FailRequest, Task
@@ -214,3 +216,72 @@ async def test_a_quota_that_does_not_say_when_is_a_failure() -> None:
         ended, _ = await report(database, task.id, FailRequest(error="Credit balance is too low"))
         assert (ended.status, ended.resume_at) == ("failed", "")
         assert await retry_of(database, task.id) is None
+
+
+# -- a machine that comes back before its agent is done
+
+
+async def go_on(database: Database, task_id: str) -> tuple[Task, list[Consequence]]:
+    answer: tuple[Task, list[Consequence]] = await database.write(
+        partial(finish.go_on, task_id=task_id)
+    )
+    return answer
+
+
+async def tokens_of(database: Database, task_id: str) -> int:
+    count: int = await database.read(
+        lambda conn: conn.fetchval("select count(*) from task_token where task_id = $1", task_id)
+    )
+    return count
+
+
+async def test_a_task_given_up_with_its_machine_is_taken_back() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task, retry = await given_up(database, world)
+        assert await tokens_of(database, task.id) == 1, "its agent may be at work"
+        running_on, told = await go_on(database, task.id)
+        assert (running_on.status, running_on.error, running_on.failure_reason) == (
+            "running",
+            None,
+            "",
+        )
+        assert await status_of(database, retry) == "cancelled"
+        assert kinds(told)[-1] == "task:running"
+        assert "agent:status" in kinds(told)
+        assert await go_on(database, task.id) == (running_on, [])
+        ended, _ = await report(database, task.id, DONE)
+        assert ended.status == "completed"
+        assert await tokens_of(database, task.id) == 0
+
+
+async def test_not_when_its_new_attempt_has_begun() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task, retry = await given_up(database, world)
+        await database.write(partial(claim, runtime_id=world.runtime_id))
+        await database.write(
+            lambda conn: conn.fetchrow(SQL.start, retry, None, None, sorted(START.sources))
+        )
+        with pytest.raises(Invalid):
+            await go_on(database, task.id)
+        assert await status_of(database, task.id) == "failed"
+        _, told = await database.write(_forget)
+        assert await tokens_of(database, task.id) == 0, "another agent has taken its place"
+        assert await tokens_of(database, retry) == 1
+        assert "TokensRevoked" in kinds(told)
+
+
+@pytest.mark.parametrize("why", [TIMED_OUT, RECOVERED])
+async def test_not_when_more_than_silence_was_wrong(why: Failure) -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task = await running(database, world)
+        await database.write(partial(finish.fail_many, task_ids=[task.id], why=why))
+        assert await tokens_of(database, task.id) == 0
+        with pytest.raises(Invalid):
+            await go_on(database, task.id)
+
+
+async def _forget(conn: Connection) -> tuple[None, list[Consequence]]:
+    return None, await forget(conn)

@@ -85,6 +85,9 @@ class FakeTask:
     result: dict[str, Any] | None = None
     deliveries: int = 0
     failure_reason: str = ""
+    presumed: bool = False
+    replaced: bool = False
+    """A new attempt has begun, so a task that was given up cannot be taken back."""
 
     @property
     def seqs(self) -> list[int]:
@@ -369,7 +372,10 @@ class FakeServer:
         task = self.tasks.get(task_id)
         if task is None:
             return json_reply({"error": "task not found"}, 404)
-        return json_reply({"status": task.status})
+        told: dict[str, Any] = {"status": task.status}
+        if task.presumed and task.status == FAILED:
+            told["presumed"] = True
+        return json_reply(told)
 
     def _task_call(self, body: Any, task_id: str, what: str) -> Reply:
         task = self.tasks.get(task_id)
@@ -398,6 +404,11 @@ class FakeServer:
                 for row in body["usage"]:
                     task.usage[row["provider"], row["model"]] = row
                 return json_reply({"status": "ok"})
+            case "go-on":
+                if task.status != RUNNING and not (task.presumed and not task.replaced):
+                    return json_reply({"error": "go on with task: no rows in result set"}, 400)
+                task.status = RUNNING
+                return self._row(task)
             case "complete":
                 if task.status == RUNNING:
                     task.status, task.result = COMPLETED, body
@@ -410,6 +421,11 @@ class FakeServer:
             case "progress":
                 return json_reply({"status": "ok"})
         return json_reply({"error": "no such route in the fake server"}, 501)
+
+    def give_up(self, task_id: str) -> None:
+        """Fail a task because its machine has been silent for too long."""
+        task = self.tasks[task_id]
+        task.status, task.failure_reason, task.presumed = FAILED, "runtime_offline", True
 
     def cancel_task(self, task_id: str) -> None:
         """A user cancels the task."""
