@@ -12,10 +12,15 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from bench import drain, latency, throughput
+from bench import drain, latency, machine, throughput
 from bench.figures import Figure
 
-PARTS = {"latency": latency.measure, "drain": drain.measure, "throughput": throughput.measure}
+PARTS = {
+    "latency": latency.measure,
+    "machine": machine.measure,
+    "drain": drain.measure,
+    "throughput": throughput.measure,
+}
 
 
 def main() -> None:
