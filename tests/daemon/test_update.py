@@ -32,6 +32,9 @@ from tests.support.fake_server import FakeServer, open_fake_server
 pytestmark = pytest.mark.fast
 
 NEW = "9.9.9"
+
+CALM: Any = {"heartbeat_interval": 3600.0, "poll_interval": 3600.0, "sync_interval": 3600.0}
+"""Little else happens, so that hours pass quickly."""
 CLAIM = "POST /api/daemon/runtimes/.*/tasks/claim"
 
 
@@ -114,7 +117,7 @@ async def test_every_six_hours_and_only_if_wanted(
         shop = Shop(newest=None)
         async with (
             open_fake_server() as server,
-            open_rig(server, tmp_path, installer=shop, auto_update=wanted) as rig,
+            open_rig(server, tmp_path, installer=shop, auto_update=wanted, **CALM) as rig,
         ):
             await rig.until_running()
             with trio.move_on_after(19 * 3600):
@@ -163,7 +166,7 @@ async def test_what_fails_changes_nothing(
     shop.refuses = {step}
     async with (
         open_fake_server() as server,
-        open_rig(server, tmp_path, installer=shop, auto_update=True, run_job=_work) as rig,
+        open_rig(server, tmp_path, installer=shop, auto_update=True, run_job=_work, **CALM) as rig,
     ):
         await rig.until_running()
         await trio.sleep(300)
