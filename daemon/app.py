@@ -296,7 +296,7 @@ async def be_present(
                     routes[CHECKOUT] = desk.answer
                     health.pool = pool
                     if config.trial:
-                        pool.pause()
+                        pool.pause("trial")
                     services = make_services(
                         config,
                         client,
@@ -370,12 +370,12 @@ async def _watch_drain(stop: Stop, pool: TaskPool) -> None:
     while True:
         await stop.changed.wait()
         while stop.draining:
-            pool.pause()
-            if not pool.slots_out:
+            pool.pause("drain")
+            if pool.idle:
                 stop.ask("asked to, and no task is left")
                 return
             await trio.sleep(DRAIN_LOOK)
-        pool.resume()
+        pool.resume("drain")
 
 
 def _close(services: Services) -> None:

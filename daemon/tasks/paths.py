@@ -30,6 +30,7 @@ from shared.wire.task import ClaimedTask
 if TYPE_CHECKING:
     from daemon.client import Client
     from daemon.config import Config
+    from daemon.tasks.slots import Slot
 
 log = structlog.get_logger(__name__)
 
@@ -87,12 +88,14 @@ async def enter_local_directory(
     client: Client,
     config: Config,
     locks: PathLocks,
+    slot: Slot,
     env: Mapping[str, str],
 ) -> LocalDirectory | None:
     """Take hold of the user's directory the task is to work in, until `place` is left.
 
-    Waits for whoever holds it, and tells the server so. Returns None for a task without one.
-    Raises LocalDirectoryError.
+    Waits for whoever holds it, and tells the server so; others may use the slot meanwhile. Who has
+    the directory then waits for a slot of somebody who waits for no directory, so neither wait can
+    be for the other. Returns None for a task without one. Raises LocalDirectoryError.
     """
     named = named_directory(task, config.daemon_id)
     if named is None:
@@ -108,7 +111,9 @@ async def enter_local_directory(
             await client.wait_local_directory(task.id, reason)
         except ApiError as error:  # it waits all the same
             log.warning("waiting not told", task_id=task.id, error=str(error))
+        slot.lend()
         await ticket.first.wait()
+        await slot.regain()
         if check_directory(named, ours) != path:
             raise LocalDirectoryError(f"{named} became another directory during the wait")
     return LocalDirectory(path=path, excludes=await find_excludes(path, env))

@@ -3,12 +3,11 @@
 Pollers wake it by handing over a claimed task together with the slot they took before claiming.
 It owns the nursery of tasks, which survives every change of the runtime set, and the set of task
 ids in hand, so that a redelivered task is never run twice. It ends when its block is left: `close`
-stops admission, `stop` also gives every task a deadline, `wait_empty` returns when no slot is out.
+stops admission, `stop` also gives every task a deadline, `wait_empty` returns when none is left.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ import structlog
 import trio
 
 from daemon.agents.launch import open_agent as open_agent_program
+from daemon.tasks.slots import Slot, Slots
 from daemon.tasks.task import Job, OpenAgent, TaskRunner
 from daemon.workdir.prepare import LiveRoots
 from shared.wire.task import ClaimedTask
@@ -51,9 +51,10 @@ Owes = Callable[[str], bool]
 class TaskPool:
     """Slots 0 to n-1, shared by all runtimes, and the tasks that hold them.
 
-    A slot is out from before the claim until the task's very end, so "no slot is out" means that
-    no claim is under way and no task is left. Every method but the two waits is synchronous.
-    `held_back` says why no slot is given out at present; "" when they are.
+    A slot is out from before the claim; a task in hand may lend its own while it waits. So the pool
+    is `idle`, nothing claimed and nothing in hand, when no slot is out and no task is held. Every
+    method but the two waits is synchronous. `held_back` says why no slot is given out at present; ""
+    when they are.
     """
 
     def __init__(
@@ -64,15 +65,13 @@ class TaskPool:
         owes: Owes,
         adopt: Callable[[Config], None] | None = None,
     ) -> None:
-        self.capacity = slots
         self.held_back = ""
+        self._slots = Slots(slots, self._announce)
         self._adopt = adopt
         self._nursery = nursery
         self._run_job = run_job
         self._owes = owes
-        self._free = list(range(slots))
-        self._out: set[int] = set()
-        self._paused = False
+        self._barriers: set[str] = set()
         self._held: dict[str, _Held] = {}
         self._changed = trio.Event()
         self._closed = False
@@ -81,7 +80,7 @@ class TaskPool:
     @property
     def admitting(self) -> bool:
         """Whether new work may be claimed."""
-        return not (self._closed or self._paused or self.held_back)
+        return not (self._closed or self._barriers or self.held_back)
 
     @property
     def closed(self) -> bool:
@@ -95,8 +94,13 @@ class TaskPool:
 
     @property
     def slots_out(self) -> int:
-        """How many slots are taken, by claims under way and by tasks."""
-        return len(self._out)
+        """How many slots are taken, by claims under way and by tasks that did not lend theirs."""
+        return self._slots.out
+
+    @property
+    def idle(self) -> bool:
+        """Whether no claim is under way and no task is left."""
+        return not (self._slots.out or self._held)
 
     def active_runtimes(self) -> frozenset[str]:
         """The ids of the runtimes that have a task in hand."""
@@ -104,11 +108,7 @@ class TaskPool:
 
     def try_take_slot(self) -> int | None:
         """Take the lowest free slot; None when all are out, held back, or admission is closed."""
-        if not self.admitting or not self._free:
-            return None
-        slot = heapq.heappop(self._free)
-        self._out.add(slot)
-        return slot
+        return self._slots.try_take() if self.admitting else None
 
     async def wait_for_room(self, timeout: float = math.inf) -> bool:
         """Wait at most `timeout` seconds until there is a slot to take; False: none came, or closed.
@@ -118,41 +118,38 @@ class TaskPool:
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(timeout):
             while not self._closed:
-                if self.admitting and self._free:
+                if self.admitting and self._slots.has_room:
                     return True
                 await self._changed.wait()
         return False
 
     def give_back(self, slot: int) -> None:
         """Return a slot. Synchronous, so that it needs no shield wherever it is called."""
-        self._out.remove(slot)
-        if slot < self.capacity:
-            heapq.heappush(self._free, slot)
-        self._announce()
+        self._slots.give_back(slot)
 
-    def pause(self) -> None:
-        """Close the claim barrier: nothing new is claimed, what is in hand goes on."""
-        self._paused = True
+    def pause(self, why: str) -> None:
+        """Close the claim barrier: nothing new is claimed, what is in hand goes on.
 
-    def try_pause(self) -> bool:
+        Each `why` closes one of its own; claims need all of them open.
+        """
+        self._barriers.add(why)
+
+    def try_pause(self, why: str) -> bool:
         """Close the claim barrier if no claim is under way and no task is left; tell whether."""
-        if not self._out:
-            self._paused = True
-        return not self._out
+        if self.idle:
+            self.pause(why)
+        return self.idle
 
-    def resume(self) -> None:
-        """Open the claim barrier again."""
-        self._paused = False
+    def resume(self, why: str) -> None:
+        """Open what was closed for the same reason. Idempotent."""
+        self._barriers.discard(why)
         self._announce()
 
     def adopt(self, config: Config) -> None:
         """Use changed settings. Slots that are no longer there are not handed out again."""
-        self.capacity = config.max_concurrent_tasks
-        self._free = [slot for slot in range(self.capacity) if slot not in self._out]
-        heapq.heapify(self._free)
+        self._slots.resize(config.max_concurrent_tasks)
         if self._adopt is not None:
             self._adopt(config)
-        self._announce()
 
     def hold_back(self, reason: str) -> None:
         """Give out no slots for now, or again with ""; tasks in hand go on."""
@@ -185,7 +182,8 @@ class TaskPool:
             log.warning("task is in hand already; redelivery ignored", task_id=task.id)
             self.give_back(slot)
             return False
-        held = self._held[task.id] = _Held(Job(task=task, slot=slot, runtime=runtime))
+        job = Job(task=task, slot=Slot(slot, self._slots), runtime=runtime)
+        held = self._held[task.id] = _Held(job)
         held.shutdown.deadline = self._deadline
         try:
             self._nursery.start_soon(self._run, held, name=f"task {task.id}")
@@ -197,8 +195,8 @@ class TaskPool:
         return True
 
     async def wait_empty(self) -> None:
-        """Wait until no slot is out: no claim under way and no task left. Call after `close`."""
-        while self.slots_out:
+        """Wait until no claim is under way and no task is left. Call after `close`."""
+        while not self.idle:
             await self._changed.wait()
 
     def _announce(self) -> None:
@@ -214,7 +212,8 @@ class TaskPool:
             log.exception("task crashed", task_id=task_id, exc_info=crash)
         finally:
             del self._held[task_id]
-            self.give_back(held.job.slot)
+            held.job.slot.lend()
+            self._announce()
 
 
 @asynccontextmanager

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from daemon.repos.desk import Desk
     from daemon.runtimes.info import RuntimeInfo
     from daemon.tasks.backlog import Backlog
+    from daemon.tasks.slots import Slot
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +99,7 @@ class Job:
     """A claimed task, the slot it runs in and the runtime it was claimed for."""
 
     task: ClaimedTask
-    slot: int
+    slot: Slot
     runtime: RuntimeInfo
 
 
@@ -311,6 +312,7 @@ class _TaskRun:
                 client=self._client,
                 config=runner.config,
                 locks=runner.paths,
+                slot=self._job.slot,
                 env=runner.env,
             )
             self._task = task = await runner.bundles.fill(self._job.runtime.id, self._task)
@@ -466,11 +468,13 @@ class _TaskRun:
         prompt = render_prompt(task, self._kind, resumed=bool(resume))
         if not write_brief(chosen, provider, brief) and provider not in _INLINE_BRIEF:
             prompt = f"{brief}\n{prompt}"
+        slot = self._job.slot.number
+        assert slot is not None
         env = build_environment(
             task,
             base=self._runner.env,
             provider=provider,
-            slot=self._job.slot,
+            slot=slot,
             server_url=config.server_url,
             control_port=self._runner.control_port,
             launcher=self._runner.launcher,

@@ -36,6 +36,9 @@ AGAIN: Final = 60.0
 REQUEST: Final = 60.0
 """Seconds a request of the server waits for running tasks; its own patience is not much longer."""
 
+BARRIER: Final = "update"
+"""Why the claim barrier is closed; a restart that waits for tasks has a reason of its own."""
+
 TRIAL: Final = 90.0
 """Seconds the successor's first start may take until it has registered."""
 
@@ -136,15 +139,18 @@ class Updater:
         """
         pool = self.services.pool
         if within is not None:
-            pool.pause()
-            with trio.move_on_after(within):
-                await pool.wait_empty()
-            if not pool.try_pause():
-                pool.resume()
-                return False
-            return True
+            closed = False
+            pool.pause(BARRIER)
+            try:
+                with trio.move_on_after(within):
+                    await pool.wait_empty()
+                closed = pool.idle
+            finally:
+                if not closed:
+                    pool.resume(BARRIER)
+            return closed
         deadline = trio.current_time() + self.services.config.auto_update_interval
-        while not pool.try_pause():
+        while not pool.try_pause(BARRIER):
             if trio.current_time() >= deadline:
                 return False
             await trio.sleep(AGAIN)
@@ -160,7 +166,7 @@ class Updater:
         finally:
             if not switched:
                 installer.note_failure(wanted)
-                self.services.pool.resume()
+                self.services.pool.resume(BARRIER)
         log.info("updated; making room for the new version", version=wanted)
         successor = Successor(version=wanted, installer=installer)
         if leave:

@@ -360,12 +360,12 @@ async def test_pollers_outlive_a_hold(autojump_clock: MockClock, tmp_path: Path)
     """As while an update is tried: nothing is claimed, and afterwards all is as before."""
     async with open_offering_server() as server, open_rig(server, tmp_path, programs=ALL) as rig:
         await _settled(server, rig)
-        assert rig.pool.try_pause()
+        assert rig.pool.try_pause("test")
         tasks = [server.add_task(runtime_id) for runtime_id in server.runtimes]
         await server.push("daemon:task_available", None)
         await trio.sleep(100)
         assert server.count(f"{MANY}|{ALONE}") == 0
-        rig.pool.resume()
+        rig.pool.resume("test")
         await rig.until(lambda: all(task.status == "completed" for task in tasks), within=6)
 
 

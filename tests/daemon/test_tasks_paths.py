@@ -223,6 +223,26 @@ async def test_the_second_task_waits_and_says_so(
         assert content(project) == {"CLAUDE.md": b"rules"}
 
 
+async def test_who_waits_for_a_directory_leaves_its_slot_to_others(
+    autojump_clock: Clock, home: Path, project: Path
+) -> None:
+    async with open_bench(home, LONG, max_concurrent_tasks=2) as bench:
+        first, second = (bench.add(n, **directory(project, home)) for n in "12")
+        other = bench.add("other")
+        bench.hand_over(first)
+        await until(first, RUNNING)
+        bench.hand_over(second)
+        await until(second, WAITING)
+        assert bench.pool.slots_out == 1
+        bench.hand_over(other)
+        await until(other, RUNNING)
+        assert bench.pool.try_take_slot() is None
+        await bench.pool.wait_empty()
+        assert [each.status for each in (first, second, other)] == [COMPLETED] * 3
+        slots = [run.env["MULTICA_TASK_SLOT"] for run in bench.agents.runs]
+        assert slots == ["0", "1", "0"]
+
+
 async def test_a_failed_word_does_not_end_the_wait(
     autojump_clock: Clock, home: Path, project: Path
 ) -> None:

@@ -13,6 +13,7 @@ import trio.testing
 from trio.testing import MockClock as Clock
 
 from daemon.tasks.pool import TaskPool
+from daemon.tasks.slots import Slot, Slots
 from daemon.tasks.task import Job
 from shared.wire.task import ClaimedTask
 from tests.conftest import ExpectedErrors
@@ -229,14 +230,14 @@ async def test_the_claim_barrier(autojump_clock: Clock) -> None:
         pool = _pool(tasks, _sleep)
         slot = pool.try_take_slot()
         assert slot == 0
-        assert not pool.try_pause(), "a claim is under way"
+        assert not pool.try_pause("test"), "a claim is under way"
         assert pool.try_take_slot() == 1, "and nothing was closed"
         pool.give_back(0)
         pool.give_back(1)
         assert pool.hand_over(_task("a"), cast("int", pool.try_take_slot()), RUNTIME)
-        assert not pool.try_pause(), "a task is in hand"
+        assert not pool.try_pause("test"), "a task is in hand"
         await trio.sleep(11)
-        assert pool.try_pause()
+        assert pool.try_pause("test")
         assert pool.try_take_slot() is None
         assert not pool.closed, "pollers stay"
         assert not await pool.wait_for_room(5)
@@ -247,11 +248,11 @@ async def test_the_claim_barrier(autojump_clock: Clock) -> None:
 
         tasks.start_soon(wait)
         await trio.sleep(1)
-        pool.resume()
+        pool.resume("test")
         await trio.sleep(0.1)
         assert found == [True]
         pool.close()
-        pool.resume()
+        pool.resume("test")
         assert not pool.admitting, "closed is closed"
 
 
@@ -270,3 +271,127 @@ async def test_slots_come_and_go_with_the_settings(autojump_clock: Clock, tmp_pa
         assert [pool.try_take_slot() for _ in range(3)] == [1, 2, None]
         for slot in range(3):
             pool.give_back(slot)
+
+
+async def test_fewer_slots_admit_nothing_while_as_many_are_out(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Whichever numbers they have: it is the tasks at work that count."""
+    async with trio.open_nursery() as tasks:
+        pool = _pool(tasks, _sleep, slots=4)
+        assert [pool.try_take_slot() for _ in range(4)] == [0, 1, 2, 3]
+        pool.give_back(0)
+        pool.give_back(1)
+        pool.adopt(make_config(tmp_path, max_concurrent_tasks=2))
+        assert pool.try_take_slot() is None, "two are at work, and two may be"
+        assert not await pool.wait_for_room(1)
+        pool.give_back(3)
+        assert pool.try_take_slot() == 0
+        for slot in (0, 2):
+            pool.give_back(slot)
+
+
+async def test_each_barrier_is_opened_by_who_closed_it(autojump_clock: Clock) -> None:
+    async with trio.open_nursery() as tasks:
+        pool = _pool(tasks, _sleep)
+        assert pool.try_pause("update")
+        pool.pause("drain")
+        pool.resume("drain")
+        pool.resume("drain")
+        assert pool.try_take_slot() is None, "an update is under way"
+        pool.resume("update")
+        assert pool.try_take_slot() == 0
+        pool.give_back(0)
+
+
+async def test_a_task_that_waits_for_something_lends_its_slot(autojump_clock: Clock) -> None:
+    waited, worked = trio.Event(), trio.Event()
+    numbers: dict[str, int | None] = {}
+
+    async def run(job: Job, shutdown: trio.CancelScope) -> None:
+        if job.task.id == "waits":
+            job.slot.lend()
+            await waited.wait()
+            await job.slot.regain()
+        else:
+            await worked.wait()
+        numbers[job.task.id] = job.slot.number
+
+    async with trio.open_nursery() as tasks:
+        pool = _pool(tasks, run, slots=1)
+        assert pool.hand_over(_task("waits"), cast("int", pool.try_take_slot()), RUNTIME)
+        assert await pool.wait_for_room(1), "somebody else may work meanwhile"
+        assert not pool.idle, "but it is in hand"
+        assert not pool.try_pause("update")
+        assert pool.hand_over(_task("works"), cast("int", pool.try_take_slot()), RUNTIME)
+        waited.set()
+        await trio.sleep(5)
+        assert not numbers, "no slot, no work"
+        got: list[bool] = []
+
+        async def poll() -> None:
+            got.append(await pool.wait_for_room(1))
+
+        tasks.start_soon(poll)
+        await trio.testing.wait_all_tasks_blocked()
+        worked.set()
+        pool.close()
+        await pool.wait_empty()
+    assert numbers == {"works": 0, "waits": 0}
+    assert got == [False], "what is in hand comes before what is new"
+    assert pool.slots_out == 0
+
+
+async def test_who_is_cancelled_in_line_neither_keeps_nor_loses_a_slot(
+    autojump_clock: Clock,
+) -> None:
+    """At the very moment its turn comes, too."""
+    for late in (False, True):
+        slots = Slots(1, lambda: None)
+        holder, other = cast("int", slots.try_take()), Slot(None, slots)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.regain)
+            await trio.testing.wait_all_tasks_blocked()
+            if late:
+                slots.give_back(holder)
+            nursery.cancel_scope.cancel()
+        other.lend()
+        if not late:
+            slots.give_back(holder)
+        assert (slots.out, slots.has_room) == (0, True)
+
+
+async def test_lent_slots_come_back_in_order_and_within_the_capacity(
+    autojump_clock: Clock,
+) -> None:
+    slots = Slots(3, lambda: None)
+    holders = [Slot(slots.try_take(), slots) for _ in range(3)]
+    back: list[int] = []
+
+    async def want(place: int) -> None:
+        await holders[place].regain()
+        back.append(place)
+
+    async with trio.open_nursery() as nursery:
+        holders[1].lend()
+        holders[0].lend()
+        others = [slots.try_take(), slots.try_take()]
+        assert others == [0, 1]
+        for place in (1, 0):
+            nursery.start_soon(want, place)
+            await trio.testing.wait_all_tasks_blocked()
+        slots.resize(2)
+        slots.give_back(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert back == [], "two are out, and two may be"
+        assert slots.try_take() is None
+        slots.give_back(0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert back == [1], "first come, first served"
+        slots.resize(3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert back == [1, 0]
+    for holder in holders:
+        holder.lend()
+        holder.lend()
+    assert slots.out == 0

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from daemon.client import Client
+from daemon.runtimes.actions import LIMITS
 from daemon.tasks.task import Job
 from daemon.upkeep import installation as installations
 from daemon.upkeep.installation import (
@@ -22,7 +23,7 @@ from daemon.upkeep.installation import (
     hold_update,
     is_newer,
 )
-from daemon.upkeep.update import AGAIN, FIRST, refuse
+from daemon.upkeep.update import AGAIN, FIRST, REQUEST, refuse
 from shared import __version__
 from shared.home import Home
 from shared.wire.task import CompleteRequest
@@ -244,6 +245,49 @@ async def test_an_update_asked_for_does_not_wait_long_for_tasks(
         other = server.add_task(server.runtime_id("claude"), thread_name="1")
         await rig.until(lambda: other.status == "completed", within=60)
         assert not rig.stop.asked.is_set()
+
+
+async def test_a_request_that_runs_out_of_time_opens_the_barrier_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The proof took so long that the request ends while tasks are waited for."""
+
+    class Slow(Shop):
+        async def prove(self, version: str) -> None:
+            await trio.sleep(LIMITS["update"] - REQUEST / 2)
+
+    async with (
+        open_fake_server() as server,
+        open_rig(server, tmp_path, installer=Slow(), run_job=_work) as rig,
+    ):
+        await _with_task(rig, server, 500)
+        server.pending[server.runtime_id("claude")] = {
+            "pending_update": {"id": "u", "target_version": NEW}
+        }
+        await rig.until(lambda: server.results.get("update/u", {}).get("status") == "failed")
+        other = server.add_task(server.runtime_id("claude"), thread_name="1")
+        await rig.until(lambda: other.status == "completed", within=60)
+
+
+async def test_a_drain_that_is_taken_back_opens_nothing_for_an_update(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    class Slow(Shop):
+        async def switch(self, version: str) -> None:
+            await super().switch(version)
+            await trio.sleep(60)
+
+    shop = Slow()
+    async with (
+        open_fake_server() as server,
+        open_rig(server, tmp_path, installer=shop, run_job=_work, auto_update=True) as rig,
+    ):
+        await rig.until(lambda: shop.times("switch"))
+        rig.stop.resume()
+        late = server.add_task(server.runtime_id("claude"), thread_name="500")
+        server.wake(server.runtime_id("claude"))
+        await rig.ended.wait()
+        assert late.status == "queued"
 
 
 def test_who_must_not_update_itself() -> None:
