@@ -37,14 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_threads_on_virtual_time(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Virtual time runs on while a thread works, so there the disk is synced in the task itself."""
+    """Virtual time runs on while a thread works, so there the task itself works on disk."""
 
-    async def at_once(action: Callable[[], None]) -> None:
+    async def at_once(work: Callable[[], Any]) -> Any:
         await trio.lowlevel.checkpoint()
-        action()
+        return work()
 
     if any(request.node.get_closest_marker(tier) for tier in ("fast", "simulation")):
-        monkeypatch.setattr("daemon.tasks.journal._in_thread", at_once)
+        monkeypatch.setattr("daemon.threads.in_thread", at_once)
 
 
 RUN_MARK = "PYTEST_RUN_MARK"

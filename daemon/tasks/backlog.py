@@ -9,12 +9,14 @@ is not told by then stays on disk for the next start.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
+from daemon import threads
 from daemon.tasks.drain import Sender
 from daemon.tasks.journal import (
     Journal,
@@ -76,13 +78,14 @@ class Backlog:
         begun: set[str] = set()
         async with trio.open_nursery() as journals:
             while True:
-                begun &= self._owed.keys()
                 for task_id in self._owed.keys() - begun:
                     begun.add(task_id)
-                    journals.start_soon(self._settle, task_id, name=f"journal {task_id}")
+                    name = f"journal {task_id}"
+                    journals.start_soon(self._settle, task_id, begun, name=name)
                 await self._grown.wait()
 
-    async def _settle(self, task_id: str) -> None:
+    async def _settle(self, task_id: str, begun: set[str]) -> None:
+        """Tell one journal. What cannot be told stays on disk for the next start; others go on."""
         try:
             async with self._turns:
                 with trio.move_on_after(TURN) as turn:
@@ -90,14 +93,18 @@ class Backlog:
             if turn.cancelled_caught:
                 log.warning("server does not take a journal; trying on", task_id=task_id)
                 await self._tell(task_id)
-        except JournalError as error:  # nobody can tell what is in it; the file stays
+        except JournalError as error:  # nobody can say what is in it
             log.error("journal not told", task_id=task_id, error=str(error))  # noqa: TRY400
+        except Exception:
+            log.exception("telling a journal crashed", task_id=task_id)
+        begun.remove(task_id)  # with what follows: the same task may leave another one
         del self._owed[task_id]
         self._changed.set()
         self._changed = trio.Event()
 
     async def _tell(self, task_id: str) -> None:
-        journal = reopen_journal(self._folder, task_id)
+        # in a thread: it may be hundreds of megabytes
+        journal = await threads.in_thread(partial(reopen_journal, self._folder, task_id))
         try:
             log.info("telling a journal", task_id=task_id, finished=journal.outcome is not None)
             if journal.session is not None and journal.outcome is None:

@@ -20,7 +20,7 @@ import trio
 
 from daemon.agents.contract import AgentMessage
 from daemon.client import SIGN_IN, ApiError, Rejected
-from daemon.tasks.journal import BATCH_ITEMS, Batch, Journal
+from daemon.tasks.journal import BATCH_ITEMS, Batch, Journal, JournalError
 from daemon.tasks.watchdog import Watchdog
 from shared.redact import Redactor
 from shared.wire.task import TaskMessage
@@ -182,7 +182,12 @@ class Sender:
                         await self._journal.grown.wait()
                         continue
                     begun = trio.current_time()
-                    await self._send_next()
+                    try:
+                        await self._send_next()
+                    except JournalError as error:  # the agent's work is not worth less for it
+                        log.error("transcript not read", task_id=self._task_id, error=str(error))  # noqa: TRY400
+                        await trio.sleep(_LAST_RETRY)
+                        continue
                     if self._journal.unsent < BATCH_ITEMS:
                         await trio.sleep_until(begun + PACE)
         finally:

@@ -24,8 +24,8 @@ from typing import IO, Any, Final
 
 import attrs
 import structlog
-import trio
 
+from daemon import threads
 from daemon.tasks.outcome import Outcome
 from shared import codec
 from shared.mailbox import Nudge
@@ -162,11 +162,16 @@ class Journal:
         In a thread, because a busy disk takes its time; a disk that fails is only logged, since
         what cannot be kept can still be told.
         """
-        self._write_out()
         try:
-            await _in_thread(partial(os.fsync, self._descriptor))
-        except OSError as error:
+            self._write_out()
+            await threads.in_thread(partial(os.fsync, self._descriptor))
+        except (JournalError, OSError) as error:
             log.error("journal not saved", path=str(self.path), error=str(error))  # noqa: TRY400
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is in memory only: to close the journal would lose it."""
+        return bool(self._behind)
 
     # -- what the sender reads and confirms
 
@@ -293,7 +298,7 @@ def open_journal(folder: Path, claim: Claim) -> Journal:
 
 
 def reopen_journal(folder: Path, task_id: str) -> Journal:
-    """Open what an earlier run of a task left. Raises JournalError."""
+    """Open what an earlier run of a task left. It is read whole. Raises JournalError."""
     return _open(path_of(folder, task_id), create=False)
 
 
@@ -315,10 +320,6 @@ def left_journals(folder: Path) -> dict[str, str]:
 
 def path_of(folder: Path, task_id: str) -> Path:
     return folder / f"{task_id}{SUFFIX}"
-
-
-async def _in_thread(action: partial[None]) -> None:
-    await trio.to_thread.run_sync(action)
 
 
 def _open(path: Path, *, create: bool) -> Journal:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -17,7 +18,7 @@ import trio
 
 from daemon.client import SIGN_IN, ApiError, Rejected
 from daemon.tasks.drain import Sender
-from daemon.tasks.journal import Journal, Session
+from daemon.tasks.journal import Journal, JournalError, Session
 from daemon.tasks.outcome import Outcome
 from shared import failure
 from shared.wire.task import FailRequest, ModelUsage, SessionRequest
@@ -129,9 +130,10 @@ async def close_journal(
 ) -> None:
     """Bring the server up to date with a journal nobody appends to any more, then remove it.
 
-    The transcript first, so that nobody sees an ended task grow; but only for a while.
+    The transcript first, so that nobody sees an ended task grow; but only for a while. One that
+    cannot be read keeps nothing else back, and then raises JournalError: the file stays.
     """
-    with trio.move_on_after(TRANSCRIPT_LEADS):
+    with trio.move_on_after(TRANSCRIPT_LEADS), suppress(JournalError):
         await sender.send_rest()
     await settle(client, task_id, journal.usage, journal.outcome, still_wanted)
     await sender.send_rest()

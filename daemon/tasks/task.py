@@ -211,9 +211,11 @@ class _TaskRun:
                     with server_stop:
                         self._outcome = await self._work(server_stop)
                     self._unwanted = server_stop.cancelled_caught
-                    with trio.move_on_after(REPORT_WITHIN) as patience:
-                        told = await self._close(still_wanted=self._still_wanted)
-                    given_up = patience.cancelled_caught
+                    while not (told or given_up):
+                        with trio.move_on_after(REPORT_WITHIN) as patience:
+                            told = await self._close(still_wanted=self._still_wanted)
+                        # what is in memory only would be lost with us
+                        given_up = not (patience.cancelled_caught and self._journal.behind)
             finally:
                 if not (told or given_up):  # a stop of the daemon, or a bug
                     with trio.move_on_after(CLOSE_WITHIN, shield=True):
@@ -248,13 +250,20 @@ class _TaskRun:
             self._log.error("not journalled", error=str(error))
 
     async def _close(self, *, still_wanted: report.StillWanted | None = None) -> bool:
-        """Tell the server everything; return True when it has confirmed."""
-        await self._sender.stop()
+        """Tell the server everything; return True when it has confirmed.
+
+        What was decided is on disk before anything is waited for: a crash from here on loses none.
+        """
         self._decide()
         await self._journal.save()
-        await report.close_journal(
-            self._client, self._journal, self._sender, self._task.id, still_wanted
-        )
+        await self._sender.stop()
+        try:
+            await report.close_journal(
+                self._client, self._journal, self._sender, self._task.id, still_wanted
+            )
+        except JournalError as error:
+            self._log.error("transcript not told", error=str(error))
+            return False
         outcome = self._journal.outcome
         self._log.info(
             "task ended",

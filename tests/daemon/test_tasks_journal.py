@@ -312,6 +312,67 @@ async def test_a_journal_that_cannot_be_read_stays_and_holds_nothing_up(
         assert path_of(folder, "odd").is_dir()
 
 
+async def test_a_journal_that_breaks_the_telling_holds_nothing_up(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_log: ExpectedErrors,
+) -> None:
+    """A bug costs one journal its telling, and not the daemon: it would meet it at every start."""
+    async with open_bench(tmp_path) as bench:
+        folder = bench.config.home.journals
+        task = leave(bench.server)
+        done = Outcome(completed=True, text="done")
+        fill(folder, "a", outcome=done, task_id="odd")
+        fill(folder, "a", outcome=done)
+        complete = bench.client.complete
+
+        async def odd(task_id: str, request: Any) -> Any:
+            if task_id == "odd":
+                raise ZeroDivisionError
+            return await complete(task_id, request)
+
+        monkeypatch.setattr(bench.client, "complete", odd)
+        await tell_journals(bench.client, folder)
+        assert task.status == COMPLETED
+        error_log.expect("telling a journal crashed")
+        assert bench.journals == [path_of(folder, "odd")]
+
+
+async def test_a_task_that_leaves_a_second_journal_has_it_told_too(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = leave(bench.server)
+        folder = bench.config.home.journals
+        done = Outcome(completed=True, text="done")
+        backlog = Backlog(bench.client, folder)
+        async with trio.open_nursery() as telling:
+            telling.start_soon(backlog.run)
+            for _ in range(2):
+                task.status = RUNNING
+                fill(folder, "a", outcome=done)
+                backlog.leave(task.id, CLAIM.runtime_id)
+                with trio.fail_after(60):
+                    await backlog.wait_told(CLAIM.runtime_id)
+                assert task.status == COMPLETED
+            telling.cancel_scope.cancel()
+        assert bench.journals == []
+
+
+async def test_an_outcome_is_on_disk_before_the_transcripts_last_batch_is_waited_for(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A crash meanwhile would make an interrupted run of a completed one."""
+    async with open_bench(tmp_path, Script(steps=(text("a"), 1.0))) as bench:
+        bench.server.fail_always(".*/messages", HANG)
+        bench.hand_over(bench.add())
+        await trio.sleep(1.1)
+        [path] = bench.journals
+        assert '"outcome"' in path.read_text()
+        bench.server.fail_always(".*/messages", None)
+
+
 # -- a disk without room
 
 
@@ -399,6 +460,78 @@ async def test_a_task_goes_on_while_the_disk_is_full(
         assert task.status == COMPLETED
         assert [task.rows[seq]["content"] for seq in task.seqs] == ["a", "b"]
         assert ("claude", "opus") in task.usage
+
+
+async def test_a_task_keeps_its_slot_while_its_outcome_is_in_memory_only(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+
+    def fill_up() -> None:
+        disk.room = 0
+
+    async with open_bench(tmp_path, Script(steps=(text("a"), fill_up))) as bench:
+        task = bench.add()
+        bench.server.fail_always(".*/(complete|fail|usage)", answer(503))
+        bench.hand_over(task)
+        await trio.sleep(5 * REPORT_WITHIN)
+        assert task.id in bench.pool.active, "the journal says nothing of an outcome"
+        disk.room = 10**9
+        await trio.sleep(3 * REPORT_WITHIN)
+        assert bench.backlog.owes(task.id)
+        bench.server.fail_always(".*/(complete|fail|usage)", None)
+        await tell_journals(bench.client, bench.config.home.journals)
+        assert task.status == COMPLETED
+
+
+# -- a disk that fails
+
+
+async def test_an_outcome_that_cannot_be_kept_is_told_all_the_same(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_log: ExpectedErrors,
+) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def break_down() -> None:
+        monkeypatch.setattr(os, "pwrite", fail)
+
+    async with open_bench(tmp_path, Script(steps=(text("a"), 1.0, break_down))) as bench:
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+        assert ("claude", "opus") in task.usage
+        assert bench.journals == []
+    error_log.expect("not journalled")
+    error_log.expect("journal not saved")
+
+
+async def test_a_transcript_that_cannot_be_read_costs_neither_the_work_nor_its_outcome(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_log: ExpectedErrors,
+) -> None:
+    read = Journal.next_batch
+
+    def fail(self: Journal, **_: Any) -> Any:
+        raise JournalError("Input/output error")
+
+    def break_down() -> None:
+        monkeypatch.setattr(Journal, "next_batch", fail)
+
+    script = Script(steps=(text("a"), 1.0, break_down, text("b"), 100.0, text("c")))
+    async with open_bench(tmp_path, script) as bench:
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+        assert task.seqs == [1]
+        monkeypatch.setattr(Journal, "next_batch", read)
+        await tell_journals(bench.client, bench.config.home.journals)
+        assert task.seqs == [1, 2, 3]
+    error_log.expect("transcript not read")
+    error_log.expect("transcript not told")
 
 
 # -- journals nobody needs
