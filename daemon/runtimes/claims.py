@@ -100,8 +100,10 @@ class Claims:
         self._wishes[runtime.id] = wish
         if leads:
             await self._lead()
-        else:
-            await wish.done.wait()
+        else:  # shielded as well: whoever comes next for this runtime must not meet this claim
+            with trio.move_on_after(CLAIM_WITHIN, shield=True):
+                await wish.done.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
         if wish.alone:
             return await self._claim_alone(runtime)
         if wish.error is not None:

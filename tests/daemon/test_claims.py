@@ -33,6 +33,7 @@ pytestmark = pytest.mark.fast
 
 MANY = "POST /api/daemon/claims"
 ALONE = "POST /api/daemon/runtimes/.*/tasks/claim"
+RECOVER = "POST /api/daemon/runtimes/.*/recover-orphans"
 REGISTER = "POST /api/daemon/register"
 ALL = (CLAUDE, CODEX, DEMO)
 GONE = '{"error":"runtime not found"}'
@@ -354,6 +355,23 @@ async def test_a_call_that_hangs_holds_up_a_stop_for_three_seconds(
         rig.stop.ask("test")
         await rig.ended.wait()
         assert trio.current_time() - asked == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("place", range(len(ALL)))
+async def test_no_orphans_are_recovered_while_a_claim_for_the_runtime_is_under_way(
+    autojump_clock: MockClock, tmp_path: Path, place: int
+) -> None:
+    """Not by the one who takes over from a poller that only waited for the leader's call either."""
+    async with open_offering_server() as server, open_rig(server, tmp_path, programs=ALL) as rig:
+        await _settled(server, rig)
+        server.fail_next(MANY, delay(5))
+        await server.push("daemon:task_available", None)
+        await rig.until(lambda: server.count(MANY))
+        answered = server.times(MANY)[0] + 5
+        gone = {"runtime_id": list(server.runtimes)[place], "status": "runtime_gone"}
+        await server.push("daemon:heartbeat_ack", gone)  # in error: it is registered as it was
+        await rig.until(lambda: server.count(RECOVER), within=30)
+        assert server.times(RECOVER)[0] >= answered
 
 
 async def test_pollers_outlive_a_hold(autojump_clock: MockClock, tmp_path: Path) -> None:
