@@ -1,6 +1,7 @@
 """Fetching work for one runtime: room first, then a claim, then again at once or after a while.
 
-Woken by its interval or by a nudge from the websocket; a nudge that comes while it claims stays
+Woken by its interval, by a slot that has become free while it waits for one, or by a nudge from the
+websocket; a nudge that comes while it claims stays
 for the next wait. How a claim is made, and whose slots it takes, is the business of `claims.py`. It
 ends when the pool admits nothing more, or when the runtime is gone.
 """
@@ -8,7 +9,7 @@ ends when the pool admits nothing more, or when the runtime is gone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from shared.mailbox import Nudge
 
 log = structlog.get_logger(__name__)
-
-SLOT_WAIT: Final = 2.0
-"""Seconds a poller queues for a slot before it stands back (spec 03 §12)."""
-
-CAPACITY_BACKOFF: Final = 5.0
-"""Seconds at most a poller stands back while all slots are out."""
 
 
 def poll_offset(runtime_id: str, interval: float) -> float:
@@ -43,11 +38,10 @@ async def run_poller(services: Services, runtime: RuntimeInfo, gone: Callable[[]
     nudge = services.directory.nudge_of(runtime.id)
     await nudge.wait(poll_offset(runtime.id, services.config.poll_interval))
     most = 1
-    while not pool.closed:
-        interval = services.config.poll_interval
-        if not await pool.wait_for_room(SLOT_WAIT):
-            await nudge.wait(min(interval, CAPACITY_BACKOFF))
-            continue
+    while True:
+        # all who wait are woken by a slot and one gets it, by the luck of scheduling: nobody starves
+        if not await pool.wait_for_room():
+            return
         nudge.take()  # the claim answers every nudge up to now
         got: int | None = 0
         try:
@@ -61,7 +55,7 @@ async def run_poller(services: Services, runtime: RuntimeInfo, gone: Callable[[]
         # because slots that are asked for are out of everybody else's reach meanwhile.
         most = 2 * most if got is not None and got >= most else 1
         if got == 0:
-            await _rest(nudge, claims.next_poll(interval))
+            await _rest(nudge, claims.next_poll(services.config.poll_interval))
 
 
 async def _rest(nudge: Nudge, until: float) -> None:

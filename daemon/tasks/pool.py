@@ -110,17 +110,16 @@ class TaskPool:
         """Take the lowest free slot; None when all are out, held back, or admission is closed."""
         return self._slots.try_take() if self.admitting else None
 
-    async def wait_for_room(self, timeout: float = math.inf) -> bool:
-        """Wait at most `timeout` seconds until there is a slot to take; False: none came, or closed.
+    async def wait_for_room(self) -> bool:
+        """Wait until there is a slot to take; False: nothing more is admitted.
 
         It is there for whoever takes it before the next await.
         """
         await trio.lowlevel.checkpoint()
-        with trio.move_on_after(timeout):
-            while not self._closed:
-                if self.admitting and self._slots.has_room:
-                    return True
-                await self._changed.wait()
+        while not self._closed:
+            if self.admitting and self._slots.has_room:
+                return True
+            await self._changed.wait()
         return False
 
     def give_back(self, slot: int) -> None:
