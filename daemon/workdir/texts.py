@@ -32,7 +32,7 @@ threads; settled ones are folded unless `--full`. Where older pages exist, stder
 `Next reply cursor` and `Next thread cursor`.
 - `bullpen issue create --title "..." [--description "..." | --description-file <path> | \
 --description-stdin] [--priority X] [--status X] [--assignee X | --assignee-id <id>] \
-[--parent <issue-id>] [--stage N] [--project <id>] [--due-date <RFC3339>] [--attachment <path>]`: \
+[--parent <issue-id>] [--stage N] [--project <id>] [--due-date <YYYY-MM-DD>] [--attachment <path>]`: \
 `--attachment` may be repeated; put text you wrote yourself into a file.
 - `bullpen issue update <id> ...`: the same fields; `--parent ""` clears.
 - `bullpen issue status <id> <status>`: todo, in_progress, in_review, done, blocked, backlog, \
