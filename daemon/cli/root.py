@@ -162,6 +162,8 @@ def run(args: Sequence[str] | None = None, settings: Settings | None = None) -> 
     """Run one command line and return its exit code; `settings` is a test's."""
     settings = settings or Settings()
     given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     try:
         result = root.main(_hoist(given), prog_name="bullpen", standalone_mode=False, obj=settings)
         sys.stdout.flush()
