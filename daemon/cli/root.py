@@ -30,7 +30,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "squad": ("daemon.cli.squad_group:squad", "Work with squads and their members."),
     "skill": ("daemon.cli.skill_group:skill", "Work with skills: what agents are taught."),
     "project": ("daemon.cli.project_group:project", "Work with projects and their resources."),
-    "repo": ("daemon.cli.repo_group:repo", "Check out repositories inside a task."),
+    "repo": ("daemon.cli.repo_group:repo", "Check out repositories; find kept work."),
     "label": ("daemon.cli.label_group:label", "Work with labels."),
     "autopilot": ("daemon.cli.autopilot_group:autopilot", "Work with what starts by itself."),
     "attachment": ("daemon.cli.attachment_group:attachment", "Work with attached files."),

@@ -71,6 +71,12 @@ REPOSITORIES: Final = """\
 Check one out with `bullpen repo checkout <url> [--ref <branch-or-sha>]`: you get a worktree on a \
 branch of its own. Nothing is checked out beforehand. The repositories of this task:"""
 
+KEPT: Final = """\
+Earlier runs on this issue left work that is on no server. It is kept in the repositories under \
+these refs, the newest last; look at one in a checkout (`git log <ref>`, `git show --stat <ref>`) \
+and take over what is still of use (`git stash apply <ref>` for files, `git merge <ref>` for \
+commits):"""
+
 RESOURCES: Final = """\
 The same is in `.multica/project/resources.json`. Open a resource only when the task needs it."""
 

@@ -314,6 +314,18 @@ def test_skills_put_elsewhere_are_named_there(kind: str) -> None:
     assert place not in at_home
 
 
+@pytest.mark.parametrize("kind", ON_ISSUE)
+def test_what_earlier_runs_left_is_named(kind: str) -> None:
+    refs = [("https://example.test/api.git", f"refs/bullpen/x/{number}-ab") for number in range(12)]
+    text = sections(render_brief(task_of(kind), kind, provider="claude", resumed=False, kept=refs))[
+        "Repositories"
+    ]
+    assert "- https://example.test/api.git: `refs/bullpen/x/11-ab`" in text
+    assert "git stash apply <ref>" in text
+    assert "refs/bullpen/x/1-ab" not in text, "only the newest"
+    assert "refs/bullpen" not in sections(brief(kind))["Repositories"]
+
+
 def test_a_project_is_shown_with_its_resources() -> None:
     resources = [
         ProjectResource(
