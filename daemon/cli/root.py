@@ -40,7 +40,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "runtime": ("daemon.cli.runtime_group:runtime", "Work with runtimes."),
     "daemon": ("daemon.cli.daemon_group:daemon", "Run this machine's daemon."),
     "update": ("daemon.cli.update:update", "Bring Bullpen to its newest version."),
-    "login": ("daemon.cli.account:login", "Sign in with a personal access token."),
+    "login": ("daemon.cli.account:login", "Sign in, through the browser or with a token."),
     "auth": ("daemon.cli.account:auth", "Show who is signed in, or sign out."),
     "user": ("daemon.cli.account:user", "Show your own profile."),
     "config": ("daemon.cli.config_group:config", "Show or change the settings file."),
