@@ -119,6 +119,7 @@ class Config:
     gc_interval: float = 3600.0
     gc_ttl: float = 86400.0
     gc_orphan_ttl: float = 259200.0
+    gc_kept_ttl: float = 2592000.0
     gc_artifact_ttl: float = 43200.0
     gc_artifact_patterns: tuple[str, ...] = ARTIFACT_PATTERNS
     log_level: str = "info"
@@ -199,6 +200,7 @@ def load_config(
         raise ConfigError(str(error)) from error
     keep = read.value("BULLPEN_KEEP_ENV_AFTER_TASK", _switch, False)
     commands = _per_provider(read, "PATH", str)
+    disk = _disk_settings(read, place)
     config = Config(
         home=place,
         server_url=read.value(
@@ -234,15 +236,14 @@ def load_config(
         profile_command_overrides=_overrides(file),
         environment=_environment(place, file, env, commands),
         control_port=read.value("BULLPEN_DAEMON_PORT", _port, profile_port(profile)),
-        workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, place.workspaces),
+        workspaces_root=disk.workspaces_root,
         gc_enabled=read.value("BULLPEN_GC_ENABLED", _switch, True) and not keep,
         gc_interval=read.value("BULLPEN_GC_INTERVAL", _some_time, 3600.0),
         gc_ttl=read.value("BULLPEN_GC_TTL", _time, 86400.0),
         gc_orphan_ttl=read.value("BULLPEN_GC_ORPHAN_TTL", _time, 259200.0),
+        gc_kept_ttl=disk.kept_ttl,
         gc_artifact_ttl=read.value("BULLPEN_GC_ARTIFACT_TTL", _time, 43200.0),
-        gc_artifact_patterns=read.value(
-            "BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS
-        ),
+        gc_artifact_patterns=disk.artifact_patterns,
         auto_update=read.value("BULLPEN_DAEMON_AUTO_UPDATE", _switch, False),
         auto_update_interval=read.value("BULLPEN_DAEMON_AUTO_UPDATE_INTERVAL", _some_time, 21600.0),
         shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
@@ -265,9 +266,31 @@ def check_config_file(home: Home, file: Mapping[str, Any]) -> None:
     load_config(env, home=home.base, profile=home.profile, file={**file, "token": token})
 
 
-def read_artifact_patterns(env: Mapping[str, str]) -> tuple[str, ...]:
-    """The base names of directories that builds make; what has a slash in it is none."""
-    return _Reader(env).value("BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS)
+@attrs.frozen(kw_only=True)
+class DiskSettings:
+    """What a look at the disk needs: as in Config, for whoever may not be signed in."""
+
+    workspaces_root: Path
+    artifact_patterns: tuple[str, ...]
+    kept_ttl: float
+
+
+def read_disk_settings(
+    home: Home, env: Mapping[str, str], file: Mapping[str, Any] | None = None
+) -> DiskSettings:
+    """Read where tasks are and what is reclaimed of them. Raises ConfigError."""
+    found = _settings(home, read_config_file(home) if file is None else file)
+    return _disk_settings(_Reader(found, env), home)
+
+
+def _disk_settings(read: _Reader, home: Home) -> DiskSettings:
+    return DiskSettings(
+        workspaces_root=read.value("BULLPEN_WORKSPACES_ROOT", _directory, home.workspaces),
+        artifact_patterns=read.value(
+            "BULLPEN_GC_ARTIFACT_PATTERNS", _base_names, ARTIFACT_PATTERNS
+        ),
+        kept_ttl=read.value("BULLPEN_GC_KEPT_TTL", _time, 2592000.0),
+    )
 
 
 def read_config_file(home: Home) -> dict[str, Any]:

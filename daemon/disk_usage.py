@@ -20,7 +20,7 @@ from typing import Any, Final
 import attrs
 
 from daemon.repos.clones import FOLDER
-from daemon.repos.names import SAVED
+from daemon.repos.kept import BUNDLE, saved_refs
 from daemon.upkeep.reclaim import REPORT, TRASH, env_roots, last_change
 from daemon.workdir.meta import read_meta
 from shared import times
@@ -62,8 +62,7 @@ class WorkspaceUse:
 class CloneUse:
     """One clone. `state` is `ready`, `damaged` (set aside) or `unfinished`.
 
-    `saved_refs` is how many refs keep work that was in worktrees, `unpushed_branches` what the last
-    reclaim said of branches whose commits are nowhere else.
+    `saved_refs` is how many refs keep work that is on no server.
     """
 
     workspace_id: str
@@ -73,14 +72,14 @@ class CloneUse:
     size_bytes: int
     worktrees: int
     saved_refs: int
-    unpushed_branches: list[str] = attrs.field(factory=list)
 
 
 @attrs.frozen(kw_only=True)
 class Report:
     """One workspaces root. Sizes in bytes; `total_size_bytes` is the tasks' alone (spec 03 §25).
 
-    `other_size_bytes` is in further directories of ours, such as caches; `grand_total_bytes` is
+    `bundle_count` is how many files keep work of agents' own repositories, `other_size_bytes` is in
+    further directories of ours, such as caches; `grand_total_bytes` is
     everything.
     """
 
@@ -96,6 +95,8 @@ class Report:
     total_artifact_size_bytes: int
     total_artifact_ratio: float
     total_clone_size_bytes: int
+    bundle_count: int
+    bundle_size_bytes: int
     trash_size_bytes: int
     other_size_bytes: int
     journal_count: int
@@ -107,6 +108,7 @@ class Report:
         return (
             self.total_size_bytes
             + self.total_clone_size_bytes
+            + self.bundle_size_bytes
             + self.trash_size_bytes
             + self.other_size_bytes
             + self.journal_size_bytes
@@ -160,7 +162,8 @@ def scan(
     told = _last_reclaim(root)
     now = wall()
     tasks = [_task(root, path, names, told, now) for path in env_roots(root)]
-    clones = [_clone(root, path, told) for path in _clone_dirs(root)]
+    clones = [_clone(path) for path in _clone_dirs(root)]
+    bundles = sorted((root / FOLDER).glob(f"*/*{BUNDLE}"))
     plain = _Sizes(frozenset())
     files = sorted(journals.glob("*")) if journals is not None else []
     size = sum(task.size_bytes for task in tasks)
@@ -179,6 +182,8 @@ def scan(
         total_artifact_size_bytes=artifacts,
         total_artifact_ratio=_ratio(artifacts, size),
         total_clone_size_bytes=sum(clone.size_bytes for clone in clones),
+        bundle_count=len(bundles),
+        bundle_size_bytes=sum(_size(path) for path in bundles),
         trash_size_bytes=plain.tree(root / TRASH)[0],
         other_size_bytes=sum(
             plain.tree(path)[0]
@@ -255,14 +260,12 @@ def _clone_dirs(root: Path) -> list[Path]:
     return sorted(path for path in (root / FOLDER).glob("*/*") if path.is_dir())
 
 
-def _clone(root: Path, path: Path, told: dict[str, Any]) -> CloneUse:
+def _clone(path: Path) -> CloneUse:
     state = "ready"
     if path.name.startswith("."):
         state = "unfinished"
     elif ".git.damaged-" in path.name:
         state = "damaged"
-    branches = told.get("branches")
-    kept = branches.get(str(path.relative_to(root))) if isinstance(branches, dict) else None
     worktrees = path / "worktrees"
     return CloneUse(
         workspace_id=path.parent.name,
@@ -271,25 +274,8 @@ def _clone(root: Path, path: Path, told: dict[str, Any]) -> CloneUse:
         state=state,
         size_bytes=_Sizes(frozenset()).tree(path)[0],
         worktrees=len(list(worktrees.iterdir())) if worktrees.is_dir() else 0,
-        saved_refs=len(_refs(path, f"{SAVED}/")),
-        unpushed_branches=[str(text) for text in kept] if isinstance(kept, list) else [],
+        saved_refs=len(saved_refs(path)),
     )
-
-
-def _refs(clone: Path, prefix: str) -> set[str]:
-    """The names of a clone's refs below a prefix, as its files tell them."""
-    folder = clone / prefix
-    found = {
-        str(path.relative_to(clone))
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(".lock")
-    }
-    try:
-        packed = (clone / "packed-refs").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return found
-    names = (line.partition(" ")[2] for line in packed.splitlines())
-    return found | {name for name in names if name.startswith(prefix)}
 
 
 def _last_reclaim(root: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ FIXED: Final = frozenset(
         "gc_artifact_ttl",
         "gc_enabled",
         "gc_interval",
+        "gc_kept_ttl",
         "gc_orphan_ttl",
         "gc_ttl",
         "heartbeat_interval",

@@ -45,15 +45,16 @@ def main(
     set_up(config.log_level)
     options = Options(ready_file=ready_file, set_up=with_setup, parent_pid=parent_pid)
     log.info("starting", config=repr(config))
+    failed = True
     try:
         trio.run(run_server, config, options)
+        failed = False
     except* (EmbeddedError, BindError, OSError) as expected:
         for text in _texts(expected):
             click.echo(f"Error: {text}", err=True)
-        sys.exit(1)
     except* Exception as group:
         log.exception("the server failed", exc_info=group)
-        sys.exit(1)
+    sys.exit(failed)
 
 
 def _texts(group: BaseException) -> list[str]:

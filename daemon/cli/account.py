@@ -23,19 +23,21 @@ from shared.ids import PERSONAL_TOKEN, TOKEN_PREFIX_LENGTH
     flag_value="",
     default=None,
     metavar="TOKEN",
-    help="A personal access token (mul_…); without a value it is asked for.",
+    help="A personal access token (mul_…) instead; without a value it is asked for.",
 )
+@click.option("--no-browser", is_flag=True, help="Do not open the browser, only print the link.")
 @click.pass_obj
-def login(settings: Settings, token: str | None) -> None:
-    """Sign in with a personal access token and remember it."""
+def login(settings: Settings, token: str | None, no_browser: bool) -> None:
+    """Sign in through the browser, or with a personal access token, and remember it."""
     if settings.agent_context:
         raise CliError("inside a task the owner's settings cannot be changed")
+    server_url = settings.server_url()
     if token is None:
-        raise CliError("give a token: `bullpen login --token mul_…`; `bullpen up` signs in itself")
-    given = token.strip() or click.prompt("Token", hide_input=True, err=True).strip()
+        given = _token_by_browser(settings, server_url, opens=not no_browser)
+    else:
+        given = token.strip() or click.prompt("Token", hide_input=True, err=True).strip()
     if not given.startswith(PERSONAL_TOKEN):
         raise CliError(f"that is not a personal access token: it starts with {PERSONAL_TOKEN}")
-    server_url = settings.server_url()
     with _bare_api(settings, server_url, given) as api:
         me = api.get("/api/me")
         workspaces = api.get("/api/workspaces")
@@ -46,6 +48,33 @@ def login(settings: Settings, token: str | None) -> None:
         notice(f"workspace: {chosen['name']} ({chosen['slug']})")
     else:
         notice("there is no workspace yet; make one in the web pages, then `workspace switch`")
+
+
+_TOKEN_DAYS: Final = 90
+"""How long a token made by `login` is valid; the daemon renews it (spec 06 §2.6)."""
+
+
+def _token_by_browser(settings: Settings, server_url: str, *, opens: bool) -> str:
+    """A new personal token, made with the session that the sign-in page hands over."""
+    from daemon.cli.browser import PATIENCE, browser_opener, open_detached, open_sign_in
+
+    opener = browser_opener(settings.env) if opens else None
+    if opener is None and not sys.stderr.isatty():
+        raise CliError("there is no browser here; give a token: `bullpen login --token mul_…`")
+    try:
+        with open_sign_in() as sign_in:
+            link = sign_in.url(settings.app_url())
+            notice(f"open this in a browser on this machine:\n\n  {link}\n")
+            if opener is not None:
+                open_detached([opener, link])
+            session = sign_in.try_session()
+    except OSError as error:
+        raise CliError(f"cannot wait for the browser: {error}") from error
+    if session is None:
+        raise CliError(f"nobody signed in within {PATIENCE / 60:g} minutes")
+    body = {"name": f"CLI ({platform.node() or 'unknown'})", "expires_in_days": _TOKEN_DAYS}
+    with _bare_api(settings, server_url, session) as api:
+        return str(api.post("/api/tokens", body)["token"])
 
 
 def _bare_api(settings: Settings, server_url: str, token: str) -> Api:

@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
@@ -135,6 +136,27 @@ class Api:
                 raise self._unreachable(failure, sent=False) from failure
             time.sleep(wait)
             wait = min(wait * 2, 2.0)
+
+    def upload(self, path: Path, *, issue_id: str) -> dict[str, Any]:
+        """Send a file for an issue and return the attachment. Raises CliError."""
+        try:
+            if path.stat().st_size > _BODY_LIMIT:
+                raise CliError(f"{path} is larger than {_BODY_LIMIT // 2**20} MiB")
+            data = path.read_bytes()
+        except OSError as error:
+            raise CliError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            response = self._client.post(
+                f"{self.server_url}/api/upload-file",
+                data={"issue_id": issue_id},
+                files={"file": (path.name, data)},
+            )
+        except httpx.TransportError as error:
+            raise self._unreachable(
+                error, sent=not isinstance(error, httpx.ConnectError)
+            ) from error
+        made: dict[str, Any] = self._decode(response, "POST", "/api/upload-file")
+        return made
 
     def download(self, url: str) -> bytes:
         """The bytes behind an address; ours with the token, another's without. Raises CliError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -110,6 +111,7 @@ def _print_comments(api: Api, comments: list[dict[str, Any]]) -> None:
 @click.argument("ref", metavar="ISSUE")
 @text_options("content", "the comment")
 @click.option("--parent", metavar="ID", help="The comment this one answers.")
+@click.option("--attachment", "files", multiple=True, metavar="PATH", help="A file; may repeat.")
 @output_option("json")
 @click.pass_obj
 def add(
@@ -120,17 +122,22 @@ def add(
     content_stdin: bool,
     content_file: str | None,
     parent: str | None,
+    files: tuple[str, ...],
     output: str,
 ) -> None:
     """Write a comment; a mention of an agent, or one to the assigned agent, starts it."""
     text = read_text("content", content, content_stdin, content_file)
     if text is None or not text.strip():
         raise CliError("say something: --content <text>, --content-stdin or --content-file <path>")
-    body = {"content": text}
+    body: dict[str, Any] = {"content": text}
     if parent:
         body["parent_id"] = need_id(parent, "comment")
     with open_api(settings) as api:
-        made = api.post(f"/api/issues/{issue_id(api, ref)}/comments", body)
+        found = issue_id(api, ref)
+        if files:
+            sent = [api.upload(Path(file), issue_id=found) for file in files]
+            body["attachment_ids"] = [each["id"] for each in sent]
+        made = api.post(f"/api/issues/{found}/comments", body)
     if output == "json":
         print_json(made)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -31,7 +32,36 @@ def show(settings: Settings, output: str) -> None:
     if output == "json":
         print_json(told)
     else:
-        print_fields(sorted(told.items()))
+        daemon = told.pop("settings", None)
+        rows = sorted((key, _text(value)) for key, value in told.items())
+        if isinstance(daemon, dict):
+            rows += sorted((key, _text(value)) for key, value in daemon.items())
+        print_fields(rows)
+
+
+@config.command()
+@click.argument("key")
+@click.pass_obj
+def get(settings: Settings, key: str) -> None:
+    """Print what the settings file says of one setting; exits 1 if nothing."""
+    if settings.agent_context:
+        raise CliError("inside a task the owner's settings are not read")
+    if not key.startswith("BULLPEN_") and key not in CONFIG_KEYS:
+        raise CliError(_unknown(key))
+    daemon = settings.config.get("settings")
+    found = (daemon if isinstance(daemon, dict) else {}).get(key, settings.config.get(key))
+    if found is None:
+        raise CliError(f"{key} is not set in {settings.home.config_file}")
+    click.echo(_text(found))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _unknown(key: str) -> str:
+    known = ", ".join(CONFIG_KEYS)
+    return f"{key!r} is not a setting: use one of {known}, or a variable of the daemon"
 
 
 @config.command("set")
@@ -48,10 +78,7 @@ def set_(settings: Settings, key: str, value: str) -> None:
     elif key in CONFIG_KEYS:
         settings.save(**{key: value.strip()})
     else:
-        raise CliError(
-            f"{key!r} is not a setting: use one of {', '.join(CONFIG_KEYS)}, "
-            "or a variable of the daemon"
-        )
+        raise CliError(_unknown(key))
     notice(f"{key} {'set' if value.strip() else 'removed'}")
 
 

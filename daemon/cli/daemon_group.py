@@ -127,6 +127,8 @@ def start(settings: Settings, /, foreground: bool, check: bool, **given: str | b
 def stop(settings: Settings) -> None:
     """Stop the daemon; tasks get a few seconds to end."""
     halt(settings)
+    if up_pid(settings):
+        notice("`bullpen up` runs it and starts it again; end that to stop both.")
 
 
 @daemon.command()
@@ -137,6 +139,9 @@ def restart(settings: Settings, /, force: bool, **given: str | bool | None) -> N
     """Start the daemon anew once no task is left; nothing new is begun meanwhile."""
     env = _environment(settings, given)
     manager = service_of(settings)
+    above = up_pid(settings)
+    if above and any(value is not None for value in given.values()):
+        raise CliError(f"`bullpen up` (pid {above}) runs the daemon: use `bullpen config set`")
     if manager is not None:
         _refuse_flags(manager, given)
     prove(settings, env)
@@ -144,7 +149,9 @@ def restart(settings: Settings, /, force: bool, **given: str | bool | None) -> N
         drain(settings)
     if not halt(settings, quiet=not force):
         raise CliError("the old daemon is still finishing a task; try again when it has ended")
-    if manager is None:
+    if above:
+        _tell_state(settings)  # `up` has seen the end and starts another
+    elif manager is None:
         launch(settings, env)
     else:
         through(settings, manager.restart)
@@ -156,22 +163,27 @@ def restart(settings: Settings, /, force: bool, **given: str | bool | None) -> N
 def install(settings: Settings, /, **given: str | bool | None) -> None:
     """Run the daemon as a service of yours: from now on, and from every sign-in to this machine."""
     env = _environment(settings, given)
-    prove(settings, env)
+    refuse_up(settings)
     try:
         manager = find_manager(settings)
+        manager.check()
+    except ServiceError as error:
+        raise CliError(str(error)) from error
+    prove(settings, env)
+    before = find_running(settings)
+    try:
         drain(settings)
         if not halt(settings, quiet=True):
             raise CliError("the running daemon has not ended yet; try again when it has")
         begin = _log_size(settings.home)
         told = manager.install(_command(settings), env)
-    except ServiceError as error:
-        raise CliError(str(error)) from error
-    try:
         manager.enable()
     except ServiceError as error:
         with contextlib.suppress(ServiceError):
             manager.uninstall()
         said = _said(_log_file(settings.home), begin)
+        if before is not None:
+            launch(settings, env)
         raise CliError(
             f"the service did not start, and is not installed: {error}\n{said}"
         ) from error
@@ -324,8 +336,12 @@ def launch(settings: Settings, env: Mapping[str, str]) -> None:
     """
     _refuse_second(settings)
     path = _log_file(settings.home)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as log:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab")
+    except OSError as error:
+        raise CliError(f"cannot write {path}: {error.strerror}") from error
+    with log:
         begin = log.tell()
         child = subprocess.Popen(
             _command(settings),
@@ -418,6 +434,25 @@ def service_of(settings: Settings) -> Manager | None:
     except ServiceError:
         return None
     return manager if manager.is_installed else None
+
+
+def up_pid(settings: Settings) -> int:
+    """The `bullpen up` that runs this home's daemon and starts it again when it ends; 0 if none."""
+    try:
+        pid = int(json.loads(settings.home.up_file.read_bytes())["pid"])
+        os.kill(pid, 0)
+    except PermissionError:
+        return pid
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return pid if pid != os.getpid() else 0
+
+
+def refuse_up(settings: Settings) -> None:
+    """Raise CliError while `bullpen up` runs server and daemon, restarting what ends."""
+    pid = up_pid(settings)
+    if pid:
+        raise CliError(f"`bullpen up` is running (pid {pid}): end it first")
 
 
 def _refuse_flags(manager: Manager, given: Mapping[str, str | bool | None]) -> None:

@@ -20,6 +20,7 @@ from shared import times
 from shared.home import Home
 
 if TYPE_CHECKING:
+    from daemon.config import DiskSettings
     from daemon.disk_usage import Report
 
 _HINTED: Final = 5
@@ -49,37 +50,47 @@ def disk_usage(
     if all_profiles and workspaces_root:
         raise CliError("--all-profiles and --workspaces-root exclude each other")
     # the scan shares code with the daemon, whose libraries no other command here needs
-    from daemon.config import read_artifact_patterns
     from daemon.disk_usage import roots_of_profiles, scan
 
-    patterns = read_artifact_patterns(settings.env)
     try:
         if all_profiles:
-            found = [
-                (name, scan(home.workspaces, patterns, journals=home.journals))
-                for name, home in roots_of_profiles(settings.home)
-            ]
+            found = []
+            for name, home in roots_of_profiles(settings.home):
+                disk = disk_settings(settings, home)
+                report = scan(home.workspaces, disk.artifact_patterns, journals=home.journals)
+                found.append((name, report))
             _show_all(found, by_workspace=by_workspace, top=top, output=output)
             return
-        root, journals = _root(settings, workspaces_root)
-        report = scan(root, patterns, journals=journals)
+        disk = disk_settings(settings, settings.home)
+        root, journals = disk.workspaces_root, None
+        if workspaces_root:
+            root = Path(workspaces_root).expanduser().absolute()
+        else:
+            journals = settings.home.journals
+        report = scan(root, disk.artifact_patterns, journals=journals)
     except OSError as error:
         raise CliError(f"cannot look at the disk: {error}") from error
     if output == "json":
         print_json(_as_json(report, top))
         return
     _show(report, by_workspace=by_workspace, top=top)
+    if report.bundle_count or any(clone.saved_refs for clone in report.clones):
+        days = disk.kept_ttl / 86400
+        goes = f"for {days:g} days" if days else "for ever"
+        notice(f"Kept work stays {goes} (BULLPEN_GC_KEPT_TTL): bullpen repo kept")
     if not workspaces_root:
         _hint(settings.home)
 
 
-def _root(settings: Settings, given: str | None) -> tuple[Path, Path | None]:
-    """The workspaces root, and the journals if they belong to it."""
-    if given:
-        return Path(given).expanduser().absolute(), None
-    named = settings.env.get("BULLPEN_WORKSPACES_ROOT", "").strip()
-    root = Path(named).expanduser().absolute() if named else settings.home.workspaces
-    return root, settings.home.journals
+def disk_settings(settings: Settings, home: Home) -> DiskSettings:
+    """What the environment and the home's settings say of the disk. Raises CliError."""
+    from daemon.config import ConfigError, read_disk_settings
+
+    try:
+        file = {} if settings.agent_context else None
+        return read_disk_settings(home, settings.env, file)
+    except ConfigError as error:
+        raise CliError(str(error)) from error
 
 
 def _as_json(report: Report, top: int) -> dict[str, Any]:
@@ -169,7 +180,7 @@ def _show(report: Report, *, by_workspace: bool, top: int) -> None:
     if report.clones:
         click.echo()
         print_table(
-            ("CLONE", "STATE", "SIZE", "WORKTREES", "KEPT WORK", "UNPUSHED BRANCHES"),
+            ("CLONE", "STATE", "SIZE", "WORKTREES", "KEPT WORK"),
             [
                 (
                     clone.name,
@@ -177,13 +188,13 @@ def _show(report: Report, *, by_workspace: bool, top: int) -> None:
                     size_text(clone.size_bytes),
                     clone.worktrees,
                     clone.saved_refs,
-                    ", ".join(clone.unpushed_branches) or "-",
                 )
                 for clone in report.clones
             ],
         )
     click.echo(
         f"Clones: {len(report.clones)}, {size_text(report.total_clone_size_bytes)}. "
+        f"Bundles of kept work: {report.bundle_count}, {size_text(report.bundle_size_bytes)}. "
         f"Journals the server has not confirmed: {report.journal_count}, "
         f"{size_text(report.journal_size_bytes)}. "
         f"Trash: {size_text(report.trash_size_bytes)}. Other: {size_text(report.other_size_bytes)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -23,7 +24,7 @@ from daemon.cli.output import (
     print_json,
     print_table,
 )
-from daemon.cli.refs import assignee_by_id, find_assignee, get_issue, issue_id
+from daemon.cli.refs import assignee_by_id, find_assignee, get_issue, issue_id, need_id
 from daemon.cli.run_commands import RUN_COMMANDS
 from daemon.cli.settings import Settings
 from daemon.cli.text import read_text, text_options
@@ -255,6 +256,14 @@ def _check(
 @issue.command()
 @click.option("--title", required=True, help="What is to be done.")
 @click.option("--allow-duplicate", is_flag=True, help="Even if an open issue has this title.")
+@click.option("--attachment", "files", multiple=True, metavar="PATH", help="A file; may repeat.")
+@click.option(
+    "--attachment-id",
+    "file_ids",
+    multiple=True,
+    metavar="ID",
+    help="A file that was uploaded already; may repeat.",
+)
 @_edit_options
 @output_option("json")
 @click.pass_obj
@@ -264,6 +273,8 @@ def create(
     *,
     title: str,
     allow_duplicate: bool,
+    files: tuple[str, ...],
+    file_ids: tuple[str, ...],
     description: str | None,
     description_stdin: bool,
     description_file: str | None,
@@ -273,6 +284,7 @@ def create(
     """Create an issue; with an assignee that is an agent, it starts working on it."""
     if not title.strip():
         raise CliError("--title must not be empty")
+    ids = [need_id(each, "attachment") for each in file_ids]
     _check(given["status"], given["priority"], given["start_date"], given["due_date"])
     text = read_text("description", description, description_stdin, description_file)
     with open_api(settings) as api:
@@ -281,11 +293,26 @@ def create(
         if allow_duplicate:
             body["allow_duplicate"] = True
         body |= _quick_create(settings)
+        if ids:
+            body["attachment_ids"] = [*body.get("attachment_ids", ()), *ids]
         made = api.post("/api/issues", body)
+        for file in files:
+            _attach(api, made["id"], file)
         if output == "json":
             print_json(made)
             return
     notice(f"created {made['identifier']}: {made['title']}")
+
+
+def _attach(api: Api, issue: str, file: str) -> None:
+    """Add a file to an issue that is there by now: what fails is told and fails nothing else."""
+    if file.startswith(("http://", "https://")):
+        notice(f"not attached: {file} is an address; attachments are files of this machine")
+        return
+    try:
+        api.upload(Path(file), issue_id=issue)
+    except CliError as error:
+        notice(f"not attached: {file}: {error.text}")
 
 
 def _quick_create(settings: Settings) -> dict[str, Any]:

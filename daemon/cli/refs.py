@@ -36,11 +36,15 @@ def try_id(text: str) -> str | None:
         return None
 
 
+def article(noun: str) -> str:
+    return "an" if noun[:1] in "aeiou" else "a"
+
+
 def need_id(text: str, what: str) -> str:
     """The canonical UUID. Raises CliError naming what it should have been."""
     found = try_id(text.strip())
     if found is None:
-        raise CliError(f"{text!r} is not the full id of a {what}")
+        raise CliError(f"{text!r} is not the full id of {article(what)} {what}")
     return found
 
 

@@ -30,7 +30,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "squad": ("daemon.cli.squad_group:squad", "Work with squads and their members."),
     "skill": ("daemon.cli.skill_group:skill", "Work with skills: what agents are taught."),
     "project": ("daemon.cli.project_group:project", "Work with projects and their resources."),
-    "repo": ("daemon.cli.repo_group:repo", "Check out repositories inside a task."),
+    "repo": ("daemon.cli.repo_group:repo", "Check out repositories; find kept work."),
     "label": ("daemon.cli.label_group:label", "Work with labels."),
     "autopilot": ("daemon.cli.autopilot_group:autopilot", "Work with what starts by itself."),
     "attachment": ("daemon.cli.attachment_group:attachment", "Work with attached files."),
@@ -40,7 +40,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "runtime": ("daemon.cli.runtime_group:runtime", "Work with runtimes."),
     "daemon": ("daemon.cli.daemon_group:daemon", "Run this machine's daemon."),
     "update": ("daemon.cli.update:update", "Bring Bullpen to its newest version."),
-    "login": ("daemon.cli.account:login", "Sign in with a personal access token."),
+    "login": ("daemon.cli.account:login", "Sign in, through the browser or with a token."),
     "auth": ("daemon.cli.account:auth", "Show who is signed in, or sign out."),
     "user": ("daemon.cli.account:user", "Show your own profile."),
     "config": ("daemon.cli.config_group:config", "Show or change the settings file."),
@@ -162,6 +162,8 @@ def run(args: Sequence[str] | None = None, settings: Settings | None = None) -> 
     """Run one command line and return its exit code; `settings` is a test's."""
     settings = settings or Settings()
     given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     try:
         result = root.main(_hoist(given), prog_name="bullpen", standalone_mode=False, obj=settings)
         sys.stdout.flush()

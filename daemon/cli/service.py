@@ -69,6 +69,9 @@ class Manager(Protocol):
     @property
     def is_installed(self) -> bool: ...
 
+    def check(self) -> None:
+        """Make sure that there is somebody to ask, before anything is changed."""
+
     def install(self, command: Sequence[str], env: Mapping[str, str]) -> list[str]:
         """Write the service down, to be enabled; returns what to tell the person."""
 
@@ -79,7 +82,8 @@ class Manager(Protocol):
 
     def restart(self) -> None: ...
 
-    def uninstall(self) -> None: ...
+    def uninstall(self) -> None:
+        """Stop it and remove its file, which goes even if nobody can be asked to stop it."""
 
     def hints(self) -> list[str]: ...
 
@@ -204,8 +208,12 @@ class Systemd:
     def is_installed(self) -> bool:
         return self.file.is_file()
 
+    def check(self) -> None:
+        # `is-system-running` says "offline" without a bus, as if that were an answer
+        self._call("show", "--property=Version")
+
     def install(self, command: Sequence[str], env: Mapping[str, str]) -> list[str]:
-        self._call("is-system-running", may_fail=True)  # says at once if there is nobody to ask
+        self.check()
         kept = service_environment(env)
         described = f"Bullpen daemon ({self.profile})" if self.profile else "Bullpen daemon"
         text = systemd_unit(command, kept, log_file=self.log_file, described=described)
@@ -225,9 +233,18 @@ class Systemd:
         self._call("restart", self.unit)
 
     def uninstall(self) -> None:
-        self._call("disable", "--now", self.unit)
-        self.file.unlink(missing_ok=True)
+        try:
+            self._call("disable", "--now", self.unit)
+        except ServiceError as error:
+            self._remove()
+            raise ServiceError(f"{error}; its file is removed nevertheless") from error
+        self._remove()
         self._call("daemon-reload")
+
+    def _remove(self) -> None:
+        for wanting in self.file.parent.glob("*.wants"):
+            (wanting / self.unit).unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
 
     def hints(self) -> list[str]:
         """Where the user's services end with the last session, say how to change that."""
@@ -243,15 +260,14 @@ class Systemd:
             return []
         return ["It ends when you sign out; to keep it running: loginctl enable-linger"]
 
-    def _call(self, *words: str, may_fail: bool = False) -> None:
+    def _call(self, *words: str) -> None:
         systemctl = shutil.which("systemctl", path=self.env.get("PATH"))
         if systemctl is None:
             raise ServiceError(
                 "there is no systemd here (systemctl is not in the PATH): use `bullpen daemon start`"
             )
         done = _run([systemctl, "--user", *words], self.env)
-        is_absent = "Failed to connect" in done.stderr or "not been booted" in done.stderr
-        if is_absent or (done.returncode != 0 and not may_fail):
+        if done.returncode != 0:
             raise ServiceError(f"systemctl --user {words[0]}: {_first_line(done)}")
 
 
@@ -272,8 +288,11 @@ class Launchd:
     def _domain(self) -> str:
         return f"gui/{os.getuid()}"
 
-    def install(self, command: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    def check(self) -> None:
         self._call("managername", may_fail=True)
+
+    def install(self, command: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        self.check()
         if self.is_installed:  # what is loaded does not see the changed file
             self._call("bootout", f"{self._domain}/{self.label}", may_fail=True)
         kept = service_environment(env)

@@ -26,7 +26,7 @@ def text_options(name: str, what: str) -> Callable[[Decorated], Decorated]:
             click.option(f"--{name}-file", metavar="PATH", help=f"Read {what} from a UTF-8 file."),
             click.option(f"--{name}-stdin", is_flag=True, help=f"Read {what} from stdin."),
             click.option(
-                f"--{name}", help=f"{what.capitalize()}; \\n, \\r, \\t, \\\\ are decoded."
+                f"--{name}", help=f"{what[:1].upper()}{what[1:]}; \\n, \\r, \\t, \\\\ are decoded."
             ),
         ):
             command = option(command)

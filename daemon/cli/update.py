@@ -7,18 +7,23 @@ daemon started as it was. If that start fails, the old version comes back and is
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import attrs
 import click
 import psutil
 import trio
 
-from daemon.cli.daemon_group import drain, find_running, halt, launch, service_of, through
+from daemon.cli.daemon_group import (
+    drain,
+    find_running,
+    halt,
+    launch,
+    refuse_up,
+    service_of,
+    through,
+)
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice
 from daemon.cli.settings import Settings
@@ -75,7 +80,7 @@ def update(
         )
         with hold_update(settings.home):
             if back:
-                _refuse_up(settings)
+                refuse_up(settings)
                 _exchange(settings, installer.go_back, installer.go_back, force=force)
                 notice("The version before the last update is back.")
                 return
@@ -94,7 +99,7 @@ def _update(
     if only_check:
         notice(f"Bullpen {version} is there; this is {__version__}. `bullpen update` switches.")
         return
-    _refuse_up(settings)
+    refuse_up(settings)
     trio.run(installer.prove, version)
     switch = partial(trio.run, installer.switch, version)
     _exchange(settings, switch, installer.go_back, force=force)
@@ -149,14 +154,3 @@ def _stop(settings: Settings, *, force: bool) -> _Before | None:
     if not halt(settings):
         raise CliError("the daemon is still finishing a task; try again when it has ended")
     return _Before(start=start)
-
-
-def _refuse_up(settings: Settings) -> None:
-    """`bullpen up` runs server and daemon from these very files, and restarts what ends."""
-    try:
-        told = json.loads(Path(settings.home.up_file).read_bytes())
-        pid = int(told["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if pid != os.getpid() and psutil.pid_exists(pid):
-        raise CliError(f"`bullpen up` is running (pid {pid}): end it, update, and start it again")

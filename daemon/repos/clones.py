@@ -9,10 +9,13 @@ a clone that git can no longer read is kept beside the new one.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,7 +25,8 @@ import trio
 
 from daemon.repos.flights import Flights, KeyLocks
 from daemon.repos.git import CLONE, FETCH, GC, LOCAL, Git, GitError
-from daemon.repos.names import TASK_BRANCHES, clone_name
+from daemon.repos.kept import bundles, drop, list_kept, local_work
+from daemon.repos.names import SAVED, TASK_BRANCHES, clone_name
 from daemon.repos.snapshots import keep_commit
 from shared import times
 
@@ -35,6 +39,11 @@ _REFSPEC: Final = "+refs/heads/*:refs/remotes/origin/*"
 _STALE_LOCK: Final = 600.0
 """Seconds after which a lock file belongs to a git that was killed: no command here runs longer
 while it holds one."""
+
+_USED: Final = "bullpen-used"
+"""A file in a clone whose time says when somebody last asked for it."""
+
+_ASIDE: Final = re.compile(r"\.git\.damaged-(\d{8}T\d{6})Z")
 
 _PACKS: Final = 40
 _LOOSE: Final = 6000
@@ -59,7 +68,7 @@ class Clones:
 
     def all(self) -> list[Path]:
         """Every clone there is, without the unfinished and those set aside."""
-        return sorted(path for path in self.folder.glob("*/*.git") if not _is_aside(path))
+        return clone_dirs(self.folder.parent)
 
     def owns(self, path: Path) -> bool:
         """Whether a git directory is one of the clones."""
@@ -80,6 +89,7 @@ class Clones:
 
     async def _refresh(self, clone: Path, url: str, suspect: bool) -> None:
         if _is_there(clone):
+            _mark_used(clone)
             if await self._is_readable(clone):
                 try:
                     await self._fetch(clone, url)
@@ -98,6 +108,7 @@ class Clones:
             new.mkdir()
             await self.git.clone(new, "init", "--bare", "-q", str(new))
             await self._fetch(new, url, "--tags", deadline=CLONE)
+            _mark_used(new)
             new.rename(clone)
         except OSError as error:
             raise GitError(f"cannot make a clone in {clone.parent}: {error}") from error
@@ -164,10 +175,10 @@ class Clones:
     # -- upkeep
 
     async def prune(self, clone: Path) -> list[str]:
-        """Forget worktrees that are gone and task branches nobody needs; return what was kept.
+        """Forget worktrees that are gone and task branches nobody needs; return what keeps them now.
 
         A branch is needed while it is checked out, or has commits that neither the server nor a
-        ref of ours has. Raises GitError.
+        ref of ours has; those get such a ref. Raises GitError.
         """
         async with self.hold(clone):
             await self.prune_worktrees(clone)
@@ -181,12 +192,13 @@ class Clones:
                 ahead = await self.git.clone(
                     clone, "rev-list", "--count", ref, "--not", "--remotes", "--glob=refs/bullpen"
                 )
+                name = ref.removeprefix("refs/heads/")
                 if int(ahead):
-                    kept.append(f"{ref.removeprefix('refs/heads/')}: {int(ahead)} commits")
+                    # the branch goes the next time: its task may want it back until then
+                    kept.append(await keep_commit(self.git, clone, name, ref))
                 else:
-                    await self.git.clone(
-                        clone, "branch", "-q", "-D", ref.removeprefix("refs/heads/")
-                    )
+                    with suppress(GitError):  # git knows of a rebase that is under way in it
+                        await self.git.clone(clone, "branch", "-q", "-D", name)
         return kept
 
     async def worktrees(self, clone: Path) -> list[dict[str, str]]:
@@ -210,6 +222,45 @@ class Clones:
                     await keep_commit(self.git, clone, "", tree["HEAD"])
         await self.git.clone(clone, "worktree", "prune", "--expire=now")
 
+    async def expire(
+        self, clone: Path, before: datetime, discard: Callable[[Path], None]
+    ) -> list[str]:
+        """Let go of kept work from before a time, and of a clone that nobody has used since.
+
+        Branches and stashes of agents go only where no worktree is left that could want them. What
+        `discard` gets is out of the way when it returns. Returns what went. Raises GitError.
+        """
+        gone = []
+        async with self.hold(clone):
+            trees = await self.worktrees(clone)
+            for each in await list_kept(self.git, clone):
+                ours = each.ref.startswith(f"{SAVED}/")
+                if each.at < before and (ours or not trees):
+                    await drop(self.git, each)
+                    gone.append(f"{clone.name} {each.ref}")
+            if trees or await local_work(self.git, clone):
+                return gone
+            # no await from here: who asks for the clone now marks it first
+            if _used(clone) < before.timestamp():
+                discard(clone)
+                gone.append(clone.name)
+        return gone
+
+    async def expire_aside(self, before: datetime, discard: Callable[[Path], None]) -> list[str]:
+        """Let go of damaged clones and of bundles that were put there before a time."""
+        gone = []
+        for path in sorted(self.folder.glob("*/*.git.damaged-*")):
+            match = _ASIDE.search(path.name)
+            if match and _moment(match[1]) < before:
+                discard(path)
+                gone.append(path.name)
+        for folder in self.folder.glob("*"):
+            for each in await trio.to_thread.run_sync(bundles, folder):
+                if each.at < before:
+                    await drop(self.git, each)
+                    gone.append(each.place.name)
+        return gone
+
     async def tidy(self, clone: Path) -> None:
         """Pack a clone that needs it, without a lock: git keeps this apart from other work."""
         counted = await self.git.clone(clone, "count-objects", "-v")
@@ -225,6 +276,11 @@ class Clones:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > CLONE + FETCH:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def clone_dirs(root: Path) -> list[Path]:
+    """Every clone below a workspaces root, without the unfinished and those set aside."""
+    return sorted(path for path in (root / FOLDER).glob("*/*.git") if not _is_aside(path))
 
 
 def remove_stale_locks(clone: Path) -> None:
@@ -243,6 +299,24 @@ def remove_if_stale(path: Path) -> None:
 
 def _is_there(clone: Path) -> bool:
     return clone.exists()
+
+
+def _mark_used(clone: Path) -> None:
+    with suppress(OSError):
+        (clone / _USED).touch()
+
+
+def _used(clone: Path) -> float:
+    """When a clone was last asked for; for one of an older version, when it was last changed."""
+    newest = 0.0
+    for place in (clone / _USED, clone, clone / "worktrees", clone / "objects" / "pack"):
+        with suppress(OSError):
+            newest = max(newest, place.stat().st_mtime)
+    return newest
+
+
+def _moment(stamp: str) -> datetime:
+    return datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
 
 
 def _rename_aside(clone: Path) -> Path:

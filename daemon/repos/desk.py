@@ -31,6 +31,7 @@ from daemon.repos import hooks
 from daemon.repos.clones import Clones
 from daemon.repos.flights import Flights, Stopped
 from daemon.repos.git import Git, GitError, git_environment
+from daemon.repos.kept import Owner, note
 from daemon.repos.names import clone_name, repo_name
 from daemon.repos.worktrees import CheckedOut, Wanted, check_out
 from shared.wire.runtime import ReposReply
@@ -61,6 +62,7 @@ class Grant:
     workspace_id: str
     agent_name: str
     env_root: Path
+    issue_id: str = ""
     urls: frozenset[str] = frozenset()
 
 
@@ -126,6 +128,8 @@ class Desk:
             log.info("checkout failed; looking at the clone", clone=clone.name, error=str(error))
             clone = await clones.refresh(grant.workspace_id, allowed, suspect=True)
             done = await self._check_out_of(clone, wanted, co_author=co_author)
+        if done.saved:
+            note(clone, done.saved, Owner(task_id=grant.task_id, issue_id=grant.issue_id))
         log.info("checked out", task_id=grant.task_id, clone=clone.name, branch=done.branch)
         return done
 

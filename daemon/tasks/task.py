@@ -25,6 +25,7 @@ import trio
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.client import SIGN_IN, ApiError, Transient
 from daemon.repos.desk import Grant, mint_secret
+from daemon.repos.kept import kept_for_issue
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
 from daemon.tasks.drain import Sender, Transcript, consume
@@ -370,9 +371,18 @@ class _TaskRun:
                 workspace_id=task.workspace_id,
                 agent_name=task.agent.name if task.agent is not None else "",
                 env_root=chosen.layout.env_root,
+                issue_id=task.issue_id,
                 urls=frozenset(repo.url.strip() for repo in task.repos),
             )
             self._guards.enter_context(desk.grant(self._checkout_secret, grant))
+
+    def _kept_before(self) -> list[tuple[str, str]]:
+        """What is kept of the issue's earlier tasks: addresses and refs."""
+        task, desk = self._task, self._runner.desk
+        if desk is None or not task.issue_id:
+            return []
+        folder = desk.clones.folder / task.workspace_id
+        return kept_for_issue(folder, task.issue_id, (repo.url.strip() for repo in task.repos))
 
     def _check(self) -> None:
         """Refuse what must not run at all. Raises TaskError."""
@@ -473,6 +483,7 @@ class _TaskRun:
             resumed=bool(resume),
             skills_in=chosen.skills_in,
             local=chosen.local is not None,
+            kept=self._kept_before(),
         )
         prompt = render_prompt(task, self._kind, resumed=bool(resume))
         if not write_brief(chosen, provider, brief) and provider not in _INLINE_BRIEF:

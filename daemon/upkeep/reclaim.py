@@ -19,6 +19,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ import trio
 from daemon.client import ApiError, Rejected
 from daemon.repos import snapshots
 from daemon.repos.git import GitError
+from daemon.repos.kept import Owner, bundle, note
 from daemon.repos.worktrees import git_dir_of
 from daemon.upkeep.reclaim_rules import ENDPOINTS, Decision, Known, Limits, decide, span
 from daemon.workdir.meta import CHAT, Meta, read_meta
@@ -64,7 +66,7 @@ class Pass:
     artifacts: int = 0
     kept: dict[str, str] = attrs.field(factory=dict)
     saved: list[str] = attrs.field(factory=list)
-    branches: dict[str, list[str]] = attrs.field(factory=dict)
+    expired: list[str] = attrs.field(factory=list)
 
 
 class Reclaim:
@@ -89,6 +91,7 @@ class Reclaim:
             orphan=config.gc_orphan_ttl,
             artifacts=config.gc_artifact_ttl,
             patterns=frozenset(config.gc_artifact_patterns),
+            kept=config.gc_kept_ttl,
         )
 
     async def run_once(self) -> Pass:
@@ -106,6 +109,7 @@ class Reclaim:
         await self._empty_trash()
         for clone in self._clones.all():
             await self._prune(clone, done)
+        await self._expire(done)
         await trio.to_thread.run_sync(self._clones.remove_unfinished)
         self._report(done)
         return done
@@ -161,12 +165,13 @@ class Reclaim:
     async def _remove(self, env_root: Path, decision: Decision, idle: float, done: Pass) -> str:
         """Remove a directory, keeping the work in it first; return why it stays, "" if it went."""
         unkept = []
+        is_last = idle > self._limits.orphan
         trees = await trio.to_thread.run_sync(lambda: list(repositories(env_root)))
         for tree in trees:
-            problem = await self._keep_work(tree, done)
+            problem = await self._keep_work(env_root, tree, done, at_last=is_last)
             if problem:
                 unkept.append(f"{tree.relative_to(env_root)}: {problem}")
-        if unkept and idle <= self._limits.orphan:
+        if unkept and not is_last:
             left = span(self._limits.orphan - idle)
             return f"{decision.why}, but {'; '.join(unkept)}; it goes in {left}"
         # no await from here: what was kept is what goes
@@ -175,9 +180,14 @@ class Reclaim:
         done.removed.append(f"{env_root.relative_to(self._root)}: {decision.why}")
         return ""
 
-    async def _keep_work(self, tree: Path, done: Pass) -> str:
-        """Keep a repository's work; return what stands against it being kept, "" if nothing."""
+    async def _keep_work(self, env_root: Path, tree: Path, done: Pass, *, at_last: bool) -> str:
+        """Keep a repository's work; return what stands against it being kept, "" if nothing.
+
+        A repository of the agent's own is left as it is, until `at_last` a bundle has to do.
+        """
         git = self._clones.git
+        meta = read_meta(env_root)
+        owner_of = Owner(task_id=env_root.name, issue_id=meta.issue_id if meta is not None else "")
         owner = await git_dir_of(git, tree)
         if owner is None:
             return "its repository is gone, so its work cannot be kept"
@@ -185,12 +195,20 @@ class Reclaim:
             if self._clones.owns(owner):
                 saved = await snapshots.save(git, tree)
                 if saved:
+                    note(owner, saved, owner_of)
                     done.saved.append(f"{owner.name} {saved}")
                     log.info("work kept", clone=owner.name, ref=saved)
                 return ""
             state = await snapshots.look(git, tree)
-            local = ("rev-list", "--count", "--branches", "--not", "--remotes")
-            ahead = int(await git.tree(tree, *local))
+            local = ("rev-list", "-1", "--all", "--not", "--remotes")
+            ahead = await git.tree(tree, *local)
+            if at_last and (state.has_work or ahead):
+                await snapshots.save(git, tree)
+                folder = self._clones.folder / env_root.parent.name
+                made = await bundle(git, tree, folder, owner_of)
+                done.saved.append(made.name)
+                log.info("work kept in a bundle", path=str(made))
+                return ""
         except (GitError, ValueError) as error:
             return f"its work cannot be kept: {error}"
         if state.has_work or ahead:
@@ -235,12 +253,29 @@ class Reclaim:
 
     async def _prune(self, clone: Path, done: Pass) -> None:
         try:
-            kept = await self._clones.prune(clone)
-            if kept:
-                done.branches[str(clone.relative_to(self._root))] = kept
+            done.saved += [f"{clone.name} {ref}" for ref in await self._clones.prune(clone)]
             await self._clones.tidy(clone)
         except (GitError, ValueError) as error:
             log.warning("clone not pruned", clone=clone.name, error=str(error))
+
+    async def _expire(self, done: Pass) -> None:
+        """Let go of kept work and of clones as old as the user allows them to become."""
+        ttl = self._limits.kept
+        if not ttl:
+            return
+        before = datetime.fromtimestamp(self._wall() - ttl, UTC)
+        for clone in self._clones.all():
+            try:
+                done.expired += await self._clones.expire(clone, before, self._discard)
+            except (GitError, OSError, ValueError) as error:
+                log.warning("clone not looked through", clone=clone.name, error=str(error))
+        try:
+            done.expired += await self._clones.expire_aside(before, self._discard)
+        except (GitError, OSError) as error:
+            log.warning("old clones and bundles stay", error=str(error))
+        for name in done.expired:
+            log.info("kept long enough; gone", what=name)
+        await self._empty_trash()
 
     def _report(self, done: Pass) -> None:
         if done.removed or done.artifacts:

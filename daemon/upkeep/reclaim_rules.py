@@ -23,12 +23,13 @@ _OVER: Final = {
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """The user's settings, in seconds; `artifacts` 0 switches that rule off."""
+    """The user's settings, in seconds; `artifacts` 0 switches that rule off, `kept` 0 its own."""
 
     ttl: float
     orphan: float
     artifacts: float
     patterns: frozenset[str] = frozenset()
+    kept: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

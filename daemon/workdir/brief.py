@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
@@ -29,6 +29,8 @@ _AGENTS: Final = frozenset(
     {"codex", "copilot", "opencode", "openclaw", "hermes", "pi", "cursor", "kimi", "kiro"}
     | {"antigravity", "qoder", "demo"}
 )
+
+_KEPT_SHOWN: Final = 10
 
 _ON_ISSUE: Final = frozenset({"comment", "direct"})
 
@@ -105,6 +107,7 @@ class _Facts:
     resumed: bool
     skills_in: str
     local: bool
+    kept: Sequence[tuple[str, str]]
 
     @property
     def on_issue(self) -> bool:
@@ -122,11 +125,13 @@ def render_brief(
     resumed: bool,
     skills_in: str = "",
     local: bool = False,
+    kept: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return the brief of a task; sections that do not apply or have nothing to say are left out.
 
     `skills_in` is where the skills are if it is not the provider's usual place, `local` says that
-    the agent works in a directory of the user's.
+    the agent works in a directory of the user's. `kept` has address and ref of what earlier tasks
+    of the issue left in its repositories.
     """
     facts = _Facts(
         task=task,
@@ -135,6 +140,7 @@ def render_brief(
         resumed=resumed,
         skills_in=skills_in or folder_for(provider),
         local=local,
+        kept=kept,
     )
     parts = [texts.HEADER]
     for title, render in _SECTIONS:
@@ -193,7 +199,11 @@ def _repositories(facts: _Facts) -> str:
         f"- {repo.url}" + (f": {' '.join(repo.description.split())}" if repo.description else "")
         for repo in repos
     ]
-    return texts.REPOSITORIES + "\n\n" + "\n".join(lines)
+    parts = [texts.REPOSITORIES, "\n".join(lines)]
+    if facts.kept:
+        refs = [f"- {url}: `{ref}`" for url, ref in facts.kept[-_KEPT_SHOWN:]]
+        parts += [texts.KEPT, "\n".join(refs)]
+    return "\n\n".join(parts)
 
 
 def _project(facts: _Facts) -> str:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+import tomlkit
 
 from daemon.workdir.sidecars import Sidecars
 from daemon.workdir.skills import plan_skills, slug
-from daemon.workdir.toml import dump_toml
 from shared.wire.task import Skill
 
 log = structlog.get_logger(__name__)
@@ -117,7 +117,7 @@ def _copy_config(path: Path, source: Path, env: Mapping[str, str]) -> None:
     _remove(path)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # settings hold secrets
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(dump_toml(safe_config(config, env)))
+        file.write(tomlkit.dumps(safe_config(config, env)))
     if sys.platform == "darwin":
         log.warning("codex runs without a sandbox on macOS", path=str(path))
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from daemon.workdir.frontmatter import with_frontmatter
+from daemon.agents.frontmatter import with_frontmatter
 from daemon.workdir.sidecars import Sidecars
 from shared.wire.task import Skill
 

@@ -32,7 +32,7 @@ threads; settled ones are folded unless `--full`. Where older pages exist, stder
 `Next reply cursor` and `Next thread cursor`.
 - `bullpen issue create --title "..." [--description "..." | --description-file <path> | \
 --description-stdin] [--priority X] [--status X] [--assignee X | --assignee-id <id>] \
-[--parent <issue-id>] [--stage N] [--project <id>] [--due-date <RFC3339>] [--attachment <path>]`: \
+[--parent <issue-id>] [--stage N] [--project <id>] [--due-date <YYYY-MM-DD>] [--attachment <path>]`: \
 `--attachment` may be repeated; put text you wrote yourself into a file.
 - `bullpen issue update <id> ...`: the same fields; `--parent ""` clears.
 - `bullpen issue status <id> <status>`: todo, in_progress, in_review, done, blocked, backlog, \
@@ -70,6 +70,12 @@ alone. Repositories are not checked out in here: go to `$TMPDIR` before `bullpen
 REPOSITORIES: Final = """\
 Check one out with `bullpen repo checkout <url> [--ref <branch-or-sha>]`: you get a worktree on a \
 branch of its own. Nothing is checked out beforehand. The repositories of this task:"""
+
+KEPT: Final = """\
+Earlier runs on this issue left work that is on no server. It is kept in the repositories under \
+these refs, the newest last; look at one in a checkout (`git log <ref>`, `git show --stat <ref>`) \
+and take over what is still of use (`git stash apply <ref>` for files, `git merge <ref>` for \
+commits):"""
 
 RESOURCES: Final = """\
 The same is in `.multica/project/resources.json`. Open a resource only when the task needs it."""

@@ -13,8 +13,10 @@ select exists (select from app_user where lower(email) = $1) as known,
 select pg_advisory_xact_lock(hashtextextended('sign-in-code|' || $1, 0));
 
 -- name: sent
--- How many codes an address got within the last hour, and within $2. $1 address, $2 interval
-select count(*) as hour, count(*) filter (where created_at > now() - $2::interval) as just_now
+-- How many codes an address got within the last hour, and in how many seconds the next may follow the
+-- last (not above 0: now). $1 address, $2 pause between two
+select count(*) as hour,
+       coalesce(extract(epoch from max(created_at) + $2::interval - now()), 0)::float8 as wait
 from verification_code
 where lower(email) = $1 and created_at > now() - interval '1 hour';
 

@@ -95,8 +95,11 @@ class Membership:
 # --- entrances ------------------------------------------------------------------------------------
 
 
-async def user(request: HTTPConnection) -> Actor:
-    """The person or agent calling. Raises UserUnauthenticated, CsrfFailed."""
+async def user(request: HTTPConnection, *, proof: str | None = None) -> Actor:
+    """The person or agent calling. Raises UserUnauthenticated, CsrfFailed.
+
+    `proof` is the CSRF proof of a plain form; scripts send theirs in a header.
+    """
     token, cookie = _bearer(request), request.cookies.get(AUTH_COOKIE, "")
     if token:
         return await actor_of_token(services(request), token, machine_tokens=True)
@@ -104,16 +107,16 @@ async def user(request: HTTPConnection) -> Actor:
         raise UserUnauthenticated("missing authorization")
     actor = await actor_of_session(services(request), cookie, "cookie")
     method = request.scope.get("method", "GET")
-    if method not in _SAFE_METHODS and not csrf_valid(
-        cookie, request.headers.get("x-csrf-token", "")
-    ):
+    if proof is None:
+        proof = request.headers.get("x-csrf-token", "")
+    if method not in _SAFE_METHODS and not csrf_valid(cookie, proof):
         raise CsrfFailed
     return actor
 
 
-async def human(request: HTTPConnection) -> Actor:
+async def human(request: HTTPConnection, *, proof: str | None = None) -> Actor:
     """As `user`, but agents are refused: what makes or spends credentials is for people."""
-    actor = await user(request)
+    actor = await user(request, proof=proof)
     if actor.token_kind == TASK_TOKEN:
         raise Forbidden("this endpoint is only available to human actors")
     return actor

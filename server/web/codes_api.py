@@ -24,7 +24,6 @@ from server.store.queries import Connection, Record, load
 from server.web import auth
 from server.web.answers import answer
 from server.web.context import services
-from server.web.fields import Fields
 from server.web.limits import peer_of
 from server.web.members_api import EMAIL, LONGEST_EMAIL
 from server.web.unit import fields
@@ -42,6 +41,11 @@ MOST_PER_HOUR: Final = 10
 MOST_GUESSES: Final = 5
 """Wrong guesses a code bears. With MOST_PER_HOUR that is 50 guesses at a million codes in an hour."""
 
+_FORM_TYPES: Final = frozenset(
+    {"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"}
+)
+"""What a page of another site can send without being allowed to."""
+
 _SUBJECT: Final = "Your sign-in code"
 _TEXT: Final = """Your Bullpen sign-in code is {code}
 
@@ -49,10 +53,24 @@ It is valid for ten minutes. If you did not ask for it, ignore this mail.
 """
 
 
+class CodeOut(TooMany):
+    """The address has a code that is hardly a minute old."""
+
+
 async def send_code(request: Request) -> Response:
     """POST /auth/send-code: a code to the address, or into the log where there is no mail."""
+    sent = await fields(request)
+    mailed = await send(request, sent.required_text("email"))
+    return answer({"message": "the code was sent" if mailed else "the code is in the server's log"})
+
+
+async def send(request: Request, address: str) -> bool:
+    """Make a code for an address; whether it was mailed rather than logged.
+
+    Raises Invalid, Forbidden, CodeOut, TooMany, Unavailable.
+    """
     parts = services(request)
-    email = _email(await fields(request))
+    email = _email(address)
     parts.limits.send_code.spend(peer_of(request, parts.config))
     code = f"{secrets.randbelow(10**6):06}"
 
@@ -61,8 +79,8 @@ async def send_code(request: Request) -> Response:
         await conn.execute(SQL.lock_address, email)
         sent = await conn.fetchrow(SQL.sent, email, PAUSE)
         assert sent is not None
-        if sent["just_now"]:
-            raise TooMany("a code was sent a moment ago", after=PAUSE.total_seconds())
+        if sent["wait"] > 0:
+            raise CodeOut("a code was sent a moment ago", after=sent["wait"])
         if sent["hour"] >= MOST_PER_HOUR:
             raise TooMany("too many codes for this address; try again later", after=3600)
         code_id = await conn.fetchval(SQL.add_code, email, _hash(parts.config, email, code), LIFE)
@@ -71,24 +89,41 @@ async def send_code(request: Request) -> Response:
     code_id = await parts.database.write(unit)
     if not parts.mailer.is_set_up:
         log.warning("no mail server is set up; the sign-in code", email=email, sign_in_code=code)
-        return answer({"message": "the code is in the server's log"})
+        return False
     try:
         await parts.mailer.send(email, _SUBJECT, _TEXT.format(code=code))
     except MailError:
-        sent = False
+        failed = True
     else:
-        sent = True
-    if not sent:  # it does not count against the next
+        failed = False
+    if failed:  # it does not count against the next
         await parts.database.write(lambda conn: conn.execute(SQL.drop_code, code_id))
         raise Unavailable("the code could not be sent; try again later")
-    return answer({"message": "the code was sent"})
+    return True
 
 
 async def verify_code(request: Request) -> Response:
-    """POST /auth/verify-code: a session for the right code; the first makes the account."""
-    parts = services(request)
+    """POST /auth/verify-code: a session for the right code; the first makes the account.
+
+    What a form of another site may have sent gets no cookies: nobody is to sign a browser in as
+    somebody else (JSON cannot be sent from elsewhere without asking first).
+    """
     sent = await fields(request)
-    email, code = _email(sent), sent.text("code").strip()
+    user, session = await verify(request, sent.required_text("email"), sent.text("code"))
+    response = answer({"token": session, "user": user})
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _FORM_TYPES:
+        auth.set_cookies(response, services(request).config, session)
+    return response
+
+
+async def verify(request: Request, address: str, code: str) -> tuple[User, str]:
+    """The user of an address whose newest code this is, made if need be, and a session for them.
+
+    Raises Invalid, Forbidden, TooMany.
+    """
+    parts = services(request)
+    email, code = _email(address), "".join(code.split())
     parts.limits.verify_code.spend(peer_of(request, parts.config))
 
     async def unit(conn: Connection) -> tuple[User, bool] | None:
@@ -107,10 +142,7 @@ async def verify_code(request: Request) -> Response:
     user, made = found
     if made:
         parts.metrics.count("signup")
-    session = auth.mint_session(parts.config, user.id, user.email, user.name)
-    response = answer({"token": session, "user": user})
-    auth.set_cookies(response, parts.config, session)
-    return response
+    return user, auth.mint_session(parts.config, user.id, user.email, user.name)
 
 
 async def _account(conn: Connection, email: str) -> tuple[Record, bool]:
@@ -141,8 +173,8 @@ def may_sign_up(config: Config, email: str) -> bool:
     return config.allow_signup and not config.allowed_emails and not config.allowed_email_domains
 
 
-def _email(sent: Fields) -> str:
-    email = sent.required_text("email").strip().lower()
+def _email(address: str) -> str:
+    email = address.strip().lower()
     if not EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
         raise Invalid("email must be an e-mail address")
     return email

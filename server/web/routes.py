@@ -54,6 +54,7 @@ from server.web import (
     work_api,
 )
 from server.web.context import Services
+from server.web.security import security_policy
 
 log = structlog.get_logger(__name__)
 
@@ -61,20 +62,12 @@ SLOW = 0.5
 """Seconds from which on a request is logged with where its time went."""
 
 _HEADERS: Final = (
-    (
-        b"content-security-policy",
-        (
-            b"default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
-            b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-        ),
-    ),
+    (b"content-security-policy", security_policy().encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )
-"""Our pages need one script and one style sheet of their own and nothing else."""
-
 
 _CORS_ALWAYS: Final = (
     (b"vary", b"Origin"),

@@ -117,6 +117,42 @@ def test_create_assigns_by_name(bench: Bench) -> None:
     assert bench.body() == {"title": "T", "assignee_type": "agent", "assignee_id": AGENT}
 
 
+def test_files_are_attached(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "shot.png"
+    file.write_bytes(b"png")
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/upload-file":
+            assert b'filename="shot.png"' in request.content
+            assert ISSUE.encode() in request.content
+            return httpx.Response(200, json={"id": AGENT})
+        return bench.ordinary(request)
+
+    bench.respond = respond
+    code, _, _ = bench.run(
+        "issue", "comment", "add", "BUL-1", "--content", "x", "--attachment", str(file)
+    )
+    assert code == 0
+    assert bench.body() == {"content": "x", "attachment_ids": [AGENT]}
+    words = ("issue", "create", "--title", "t", "--attachment-id", TASK, "--attachment", str(file))
+    code, _, _ = bench.run(*words)
+    assert code == 0
+    made = next(each for each in bench.requests[::-1] if each.url.path == "/api/issues")
+    assert json.loads(made.content)["attachment_ids"] == [TASK]
+    assert bench.requests[-1].url.path == "/api/upload-file"
+
+
+def test_a_file_that_cannot_be_sent_keeps_a_comment_back_but_not_an_issue(bench: Bench) -> None:
+    missing = ("--attachment", "/nowhere/a.png")
+    code, _, err = bench.run("issue", "comment", "add", "BUL-1", "--content", "x", *missing)
+    assert code == 1
+    assert "cannot read /nowhere/a.png" in err
+    assert all(each.method == "GET" for each in bench.requests)
+    code, _, err = bench.run("issue", "create", "--title", "t", *missing)
+    assert code == 0
+    assert "not attached" in err
+
+
 def test_headers(bench: Bench) -> None:
     bench.run("issue", "get", "BUL-1")
     headers = bench.requests[0].headers

@@ -180,7 +180,7 @@ def test_the_second_signal_kills(home: Path) -> None:
         psutil.Process(daemon).suspend()
         bullpen.process.send_signal(signal.SIGINT)
         wait_for("the stop to begin", lambda: "Stopping" in log_of(home)[-400:])
-        assert stop(bullpen, signal.SIGINT) < 5
+        assert stop(bullpen, signal.SIGINT) < STOP_DEADLINE - 3
         assert is_gone(daemon)
 
 

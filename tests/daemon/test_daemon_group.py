@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ import pytest
 from daemon.cli import daemon_group
 from daemon.cli.daemon_group import drain
 from daemon.cli.errors import CliError
+from daemon.cli.root import run
 from daemon.cli.settings import Settings
 
 pytestmark = pytest.mark.together
@@ -122,6 +124,27 @@ def test_a_daemon_that_cannot_wait_is_left_to_be_stopped(
     scripted.knows_drain = False
     drain(settings)
     assert scripted.posts == ["/drain"]
+
+
+NO_BUS = "#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2\nexit 1\n"
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_what_cannot_be_installed_stops_no_daemon(
+    scripted: ScriptedDaemon, tmp_path: Path, capsys: pytest.CaptureFixture[str], above: bool
+) -> None:
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(NO_BUS if not above else "#!/bin/sh\n")
+    systemctl.chmod(0o755)
+    if above:
+        (tmp_path / "up.json").write_text(json.dumps({"pid": os.getppid()}))
+    env = {"BULLPEN_HOME": str(tmp_path), "HOME": str(tmp_path), "PATH": str(systemctl.parent)}
+    assert run(["daemon", "install"], Settings(env=env)) == 1
+    told = capsys.readouterr().err
+    assert ("`bullpen up` is running" if above else "Failed to connect to bus") in told
+    assert scripted.posts == []
+    assert not list(tmp_path.rglob("*.service"))
 
 
 def test_without_a_daemon_there_is_nothing_to_wait_for(settings: Settings) -> None:

@@ -52,13 +52,14 @@ def test_the_scan(tmp_path: Path) -> None:
         "# pack\nabc refs/bullpen/x/1\nabc refs/bullpen/y/2\n"
     )
     (clones / "a.git" / "worktrees" / "app").mkdir(parents=True)
+    (clones / "2222-mine.bundle").write_bytes(b"x" * 4)
     (root / ".skill-cache").mkdir()
     (root / ".skill-cache" / "x").write_bytes(b"x" * 5)
     (root / ".trash").mkdir()
     (root / ".trash" / "old").write_bytes(b"x" * 7)
     (root / ".reclaim.json").write_text(
         json.dumps({"at": "2026-01-02T00:00:00Z", "kept": {f"{WS}/{TASK}": "its issue is open"},
-                    "branches": {f".repos/{WS}/a.git": ["agent/x/1: 2 commits"]}})
+                    })
     )  # fmt: skip
     journals = tmp_path / "journals"
     journals.mkdir()
@@ -78,9 +79,10 @@ def test_the_scan(tmp_path: Path) -> None:
         "a.git": ("ready", 2), "a.git.damaged-1": ("damaged", 1), ".b.git.12.new": ("unfinished", 1)
     }  # fmt: skip
     [ready] = [clone for clone in report.clones if clone.state == "ready"]
-    assert (ready.worktrees, ready.unpushed_branches) == (1, ["agent/x/1: 2 commits"])
+    assert ready.worktrees == 1
+    assert (report.bundle_count, report.bundle_size_bytes) == (1, 4)
     assert (report.trash_size_bytes, report.journal_count, report.journal_size_bytes) == (7, 1, 3)
-    parts = report.total_size_bytes + report.total_clone_size_bytes + 7 + 3 + 5
+    parts = report.total_size_bytes + report.total_clone_size_bytes + 4 + 7 + 3 + 5
     assert report.grand_total_bytes == parts
 
 
@@ -120,6 +122,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert str(elsewhere) in out
     code, out, _ = run(tmp_path, BULLPEN_WORKSPACES_ROOT=str(elsewhere))
     assert str(elsewhere) in out
+    (tmp_path / "config.json").write_text(
+        json.dumps({"settings": {"BULLPEN_WORKSPACES_ROOT": str(elsewhere)}})
+    )
+    assert str(elsewhere) in run(tmp_path)[1], "the daemon's settings count here too"
+    (tmp_path / "config.json").unlink()
     patterns = {"BULLPEN_GC_ARTIFACT_PATTERNS": "target, a/b"}
     assert json.loads(run(tmp_path, "--output", "json", **patterns)[1])["artifact_patterns"] == [
         "target"

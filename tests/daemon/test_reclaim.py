@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,11 +15,14 @@ import attrs
 import pytest
 import trio
 
+from daemon.cli.root import run as run_command
+from daemon.cli.settings import Settings
 from daemon.client import GcCheck, Rejected, Transient
 from daemon.config import Config
 from daemon.disk_usage import scan
 from daemon.repos.clones import Clones
 from daemon.repos.git import Git, git_environment
+from daemon.repos.kept import Owner, bundles, kept_for_issue, list_kept
 from daemon.repos.worktrees import CheckedOut, Wanted, check_out
 from daemon.upkeep import reclaim as reclaim_module
 from daemon.upkeep.reclaim import Pass, Reclaim, remove_tree, run_reclaim
@@ -95,6 +99,12 @@ class Bench:
         )  # fmt: skip
         async with self.clones.hold(clone):
             return await check_out(self.clones, clone, wanted)
+
+    async def at_time(self, wall: float, *, ttl: float | None = None) -> Pass:
+        """A pass at another time, perhaps with another limit for kept work."""
+        config = self.config if ttl is None else attrs.evolve(self.config, gc_kept_ttl=ttl)
+        client: Any = self.client
+        return await Reclaim(config, client, self.clones, self.live, wall=lambda: wall).run_once()
 
     def reasons(self, done: Pass) -> dict[str, str]:
         names = {uid(name): name for name in self.names}
@@ -203,7 +213,7 @@ async def test_work_is_kept_before_its_directory_goes(tmp_path: Path) -> None:
         assert git(clone, "branch", "--list") == ""
         assert git(clone, "worktree", "list").count("\n") == 0
         [use] = scan(bench.root, ()).clones
-        assert (use.saved_refs, use.worktrees, use.unpushed_branches) == (1, 0, [])
+        assert (use.saved_refs, use.worktrees) == (1, 0)
 
 
 async def test_pushed_work_is_not_kept_twice(tmp_path: Path) -> None:
@@ -236,8 +246,171 @@ async def test_what_cannot_be_kept_stays_until_the_users_limit(tmp_path: Path) -
         assert "repository is gone" in reasons["broken"]
         for env_root in (own, broken):
             bench.age(env_root, 80)
+        done = await bench.run()
+        assert bench.there() == []
+        [name] = done.saved
+        made = bench.clones.folder / WS / name
+        [found] = bundles(made.parent)
+        assert found.owner == Owner(task_id=own.name, issue_id="done")
+        person = tmp_path / "person"
+        person.mkdir()
+        do(person, found.way_back)
+        [checkout] = person.iterdir()
+        assert (checkout / "a").read_text() == "a"
+
+
+async def test_uncommitted_work_of_an_own_repository_is_in_its_bundle(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.client.answers = {"issues/done": DONE}
+        env_root = bench.env("own", issue("done"))
+        git(env_root / "workdir", "clone", "-q", bench.remote.url, "copy")
+        tree = env_root / "workdir" / "copy"
+        commit(tree, "mine.txt", "mine")
+        git(tree, "stash", "push", "-q", "--include-untracked", check=False)
+        (tree / "new.txt").write_text("untracked")
+        bench.age(env_root, 80)
         await bench.run()
         assert bench.there() == []
+        [found] = bundles(bench.clones.folder / WS)
+        assert "refs/kept" in found.way_back, "what the server has is not in it"
+        person = tmp_path / "person"
+        git(tmp_path, "clone", "-q", bench.remote.url, str(person))
+        do(person, found.way_back)
+        [ref] = git(person, "for-each-ref", "--format=%(refname)", "refs/kept/bullpen").split()
+        assert git(person, "show", f"{ref}:new.txt") == "untracked"
+        assert git(person, "show", f"{ref}:mine.txt") == "mine"
+
+
+async def test_kept_work_is_found_and_brought_back(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.client.answers = {"issues/done": DONE}
+        for name, touch in (("0a1b2c3d", True), ("1a1b2c3d", False)):
+            env_root = bench.env(name, issue("done"))
+            tree = (await bench.check_out(env_root)).path
+            commit(tree, f"{name}.txt", "committed")
+            if touch:
+                (tree / "new.txt").write_text("untracked")
+        await bench.run()
+        [clone] = bench.clones.all()
+        found = await list_kept(bench.clones.git, clone)
+        assert {each.kind for each in found} == {"files", "commits"}
+        assert {each.owner.issue_id for each in found} == {"done"}
+        assert {each.owner.task_id for each in found} == {uid("0a1b2c3d"), uid("1a1b2c3d")}
+        person = tmp_path / "person"
+        git(tmp_path, "clone", "-q", bench.remote.url, str(person))
+        for each in found:
+            do(person, each.way_back)
+        assert (person / "new.txt").read_text() == "untracked"
+        assert "1a1b2c3d.txt" in git(person, "ls-tree", "--name-only", "kept-" + next(
+            each.commit[:8] for each in found if each.kind == "commits"))  # fmt: skip
+        told = kept_for_issue(bench.clones.folder / WS, "done", [bench.remote.url])
+        assert [(bench.remote.url, ref) for ref in sorted(bench.saved(), key=_when)] == told
+        assert kept_for_issue(bench.clones.folder / WS, "other", [bench.remote.url]) == []
+        (clone / "bullpen" / "x").mkdir()
+        (clone / "bullpen" / "x" / "`rm`.json").write_text('{"issue_id": "done"}')
+        (clone / "bullpen" / "x" / "20260101T000000Z-aa.json").write_text('{"issue_id": "done"}')
+        assert kept_for_issue(bench.clones.folder / WS, "done", [bench.remote.url]) == told
+
+
+async def test_the_command_lists_kept_work_and_lets_it_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_bench(tmp_path) as bench:
+
+        async def call(*words: str) -> tuple[int, str, str]:
+            env = {"BULLPEN_WORKSPACES_ROOT": str(bench.root), "PATH": os.environ["PATH"]}
+            made = Settings(env={**env, "BULLPEN_HOME": str(tmp_path / "h")})
+            code = await trio.to_thread.run_sync(run_command, ["repo", "kept", *words], made)
+            return code, *capsys.readouterr()
+
+        assert "Nothing is kept" in (await call())[2]
+        bench.client.answers = {"issues/done": DONE}
+        env_root = bench.env("0a1b2c3d", issue("done"))
+        tree = (await bench.check_out(env_root)).path
+        (tree / "new.txt").write_text("untracked")
+        own = bench.env("own", issue("done"))
+        git(own / "workdir", "init", "-q", "mine")
+        commit(own / "workdir" / "mine", "a", "a")
+        bench.age(own, 80)
+        await bench.run()
+        code, out, _ = await call()
+        assert code == 0
+        assert f"changed files of task {env_root.name[:8]}, branch agent/demo/" in out
+        assert "git stash apply FETCH_HEAD" in out
+        assert f"{own.name[:8]}-mine: a repository of task {own.name[:8]}" in out
+        told = json.loads((await call("--output", "json"))[1])
+        assert {each["task_id"] for each in told} == {env_root.name, own.name}
+        for wrong in ("re", "refs/bullpen/nothing", "mine"):
+            code, _, err = await call("--drop", wrong)
+            assert code == 1
+            assert "nothing is kept as" in err
+        ref = next(each["ref"] for each in told if each["ref"])
+        assert (await call("--drop", ref, "--drop", own.name[:8]))[0] == 0
+        assert bench.saved() == []
+        assert bundles(bench.clones.folder / WS) == []
+        assert "Nothing is kept" in (await call())[2]
+
+
+def _when(ref: str) -> str:
+    return ref.rpartition("/")[2]
+
+
+def do(folder: Path, command: str) -> None:
+    """Run a command of ours as a person would."""
+    nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_COMMITTER_NAME": "P", "GIT_AUTHOR_NAME": "P"}
+    mail = {"GIT_COMMITTER_EMAIL": "p@example.test", "GIT_AUTHOR_EMAIL": "p@example.test"}
+    subprocess.run(
+        ["/bin/sh", "-ec", command], cwd=folder, env={**os.environ, **nobody, **mail}, check=True
+    )
+
+
+async def test_kept_work_and_unused_clones_go_when_they_are_old(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.client.answers = {"issues/done": DONE}
+        env_root = bench.env("0a1b2c3d", issue("done"))
+        tree = (await bench.check_out(env_root)).path
+        commit(tree, "a.txt", "committed")
+        git(tree, "branch", "of-the-agent")
+        (tree / "b.txt").write_text("stashed")
+        git(tree, "stash", "push", "-q", "--include-untracked")
+        [clone] = bench.clones.all()
+        aside = clone.with_name(f"{clone.name}.damaged-20200101T000000Z-ab")
+        aside.mkdir()
+        done = await bench.run()
+        assert done.expired == [aside.name]
+        before = bench.saved()
+        assert len(before) == 1
+        assert (await bench.run()).expired == [], "it is not old enough"
+        late = time.time() + 29 * 24 * HOUR
+        assert (await bench.at_time(late)).expired == []
+        later = time.time() + 31 * 24 * HOUR
+        never = await bench.at_time(later, ttl=0)
+        assert (never.expired, bench.saved()) == ([], before)
+        used = bench.env("1a1b2c3d", issue("open"))
+        await bench.check_out(used)
+        gone = (await bench.at_time(later)).expired
+        assert gone == [f"{clone.name} {before[0]}"], "a worktree's agent may want the rest"
+        assert not list((clone / "bullpen").rglob("*.json"))
+        remove(used)
+        gone = (await bench.at_time(later)).expired
+        assert gone == [
+            f"{clone.name} refs/heads/of-the-agent",
+            f"{clone.name} refs/stash",
+            clone.name,
+        ]
+        assert bench.clones.all() == []
+
+
+async def test_a_clone_that_is_asked_for_again_stays(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        clone = await bench.clones.refresh(WS, bench.remote.url)
+        for path in (clone, *clone.iterdir()):
+            os.utime(path, (1.6e9, 1.6e9))
+        os.utime(clone / "objects" / "pack", (1.6e9, 1.6e9))
+        await bench.clones.refresh(WS, bench.remote.url)
+        assert (await bench.run()).expired == []
+        os.utime(clone / "bullpen-used", (1.6e9, 1.6e9))
+        assert (await bench.run()).expired == [clone.name]
 
 
 async def test_artifacts_go_where_no_repository_wants_them(tmp_path: Path) -> None:

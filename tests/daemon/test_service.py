@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from daemon.cli import service
+from daemon.cli.root import run
 from daemon.cli.service import (
     Launchd,
     ServiceError,
@@ -124,7 +125,7 @@ def test_systemd_is_told_in_order(tmp_path: Path, fake: Fake) -> None:
     manager.enable()
     unit = manager.unit
     assert fake.calls() == [
-        "systemctl --user is-system-running",
+        "systemctl --user show --property=Version",
         "systemctl --user daemon-reload",
         f"systemctl --user enable {unit}",
         f"systemctl --user restart {unit}",
@@ -164,9 +165,65 @@ def test_without_systemd_one_line_says_so(tmp_path: Path, fake: Fake) -> None:
 def test_a_manager_that_refuses_is_quoted(tmp_path: Path, fake: Fake) -> None:
     fake.command("systemctl", "echo 'Job failed.' >&2; echo more >&2; exit 1")
     manager = find_manager(_settings(tmp_path, fake), "linux")
-    manager.install(["/p"], {})  # a degraded system is no reason
     with pytest.raises(ServiceError, match=r"^systemctl --user daemon-reload: Job failed\.$"):
         manager.enable()
+
+
+NO_BUS = """\
+if [ "$2" = is-system-running ]; then echo offline; exit 1; fi
+echo 'Failed to connect to bus: No medium found' >&2
+exit 1
+"""
+
+
+def test_without_a_bus_nothing_is_written_and_what_was_written_goes(
+    tmp_path: Path, fake: Fake
+) -> None:
+    fake.command("systemctl")
+    manager = find_manager(_settings(tmp_path, fake), "linux")
+    manager.install(["/p"], {})
+    link = manager.file.parent / "default.target.wants" / manager.file.name
+    link.parent.mkdir()
+    link.symlink_to(manager.file)
+    fake.command("systemctl", NO_BUS)
+    with pytest.raises(ServiceError, match=r"Failed to connect to bus.*removed nevertheless"):
+        manager.uninstall()
+    assert not manager.is_installed
+    assert not link.is_symlink()
+    for act in (manager.check, lambda: manager.install(["/p"], {})):
+        with pytest.raises(ServiceError, match="Failed to connect to bus"):
+            act()
+    assert not manager.is_installed
+
+
+def test_help_and_settings_are_found_by_the_words_people_try(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: str) -> tuple[int, str]:
+        code = run(words, Settings(env={"BULLPEN_HOME": str(tmp_path)}))
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    assert "Commands:" in call("help")[1]
+    assert "Usage: bullpen daemon logs" in call("help", "daemon", "logs")[1]
+    assert call("config", "get", "BULLPEN_AGENT_TIMEOUT")[0] == 1
+    call("config", "set", "BULLPEN_AGENT_TIMEOUT", "2h")
+    assert call("config", "get", "BULLPEN_AGENT_TIMEOUT") == (0, "2h\n")
+    assert "BULLPEN_AGENT_TIMEOUT:  2h" in call("config", "show")[1]
+    code, told = call("config", "get", "token")
+    assert code == 1
+    assert "is not a setting" in told
+
+
+def test_a_home_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    settings = Settings(env={"BULLPEN_HOME": str(tmp_path / "file"), "HOME": str(tmp_path)})
+    assert run(["daemon", "start"], settings) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: cannot write ")
+    assert told.count("\n") == 1
 
 
 def test_a_manager_that_hangs_is_given_up(
@@ -275,8 +332,6 @@ def fake_systemd(folder: Path) -> None:
 
 
 def test_settings_of_the_daemon_are_set_in_the_file(tmp_path: Path) -> None:
-    from daemon.cli.root import run
-
     made = Settings(env={"BULLPEN_HOME": str(tmp_path)})
     assert run(["config", "set", "BULLPEN_AGENT_TIMEOUT", "2h"], made) == 0
     file = tmp_path / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -558,3 +559,30 @@ async def test_taking_a_task_back_is_tried_again(
         bench.server.give_up(task.id)
         await bench.pool.wait_empty()
         assert task.status == COMPLETED
+
+
+# -- the numbers of spec 03 §30
+
+
+async def test_the_server_is_asked_every_5_s_whether_the_task_still_counts(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path, Script(steps=(33.0,))) as bench:
+        began = trio.current_time()
+        await bench.run(bench.add())
+        *looks, last = [at - began for at in bench.server.times("GET .*/status")]
+        assert looks == pytest.approx([5, 10, 15, 20, 25, 30], abs=0.1)
+        assert last == pytest.approx(33, abs=0.1), "and once more before the report"
+
+
+async def test_a_report_is_tried_again_on_the_schedule_and_then_left_to_the_backlog(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_always("POST .*/complete", UNAVAILABLE)
+        await bench.run(bench.add(), within=130)
+        tried = bench.server.times("POST .*/complete")
+        gaps = [after - before for before, after in pairwise(tried)]
+        assert len(gaps) in {4, 5}, "the last one is due when the patience ends"
+        assert gaps == pytest.approx([4, 8, 16, 32, 64][: len(gaps)], rel=0.11)
+        assert bench.backlog.count == 1

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from daemon.agents.frontmatter import with_frontmatter
 from daemon.workdir.brief import BEGIN, END, without_block, written_brief
 from daemon.workdir.context import render_context, render_resources
 from daemon.workdir.errors import PrepareError
-from daemon.workdir.frontmatter import holds_together, with_frontmatter
 from daemon.workdir.layout import LayoutError, layout_of, layout_of_prior
 from daemon.workdir.prepare import (
     SHORT,
@@ -328,26 +328,23 @@ BAD = [
 ]
 
 
-def is_yaml(block: str) -> bool:
-    """What a real parser says, where the development tools bring one along."""
-    yaml = pytest.importorskip("yaml")
-    try:
-        return isinstance(yaml.safe_load(block), dict)
-    except yaml.YAMLError:
-        return False
-
-
 @pytest.mark.parametrize("block", GOOD)
-def test_sound_blocks_stay(block: str) -> None:
-    assert holds_together(block)
-    assert holds_together(block.replace("\n", "\r\n"))
-    assert is_yaml(block), "the example itself is wrong"
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_sound_blocks_stay(block: str, end: str) -> None:
+    text = f"---\n{block}\n---\nx".replace("\n", end)
+    assert with_frontmatter(text, name="s", description="d") in {
+        text,
+        text.replace(f"---{end}", f"---{end}name: s{end}", 1),
+    }
 
 
 @pytest.mark.parametrize("block", BAD)
 def test_broken_blocks_do_not(block: str) -> None:
-    assert not holds_together(block)
-    assert not is_yaml(block), "the example itself is wrong"
+    text = f"---\n{block}\n---\nx"
+    assert (
+        with_frontmatter(text, name="s", description="d")
+        == '---\nname: s\ndescription: "d"\n---\n\nx'
+    )
 
 
 def test_long_names_fit_and_stay_apart(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from daemon.workdir.codex_home import make_codex_home, safe_config
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.local import LocalDirectory
 from daemon.workdir.prepare import LiveRoots, Prepared, choose, giving_back, prepare
-from daemon.workdir.toml import dump_toml
 from shared.wire.task import ClaimedTask, Skill, SkillFile, TaskAgent
 from tests.support.fake_server import WORKSPACE, uid
 
@@ -111,7 +111,7 @@ env = {KEY = "a\\u007fb\\n\\"q\\""}
 
 def test_the_settings_are_made_safe_and_otherwise_kept() -> None:
     config = safe_config(tomllib.loads(CONFIG), {}, "linux")
-    assert tomllib.loads(dump_toml(config)) == {
+    assert tomllib.loads(tomlkit.dumps(config)) == {
         "model": "o5",
         "sandbox_mode": "workspace-write",
         "sandbox_workspace_write": {"writable_roots": ["/data"], "network_access": True},
@@ -205,7 +205,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_what_is_written_reads_back_the_same(document: dict[str, Any]) -> None:
-    assert tomllib.loads(dump_toml(document)) == document
+    assert tomllib.loads(tomlkit.dumps(document)) == document
 
 
 # -- cursor

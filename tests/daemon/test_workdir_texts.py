@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import click
 import pytest
 
+from daemon.cli.root import root
 from daemon.workdir.brief import brief_file, clean_name, is_plain_email, render_brief
 from daemon.workdir.prompt import comment_hint, render_prompt, reply_block, thread_name
 from shared.wire.task import (
@@ -168,6 +170,40 @@ def test_the_command_section_lists_the_core_and_bans_the_rest() -> None:
         assert banned not in text, banned
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_and_option_an_agent_is_told_of_exists(kind: str) -> None:
+    files = [ChatAttachment(id="FILE", filename="a.png")]
+    told = brief(kind) + prompt(kind, chat_message_attachments=files)
+    seen = 0
+    for snippet in re.findall(r"`bullpen ([^`]+)`", told):
+        command = click_command(snippet.split())
+        if command is None:
+            continue
+        known = {option for each in command.params for option in each.opts}
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", snippet):
+            assert option in known | {"--help"}, f"bullpen {snippet}: {option}"
+            seen += 1
+    assert seen
+    if "--attachment-id" in told:
+        create = click_command(["issue", "create"])
+        assert create is not None
+        assert "--attachment-id" in {option for each in create.params for option in each.opts}
+
+
+def click_command(words: list[str]) -> click.Command | None:
+    """The command the words begin with; None for placeholders and alternatives."""
+    command: click.Command = root
+    for word in words:
+        if not isinstance(command, click.Group):
+            return command
+        if not re.fullmatch(r"[a-z-]+", word):
+            return None
+        found = command.get_command(click.Context(command), word)
+        assert found is not None, f"there is no bullpen {' '.join(words)}"
+        command = found
+    return command
+
+
 def test_quick_create_knows_one_command() -> None:
     text = sections(brief("quick_create"))["Available Commands"]
     assert re.findall(r"`bullpen ([a-z ]+)", text) == ["issue create "]
@@ -276,6 +312,18 @@ def test_skills_put_elsewhere_are_named_there(kind: str) -> None:
         task_of(kind), kind, provider="codex", resumed=False, skills_in="codex-home"
     )
     assert place not in at_home
+
+
+@pytest.mark.parametrize("kind", ON_ISSUE)
+def test_what_earlier_runs_left_is_named(kind: str) -> None:
+    refs = [("https://example.test/api.git", f"refs/bullpen/x/{number}-ab") for number in range(12)]
+    text = sections(render_brief(task_of(kind), kind, provider="claude", resumed=False, kept=refs))[
+        "Repositories"
+    ]
+    assert "- https://example.test/api.git: `refs/bullpen/x/11-ab`" in text
+    assert "git stash apply <ref>" in text
+    assert "refs/bullpen/x/1-ab" not in text, "only the newest"
+    assert "refs/bullpen" not in sections(brief(kind))["Repositories"]
 
 
 def test_a_project_is_shown_with_its_resources() -> None:

@@ -187,6 +187,9 @@ ELSEWHERE = {
     "POST /api/issues/{id}/squad-evaluated": "for a squad's leader in its task only; test_squads",
     "POST /auth/send-code": "before there is a caller; test_codes",
     "POST /auth/verify-code": "before there is a caller; test_codes",
+    "POST /login/code": "a form before there is a caller; test_login",
+    "POST /login/verify": "a form before there is a caller; test_login",
+    "POST /login/cli": "a form with a proof of its own; test_login",
 }
 
 

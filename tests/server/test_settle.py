@@ -135,12 +135,15 @@ async def test_every_cause_settles_every_kind(cause: Cause, kind: str, heard: He
             assert (one.text, one.completed) == ("One\ntwo", True)
         assert "settled" in kinds(told)
         # What all have in common.
-        for common in ("agent:status", f"task:{one.status}", "TokensRevoked"):
+        for common in ("agent:status", f"task:{one.status}"):
             assert kinds(told).count(common) == 1, common
+        # An agent out of reach may be at work, and keeps its token until another takes its place.
+        lost = cause is by_its_lost_machine
+        assert kinds(told).count("TokensRevoked") == (not lost)
         if kind == "issue":
             assert kinds(told).count("comment:created") == (one.status != "cancelled")
             assert kinds(told).count("issue:updated") == (one.status == "failed")
-        assert await tokens(database) == 0
+        assert await tokens(database) == lost
 
 
 def _call(cause: Cause, world: World, task_id: str) -> Callable[[Connection], Awaitable[Any]]:

@@ -47,6 +47,7 @@ class Machine:
             BULLPEN_DAEMON_PORT="0",
             BULLPEN_AGENTS="claude",
             BULLPEN_DAEMON_DEVICE_NAME="second",
+            BULLPEN_DAEMON_HEARTBEAT_INTERVAL="1s",
         )
         env["PATH"] = f"{self.chatty.bin}:{env['PATH']}"
         with (self.home / "daemon.log").open("ab") as log:
@@ -186,4 +187,48 @@ def test_a_partition_of_a_minute_loses_nothing(tmp_path: Path) -> None:
             assert done["id"] == task["id"], "it was run again"
             assert len(bullpen.tasks(issue["id"])) == 1
             machine.wait_until_told()
+            check_run(machine.chatty, done, bullpen.messages(task["id"]), 0.0)
+
+
+IMPATIENT = {
+    "BULLPEN_OFFLINE_AFTER": "4",
+    "BULLPEN_OFFLINE_GRACE": "2",
+    "BULLPEN_SWEEP_INTERVAL": "1",
+    "BULLPEN_DAEMON_HEARTBEAT_INTERVAL": "1s",
+}
+
+
+def test_an_agent_whose_machine_was_given_up_goes_on_where_it_was(tmp_path: Path) -> None:
+    """As when a laptop sleeps for longer than the server waits."""
+    with start_up(tmp_path / "home", env=IMPATIENT) as bullpen:
+        port = int(bullpen.told["url"].rsplit(":", 1)[1])
+        with (
+            open_proxy(port) as proxy,
+            second_machine(bullpen, tmp_path / "second", proxy.url, items=900, pause=0.03) as (
+                machine,
+                agent,
+            ),
+        ):
+            issue = bullpen.create_issue("Given up", assignee=agent)
+            task = bullpen.wait_for_task(issue["id"], "running")
+            wait_for("the first messages", lambda: len(bullpen.messages(task["id"])) > 20 or None)
+            proxy.cut()
+
+            def given_up() -> Any:
+                rows = bullpen.tasks(issue["id"])
+                return len(rows) == 2 and rows[1]["status"] == "failed"
+
+            wait_for("the server to give it up", given_up)
+            assert bullpen.tasks(issue["id"])[1]["failure_reason"] == "runtime_offline"
+            proxy.heal()
+
+            def completed() -> Any:
+                rows = bullpen.tasks(issue["id"])
+                return next((row for row in rows if row["status"] == "completed"), None)
+
+            done = wait_for("the task to complete", completed, seconds=90)
+            machine.wait_until_told()
+            assert done["id"] == task["id"], "it was run again"
+            states = {row["id"]: row["status"] for row in bullpen.tasks(issue["id"])}
+            assert sorted(states.values()) == ["cancelled", "completed"]
             check_run(machine.chatty, done, bullpen.messages(task["id"]), 0.0)

@@ -106,6 +106,10 @@ def test_an_agents_work_is_found_by_the_next_task_and_never_lost(
     assert git(tree, "show", f"{saved}:README") == "one\nedited"
     assert git(tree, "show", f"{saved}:loose.txt") == "loose"
     assert git(tree, "show", f"{branch}:work.txt") == "mine"
+    assert f"{URL}: `{saved}`" in (tree.parent / "AGENTS.md").read_text(), "the agent was told"
+    told = bullpen.cli("repo", "kept").stdout
+    assert f"task {first['id'][:8]}, branch {branch}" in told
+    assert saved in told
 
     told = json.loads(bullpen.cli("daemon", "disk-usage", "--output", "json").stdout)
     [clone] = told["clones"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 
@@ -51,22 +48,3 @@ def greet(
         voice.warn(f"listening on {plan.listens_on}: whoever reaches that address reaches Bullpen")
     say()
     say("  Stop with Ctrl-C; everything is kept for the next time.")
-
-
-def browser_opener(env: Mapping[str, str]) -> str | None:
-    """The program that opens a link on this machine's screen, or None without a screen."""
-    if sys.platform == "darwin":
-        return None if env.get("SSH_CONNECTION") else shutil.which("open")
-    if not (env.get("DISPLAY") or env.get("WAYLAND_DISPLAY")):
-        return None
-    return shutil.which("xdg-open")
-
-
-def open_detached(words: Sequence[str]) -> None:
-    subprocess.Popen(
-        list(words),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )

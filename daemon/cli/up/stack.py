@@ -23,11 +23,12 @@ import psutil
 import trio
 
 from daemon.agents.launch import DRIVERS
+from daemon.cli.browser import browser_opener, open_detached
 from daemon.cli.errors import CliError
 from daemon.cli.settings import read_config, save_config
 from daemon.cli.up import introduce
 from daemon.cli.up.child import ChildSpec, Stopping, keep_child
-from daemon.cli.up.greeting import browser_opener, greet, open_detached
+from daemon.cli.up.greeting import greet
 from daemon.cli.up.lock import HomeLock, has_ended, hold_home, is_alive, stop_leftovers
 from daemon.cli.up.plan import Plan, about_disk, check_home, choose_port
 from daemon.cli.up.voice import Voice

@@ -129,13 +129,15 @@ def _viewer(member: Member) -> Viewer:
     return Viewer(user_id=member.user_id, admin=member.role in {"owner", "admin"})
 
 
-def page(template: str, *, status: int = 200, **values: Any) -> Response:
-    """Render a template with the page headers."""
+def page(
+    template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+) -> Response:
+    """Render a template with the page headers and those given."""
     values.setdefault("now", times.now())
     text = _templates.get_template(template).render(
         now_stamp=times.fine_stamp(values["now"]), **values
     )
-    return HTMLResponse(text, status, HEADERS)
+    return HTMLResponse(text, status, {**HEADERS, **(headers or {})})
 
 
 def problem(heading: str, text: str, status: int) -> Response:

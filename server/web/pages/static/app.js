@@ -1,12 +1,14 @@
 // The page's entry: starts what the page needs and gives clicks and keys their meaning.
 //
 // Sections live in modules: api (requests), connection (websocket), page (refresh), transcript and
-// issue (live cards), board (filter), forms (sending and drafts), dom and times (small tools).
+// issue (live cards), board (filter), forms (sending and drafts), door (signing in), dom and times
+// (small tools).
 
 import { api } from "./api.js";
 import * as board from "./board.js";
 import { Connection } from "./connection.js";
 import { showError } from "./dom.js";
+import { startDoor } from "./door.js";
 import { edit, replyTo, startForms, stopEditing } from "./forms.js";
 import * as issue from "./issue.js";
 import { refresh, refreshSoon } from "./page.js";
@@ -165,23 +167,9 @@ function startWorkspace() {
   if (here.every) setInterval(refreshSoon, here.every);
 }
 
-// Someone who followed a link from another site is signed in, but that request did not say so.
-async function startLogin() {
-  const tried = Number(sessionStorage.getItem("bullpen.door") ?? 0);
-  if (Date.now() - tried < 10_000) return;
-  try {
-    await api("GET", "/api/me");
-  } catch {
-    return; // not signed in: the page says what to do
-  }
-  sessionStorage.setItem("bullpen.door", String(Date.now()));
-  document.querySelector('[data-part="checking"]').hidden = false;
-  location.replace(document.body.dataset.next ?? "/");
-}
-
 setServerTime(document.body.dataset.now);
 refreshTimes();
 setInterval(refreshTimes, 10_000);
 showTheme();
 if (slug && page in PAGES) startWorkspace();
-else if (page === "login") startLogin();
+else if (page === "login") startDoor();
