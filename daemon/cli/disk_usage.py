@@ -87,7 +87,7 @@ def disk_settings(settings: Settings, home: Home) -> DiskSettings:
     from daemon.config import ConfigError, read_disk_settings
 
     try:
-        file = {} if settings.agent_context else None
+        file: dict[str, Any] | None = {} if settings.agent_context else None
         return read_disk_settings(home, settings.env, file)
     except ConfigError as error:
         raise CliError(str(error)) from error
