@@ -21,6 +21,7 @@ import psutil
 import structlog
 import trio
 
+from daemon.agents.models import TakesLevel
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
 from daemon.control import Handler, open_control
@@ -72,6 +73,7 @@ class OpenPool(Protocol):
         control_port: int,
         desk: Desk,
         live: LiveRoots,
+        takes_level: TakesLevel,
     ) -> AbstractAsyncContextManager[TaskPool]: ...
 
 
@@ -291,7 +293,13 @@ async def be_present(
             ):
                 backlog = health.backlog = Backlog(client, config.home.journals)
                 async with parts.open_pool(
-                    config, client, backlog, control_port=control_port, desk=desk, live=live
+                    config,
+                    client,
+                    backlog,
+                    control_port=control_port,
+                    desk=desk,
+                    live=live,
+                    takes_level=parts.abilities.takes_level,
                 ) as pool:
                     routes[CHECKOUT] = desk.answer
                     health.pool = pool
