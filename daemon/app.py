@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -21,6 +21,7 @@ import psutil
 import structlog
 import trio
 
+from daemon.agents.models import TakesLevel
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
 from daemon.control import Handler, open_control
@@ -72,6 +73,7 @@ class OpenPool(Protocol):
         control_port: int,
         desk: Desk,
         live: LiveRoots,
+        takes_level: TakesLevel,
     ) -> AbstractAsyncContextManager[TaskPool]: ...
 
 
@@ -291,7 +293,13 @@ async def be_present(
             ):
                 backlog = health.backlog = Backlog(client, config.home.journals)
                 async with parts.open_pool(
-                    config, client, backlog, control_port=control_port, desk=desk, live=live
+                    config,
+                    client,
+                    backlog,
+                    control_port=control_port,
+                    desk=desk,
+                    live=live,
+                    takes_level=parts.abilities.takes_level,
                 ) as pool:
                     routes[CHECKOUT] = desk.answer
                     health.pool = pool
@@ -306,8 +314,10 @@ async def be_present(
                         abilities=parts.abilities,
                     )
                     presence.start_soon(_start, presence, services, parts, health, stop)
-                    presence.start_soon(run_notify, parts.notifier, health.tell)
-                    presence.start_soon(run_reclaim, config, client, desk.clones, live)
+                    notify = partial(run_notify, parts.notifier, health.tell)
+                    presence.start_soon(_bear, "notify", notify)
+                    reclaim = partial(run_reclaim, config, client, desk.clones, live)
+                    presence.start_soon(_bear, "reclaim", reclaim)
                     await stop.asked.wait()
                     health.status = "stopping"
                     if stop.successor is None:  # a manager would end us, whoever comes next
@@ -326,8 +336,8 @@ async def _start(
     presence: trio.Nursery, services: Services, parts: Parts, health: Health, stop: Stop
 ) -> None:
     """Start every service; ready when the first registrations have been tried."""
-    presence.start_soon(_watch_drain, stop, services.pool)
-    presence.start_soon(run_renewal, services.client)
+    presence.start_soon(_bear, "drain", partial(_watch_drain, stop, services.pool))
+    presence.start_soon(_bear, "renewal", partial(run_renewal, services.client))
     updater = Updater(
         services=services,
         installer=parts.installer,
@@ -336,24 +346,34 @@ async def _start(
     )
     if parts.abilities.update is None:
         services.actions.update = updater.answer
-    presence.start_soon(supervise, "updates", updater.run)
-    presence.start_soon(supervise, "backlog", services.backlog.run)
-    presence.start_soon(keep_disk_watched, services)
-    presence.start_soon(supervise, "actions", services.actions.run)
+    presence.start_soon(_bear, "updates", updater.run)
+    presence.start_soon(_bear, "backlog", services.backlog.run)
+    presence.start_soon(_bear, "disk", partial(keep_disk_watched, services))
+    presence.start_soon(_bear, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
-    presence.start_soon(supervise, "wakeups", wakeups)
+    presence.start_soon(_bear, "wakeups", wakeups)
     sync = health.sync = Sync(
         services, parts.discover, parts.families, ask_version=parts.ask_version
     )
     if parts.load is not None:
         adopt = partial(_adopt, services, sync, parts)
-        presence.start_soon(run_reload, services.config, parts.load, adopt)
+        reload = partial(run_reload, services.config, parts.load, adopt)
+        presence.start_soon(_bear, "reload", reload)
     await presence.start(health.sync.run)
     if health.status == "starting":
         health.status = "running"
         log.info("running", server_url=services.config.server_url)
     if services.config.trial:
         stop.ask("the trial start has succeeded")
+
+
+async def _bear(name: str, duty: Callable[[], Awaitable[None]]) -> None:
+    """Run what tasks can do without for a while, and restart it for as long as it crashes.
+
+    Its bugs must not cost hours of agents' work, as the end of the daemon would; only a crash of
+    `workspaces/sync`, which everything else hangs from, is one.
+    """
+    await supervise(name, duty, intensity=None)
 
 
 def _adopt(services: Services, sync: Sync, parts: Parts, config: Config) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -110,6 +110,15 @@ _UNLISTED: Final = frozenset({"demo", "qwen"})
 """Providers that have no list to choose from."""
 
 
+TakesLevel = Callable[[Program, str, str], Awaitable[bool]]
+"""Whether a program takes a level of thinking for a model; see `Models.is_valid_level`."""
+
+
+async def any_level(*_: object) -> bool:
+    """Stand in where programs are not asked: what cannot be told is believed."""
+    return True
+
+
 class _Kept(Generic[V]):
     """Answers that are believed for a while."""
 
@@ -153,12 +162,16 @@ class Models:
         return kept
 
     async def is_valid_level(self, program: Program, model: str, level: str) -> bool:
-        """Whether the program takes this level of thinking; what cannot be told is believed."""
+        """Whether the program takes this level of thinking; what cannot be told is believed.
+
+        `model` "" means the program's own choice.
+        """
         if not level:
             return True
         try:
             models = await self.offered_by(program)
-        except AgentError:
+        except (AgentError, UnreadableCatalogue, OSError) as error:
+            log.info("thinking level not checked", provider=program.provider, error=str(error))
             return True
         return models is not None and catalogue.is_valid_level(models, model, level)
 

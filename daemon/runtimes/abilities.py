@@ -21,7 +21,7 @@ from daemon.agents import local_skills
 from daemon.agents.contract import AgentError, AgentRun, Program
 from daemon.agents.launch import open_agent
 from daemon.agents.local_skills import ImportedSkill, LocalSkill
-from daemon.agents.models import Models
+from daemon.agents.models import Models, TakesLevel, any_level
 from daemon.agents.models_catalogue import Model
 from daemon.tasks.environment import inherited
 
@@ -64,7 +64,7 @@ class Abilities:
     """One function per kind of request; None from a list means that the provider has none.
 
     `models` and `ping` raise Unable or AgentError, the skills Unable or SkillError. Without `update`
-    the daemon's own updater is asked.
+    the daemon's own updater is asked. `takes_level` is asked by tasks.
     """
 
     models: Callable[[Program], Awaitable[Sequence[Model] | None]]
@@ -72,6 +72,7 @@ class Abilities:
     import_skill: Callable[[str, str], Awaitable[ImportedSkill]]
     ping: Callable[[Program], Awaitable[str]]
     update: Update | None = None
+    takes_level: TakesLevel = any_level
 
 
 def unable() -> Abilities:
@@ -96,8 +97,10 @@ def abilities_of(config: Config) -> Abilities:
         read = partial(local_skills.import_skill, provider, skill_key, home=home, env=env)
         return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
 
+    models = Models(env)
     return Abilities(
-        models=Models(env).offered_by,
+        models=models.offered_by,
+        takes_level=models.is_valid_level,
         list_skills=list_skills,
         import_skill=import_skill,
         ping=partial(ping, config, env),

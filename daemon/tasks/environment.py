@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -112,9 +112,27 @@ def inherited(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def secrets_of(task: ClaimedTask) -> list[str]:
-    """The values that must not appear in the task's transcript."""
-    custom = task.agent.custom_env.values() if task.agent is not None else ()
-    return [task.auth_token, *custom]
+    """The values that must not appear in the task's transcript.
+
+    They are the token, the agent's own variables, the token of its gateway, and what its MCP servers
+    get as `env` and `headers`, where a scheme's name ("Bearer …") is no part of the secret.
+    """
+    agent = task.agent
+    if agent is None:
+        return [task.auth_token]
+    found: list[Any] = [task.auth_token, *agent.custom_env.values()]
+    found.append(_member(_member(agent.runtime_config, "gateway"), "token"))
+    servers = _member(agent.mcp_config, "mcpServers")
+    for server in servers.values() if isinstance(servers, Mapping) else ():
+        for values in (_member(server, "env"), _member(server, "headers")):
+            for value in values.values() if isinstance(values, Mapping) else ():
+                scheme, _, rest = str(value).partition(" ")
+                found += [value, rest if scheme.isalpha() else ""]
+    return [each for each in found if isinstance(each, str)]
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
 
 
 def is_blocked(name: str) -> bool:

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from daemon.agents.launch import open_agent as open_agent_program
+from daemon.agents.models import TakesLevel, any_level
 from daemon.tasks.slots import Slot, Slots
 from daemon.tasks.task import Job, OpenAgent, TaskRunner
 from daemon.workdir.prepare import LiveRoots
@@ -225,10 +226,12 @@ async def open_pool(
     open_agent: OpenAgent = open_agent_program,
     desk: Desk | None = None,
     live: LiveRoots | None = None,
+    takes_level: TakesLevel = any_level,
 ) -> AsyncIterator[TaskPool]:
     """Open the pool of tasks. `control_port` is the port bound, for the agents' environment.
 
-    `desk` is where their agents ask for repositories, `live` the directories in use.
+    `desk` is where their agents ask for repositories, `live` the directories in use, `takes_level`
+    says how hard their programs can be made to think.
 
     Leaving the block normally waits for every task; call `stop` first to bound that wait.
     """
@@ -240,6 +243,7 @@ async def open_pool(
         open_agent=open_agent,
         desk=desk,
         live=live,
+        takes_level=takes_level,
     )
     async with trio.open_nursery() as tasks:
         slots = config.max_concurrent_tasks

@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
+from daemon.agents.models import TakesLevel, any_level
 from daemon.client import SIGN_IN, ApiError, Transient
 from daemon.repos.desk import Grant, mint_secret
 from daemon.repos.kept import kept_for_issue
@@ -118,6 +119,7 @@ class TaskRunner:
         env: Mapping[str, str] = os.environ,
         desk: Desk | None = None,
         live: LiveRoots | None = None,
+        takes_level: TakesLevel = any_level,
     ) -> None:
         self.config = config
         self.client = client
@@ -126,6 +128,7 @@ class TaskRunner:
         self.open_agent = open_agent
         self.env = dict(env)
         self.desk = desk
+        self.takes_level = takes_level
         self.live = LiveRoots() if live is None else live
         self.paths = PathLocks()
         self.bundles = BundleCache(client, config.workspaces_root)
@@ -194,6 +197,7 @@ class _TaskRun:
         self._transcript = Transcript(journal, self._redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
+        self._thinking_level = ""
         self._tmp = Path()
         self._end: End = "agent"
         self._silence = ""
@@ -339,6 +343,7 @@ class _TaskRun:
                 program = OpenClaw(path=self._job.runtime.program.path, env=runner.env)
                 variables = await provide_openclaw(program, chosen.layout, task.agent)
                 chosen = attrs.evolve(chosen, variables=variables)
+            await self._choose_thinking()
             # only now: whoever sees "running" finds the directory
             await self._start(server_stop)
         self._journal.note_started()
@@ -393,6 +398,23 @@ class _TaskRun:
             raise TaskError("server did not provide task-scoped auth token")
         if not task.auth_token.startswith(ids.TASK_TOKEN):
             raise TaskError("server provided non-task-scoped auth token")
+
+    @property
+    def _model(self) -> str:
+        """The agent's own choice, or else this machine's; "" leaves it to the program."""
+        agent = self._task.agent
+        mine = self._runner.config.models.get(self._provider, "")
+        return (agent.model if agent is not None else "") or mine
+
+    async def _choose_thinking(self) -> None:
+        """Take over the level the agent is to think at, if its program knows it (§14.18)."""
+        level = self._task.agent.thinking_level if self._task.agent is not None else ""
+        if not level:
+            return
+        if await self._runner.takes_level(self._job.runtime.program, self._model, level):
+            self._thinking_level = level
+        else:
+            self._log.warning("level of thinking dropped", level=level, model=self._model)
 
     async def _start(self, server_stop: trio.CancelScope) -> None:
         """Tell the server that the task runs, until it knows. Raises TaskError.
@@ -509,8 +531,8 @@ class _TaskRun:
             cwd=Path(self._work_dir),
             env={**env, **chosen.variables},
             prompt=prompt,
-            model=(agent.model if agent is not None else "") or config.models.get(provider, ""),
-            thinking_level=agent.thinking_level if agent is not None else "",
+            model=self._model,
+            thinking_level=self._thinking_level,
             resume_session_id=resume,
             system_prompt=brief if provider in _INLINE_BRIEF else "",
             extra_args=tuple(config.extra_args.get(provider, ())),

@@ -137,10 +137,12 @@ class Sync:
         if trio.current_time() < self.look_at:
             return
         self.look_at = trio.current_time() + LOOK_AGAIN
+        found: tuple[Program, ...] | None = None
         try:
             found = tuple(await self.discover())
-        except Exception:
+        except* Exception:
             log.exception("looking for agent programs failed")
+        if found is None:
             return
         if found != self.programs:
             self.programs = found
@@ -150,4 +152,5 @@ class Sync:
     async def _run_workspace(self, workspace_id: str) -> None:
         workspace = self.workspaces.get(workspace_id)
         if workspace is not None:
-            await supervise(f"workspace {workspace_id}", workspace.run)
+            # however often one crashes: the tasks of the others are worth more than an end with a bang
+            await supervise(f"workspace {workspace_id}", workspace.run, intensity=None)

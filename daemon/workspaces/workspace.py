@@ -199,4 +199,5 @@ class Workspace:
     async def _run_runtime(self, runtime_id: str) -> None:
         runtime = self.registered.get(runtime_id)
         if runtime is not None:
-            await supervise(f"runtime {runtime_id}", partial(run_runtime, self.services, runtime))
+            run = partial(run_runtime, self.services, runtime)
+            await supervise(f"runtime {runtime_id}", run, intensity=None)

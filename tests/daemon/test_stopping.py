@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +198,26 @@ async def test_stopping_while_the_start_still_waits(
             assert server.count("POST /api/daemon/deregister") == 0, "nothing was registered"
 
 
-async def test_a_crashing_service_stops_the_daemon_and_tasks_still_report(
-    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def crash(_: Any) -> None:
-        await trio.sleep(50)
+def _crash_from(monkeypatch: pytest.MonkeyPatch, name: str, at: float) -> list[float]:
+    """Let a service of the daemon crash whenever it runs from a time on; returns when it did."""
+    place, _, attribute = name.rpartition(".")
+    owner = pkgutil.resolve_name(f"daemon.{place}")
+    original, crashes = getattr(owner, attribute), []
+
+    async def crash(*args: Any, **names: Any) -> None:
+        with trio.CancelScope(deadline=at):
+            await original(*args, **names)
+        crashes.append(trio.current_time())
         raise ZeroDivisionError
 
-    monkeypatch.setattr("daemon.app.run_renewal", crash)
+    monkeypatch.setattr(owner, attribute, crash)
+    return crashes
+
+
+async def test_a_crash_at_the_root_stops_the_daemon_and_tasks_still_report(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _crash_from(monkeypatch, "workspaces.sync.Sync.run", 50)
     async with open_fake_server() as server:
         with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
             async with open_working_rig(server, tmp_path) as rig:
@@ -213,7 +226,32 @@ async def test_a_crashing_service_stops_the_daemon_and_tasks_still_report(
         assert trio.current_time() < 60
         assert len(server.deregistered) == 1
         assert task.status == "running"
-        assert rig.pool.slots_out == 0
+        assert rig.pool.idle
+
+
+@pytest.mark.parametrize(
+    "duty",
+    [
+        "app.run_renewal",
+        "app.run_wakeups",
+        "app.keep_disk_watched",
+        "app.run_reclaim",
+        "app.run_notify",
+        "tasks.backlog.Backlog.run",
+        "runtimes.actions.Actions.run",
+        "upkeep.update.Updater.run",
+        "workspaces.workspace.run_runtime",
+        "workspaces.workspace.Workspace.run",
+    ],
+)
+async def test_a_duty_that_crashes_again_and_again_costs_no_task(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, duty: str
+) -> None:
+    crashes = _crash_from(monkeypatch, duty, 100)
+    async with open_fake_server() as server, open_working_rig(server, tmp_path) as rig:
+        [task] = await _with_tasks(rig, server, 500)
+        await rig.until(lambda: task.status == "completed")
+        assert len(crashes) > 10
 
 
 @pytest.mark.parametrize(

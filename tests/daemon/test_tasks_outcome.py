@@ -21,6 +21,7 @@ from daemon.tasks.outcome import (
 )
 from daemon.tasks.watchdog import Watchdog
 from shared.home import Home
+from shared.redact import Redactor
 from shared.wire.task import ClaimedTask, TaskAgent
 from tests.daemon.tasks_support import text, tool_result, tool_use
 
@@ -254,6 +255,34 @@ def test_kinds_bring_their_own_variables() -> None:
 
 def test_the_known_secrets_are_the_token_and_the_custom_values() -> None:
     assert set(secrets_of(TASK)) >= {TASK.auth_token, "value"}
+
+
+@pytest.mark.parametrize(
+    ("about", "secrets"),
+    [
+        ({"runtime_config": {"mode": "gateway", "gateway": {"token": "gwtoken"}}}, {"gwtoken"}),
+        ({"runtime_config": {"gateway": {"token": 5}}}, set()),
+        ({"runtime_config": {"gateway": "odd"}, "mcp_config": {"mcpServers": []}}, set()),
+        (
+            {
+                "mcp_config": {
+                    "mcpServers": {
+                        "one": {"command": "x", "env": {"KEY": "env secret", "N": 5}},
+                        "two": {"url": "u", "headers": {"Authorization": "Bearer header-secret"}},
+                        "three": "odd",
+                    }
+                }
+            },
+            {"env secret", "header-secret"},
+        ),
+    ],
+)
+def test_what_an_agent_is_trusted_with_is_secret(about: dict[str, Any], secrets: set[str]) -> None:
+    task = attrs.evolve(TASK, agent=TaskAgent(**about))
+    found = set(secrets_of(task))
+    assert found >= secrets
+    text = f"it said {' and '.join(secrets)}"
+    assert not any(secret in Redactor(found).text(text) for secret in secrets)
 
 
 def test_the_launcher_is_alone_in_its_directory_and_runs_isolated(tmp_path: Path) -> None:

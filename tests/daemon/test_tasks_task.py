@@ -9,11 +9,12 @@ import pytest
 import trio
 from trio.testing import MockClock as Clock
 
-from daemon.agents.contract import AgentError, AgentResult, Tokens
+from daemon.agents.contract import AgentError, AgentResult, Program, Tokens
 from daemon.tasks.journal import Journal, JournalError
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.conftest import ExpectedErrors
 from tests.daemon.tasks_support import (
+    RUNTIME,
     USAGE,
     Script,
     open_bench,
@@ -586,3 +587,26 @@ async def test_a_report_is_tried_again_on_the_schedule_and_then_left_to_the_back
         assert len(gaps) in {4, 5}, "the last one is due when the patience ends"
         assert gaps == pytest.approx([4, 8, 16, 32, 64][: len(gaps)], rel=0.11)
         assert bench.backlog.count == 1
+
+
+@pytest.mark.parametrize(
+    ("level", "known", "told"), [("high", True, "high"), ("odd", False, ""), ("", False, "")]
+)
+async def test_only_a_level_of_thinking_the_program_knows_is_passed_on(
+    autojump_clock: Clock, tmp_path: Path, level: str, known: bool, told: str
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    async def takes_level(program: Program, model: str, wanted: str) -> bool:
+        await trio.sleep(20)  # its catalogue is asked for, and the lease is kept meanwhile
+        asked.append((program.path, model, wanted))
+        return known
+
+    async with open_bench(tmp_path, models={"claude": "mine"}) as bench:
+        bench.runner.takes_level = takes_level
+        task = bench.add()
+        task.claimed["agent"] = {"id": "a", "name": "A", "thinking_level": level}
+        await bench.run(task)
+        assert [(run.thinking_level, run.model) for run in bench.agents.runs] == [(told, "mine")]
+        assert asked == ([(RUNTIME.program.path, "mine", level)] if level else [])
+        assert ("prepare-lease" in bench.routes(task)) is bool(level)
