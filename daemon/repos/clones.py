@@ -40,6 +40,15 @@ _STALE_LOCK: Final = 600.0
 """Seconds after which a lock file belongs to a git that was killed: no command here runs longer
 while it holds one."""
 
+_HELPER: Final = re.compile(r"[A-Za-z0-9+.-]*::")
+"""Addresses of git's remote helpers, some of which run commands."""
+
+_REDIRECTS: Final = re.compile(
+    r"url\..*|include(if)?\..*|protocol\..*|core\.(gitproxy|worktree)|http\.(?!.*extraheader$).*"
+    r"|remote\.origin\.(uploadpack|vcs|proxy|proxyauthmethod)",
+    re.DOTALL,
+)
+
 _USED: Final = "bullpen-used"
 """A file in a clone whose time says when somebody last asked for it."""
 
@@ -81,7 +90,7 @@ class Clones:
         Whether all of it can be read is looked at when fetching fails, or it is `suspect`: that
         takes a while. Raises GitError when there is none and none can be made.
         """
-        if url.startswith("-") or any(ord(letter) < 32 for letter in url):
+        if url.startswith("-") or _HELPER.match(url) or any(ord(letter) < 32 for letter in url):
             raise GitError("that is not the address of a repository")
         clone = self.path(workspace_id, url)
         await self._flights.share(clone, partial(self._refresh, clone, url, suspect))
@@ -102,7 +111,9 @@ class Clones:
         await self._make(clone, url)
 
     async def _make(self, clone: Path, url: str) -> None:
-        clone.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # addresses in clones may hold passwords
+        clone.parent.mkdir(exist_ok=True)
         new = clone.with_name(f".{clone.name}.{secrets.token_hex(4)}.new")
         try:
             new.mkdir()
@@ -119,6 +130,7 @@ class Clones:
     async def _fetch(self, clone: Path, url: str, *extra: str, deadline: float = FETCH) -> None:
         git = self.git
         remove_stale_locks(clone)
+        await self._remove_redirections(clone)
         for name, value in (
             ("remote.origin.url", url),
             ("remote.origin.fetch", _REFSPEC),
@@ -133,6 +145,20 @@ class Clones:
             await git.clone(
                 clone, "remote", "set-head", "origin", "--auto", deadline=LOCAL, guarded=True
             )
+
+    async def _remove_redirections(self, clone: Path) -> None:
+        """Take out of a clone's settings what would fetch from elsewhere, or by other means.
+
+        Agents' own git writes into the same file. What else they set there stays.
+        """
+        for file in (clone / "config", clone / "config.worktree"):
+            words = ("config", "--file", str(file))
+            listed = await self.git.try_clone(clone, *words, "--list", "-z", "--name-only")
+            found = {name for name in (listed or "").split("\0") if _REDIRECTS.fullmatch(name)}
+            for name in sorted(found):
+                await self.git.clone(clone, *words, "--unset-all", name)
+            if found:
+                log.warning("settings removed that redirect", clone=clone.name, names=sorted(found))
 
     async def fetch_one(self, clone: Path, ref: str) -> str:
         """Fetch what plain fetching leaves out, such as a tag or a pull request; its commit or "".

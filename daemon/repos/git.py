@@ -5,16 +5,21 @@ a repository runs. Short commands run in a process group of their own. Those tha
 or run a repository's filters get a warden (`daemon.agents.warden`), so that helpers which leave the
 group, and commands whose daemon was killed, end as well. A command that is cut is asked first, so
 that it takes its lock files away. It ends with its output or as a GitError.
+
+Agents write the configuration of the repositories that we run git in. What git would run because of
+it, such as filters and helpers, counts only as far as the user's own configuration says the same;
+and a work tree is the directory it is in, whatever the configuration says.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -57,10 +62,22 @@ _SETTINGS: Final = (
     ("core.fsmonitor", "false"),
     ("core.hooksPath", os.devnull),  # agents write hooks; they are for agents
     ("submodule.recurse", "false"),  # what is in a submodule is not ours to reset
+    ("fetch.recurseSubmodules", "false"),
+    ("diff.ignoreSubmodules", "dirty"),  # looking into one starts a git that does not know this
+    ("protocol.ext.allow", "never"),
     ("gc.auto", "0"),  # it would go on in the background
     ("maintenance.auto", "false"),
     ("advice.detachedHead", "false"),
 )
+
+_RUNS: Final = re.compile(
+    r"filter\..*\.(clean|smudge|process|required)|credential\.(.*\.)?helper|core\.sshcommand",
+    re.DOTALL,
+)
+"""Settings that make git run something in a guarded command, as git writes their names."""
+
+_NOTHING: Final = {"required": "false", "sshcommand": "ssh"}
+"""What they are without a value; "" but for these."""
 
 _SOMEBODY: Final = {
     "GIT_AUTHOR_NAME": "Bullpen",
@@ -95,13 +112,7 @@ def git_environment(base: Mapping[str, str]) -> dict[str, str]:
         if not name.startswith(_DROPPED)
         and (not name.startswith("GIT_") or name in _KEPT or name.startswith("GIT_CONFIG_"))
     }
-    try:
-        count = int(base.get("GIT_CONFIG_COUNT", "0"))
-    except ValueError:
-        count = 0
-    for number, (name, value) in enumerate(_SETTINGS, count):
-        env[f"GIT_CONFIG_KEY_{number}"], env[f"GIT_CONFIG_VALUE_{number}"] = name, value
-    return env | {"GIT_CONFIG_COUNT": str(count + len(_SETTINGS))} | _QUIET
+    return _configured(env, _SETTINGS) | _QUIET
 
 
 @attrs.frozen(kw_only=True)
@@ -115,6 +126,8 @@ class Git:
     ) -> str:
         """Run in a bare clone; returns standard output. Raises GitError."""
         env = {**self.env, **_SOMEBODY, "GIT_DIR": str(clone)}
+        if guarded:
+            env = await _with_the_users_own(clone, env)
         return await _run(args, clone, env, deadline=deadline, guarded=guarded)
 
     async def tree(
@@ -129,6 +142,9 @@ class Git:
         """Run in a work tree, with an index other than its own if one is given. Raises GitError."""
         # a broken work tree must not be taken for part of one that happens to be further up
         env = {**self.env, **_SOMEBODY, "GIT_CEILING_DIRECTORIES": str(tree.parent)}
+        env["GIT_WORK_TREE"] = str(tree)
+        if guarded:
+            env = await _with_the_users_own(tree, env)
         if index is not None:
             env["GIT_INDEX_FILE"] = str(index)
         return await _run(args, tree, env, deadline=deadline, guarded=guarded, stdin=stdin)
@@ -140,12 +156,52 @@ class Git:
         except GitError:
             return None
 
-    async def try_tree(self, tree: Path, *args: str) -> str | None:
+    async def try_tree(self, tree: Path, *args: str, guarded: bool = False) -> str | None:
         """As `tree`; None when git says no."""
         try:
-            return await self.tree(tree, *args)
+            return await self.tree(tree, *args, guarded=guarded)
         except GitError:
             return None
+
+
+async def _with_the_users_own(place: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a repository's settings that run something are the user's again."""
+    words = ("config", "--list", "-z", "--show-scope")
+    told = await _run(words, place, env, deadline=LOCAL, guarded=False)
+    theirs: set[str] = set()
+    users: dict[str, list[str]] = {}
+    fields = told.split("\0")
+    for scope, setting in zip(fields[::2], fields[1::2], strict=False):
+        name, _, value = setting.partition("\n")
+        if _RUNS.fullmatch(name):
+            if scope in ("local", "worktree"):
+                theirs.add(name)
+            else:
+                users.setdefault(name, []).append(value)
+    settings: list[tuple[str, str]] = []
+    for name in sorted(theirs):
+        values = users.get(name, [])
+        if name.endswith(".helper"):
+            settings += [(name, ""), *((name, value) for value in values)]  # "" empties the list
+        else:
+            settings.append((name, values[-1] if values else _NOTHING.get(_last(name), "")))
+    return _configured(env, settings)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _configured(env: Mapping[str, str], settings: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Add settings that beat those of every file."""
+    try:
+        count = int(env.get("GIT_CONFIG_COUNT", "0"))
+    except ValueError:
+        count = 0
+    added = dict(env)
+    for number, (name, value) in enumerate(settings, count):
+        added[f"GIT_CONFIG_KEY_{number}"], added[f"GIT_CONFIG_VALUE_{number}"] = name, value
+    return added | {"GIT_CONFIG_COUNT": str(count + len(settings))}
 
 
 async def _run(

@@ -69,13 +69,19 @@ async def save(git: Git, tree: Path) -> str:
     base = ("-p", state.head) if state.head else ()
     index_path = (await git.tree(tree, "rev-parse", "--git-path", "index")).rstrip("\n")
     index_file = tree / index_path  # git says it relative to the work tree, or absolute
-    staged = await git.try_tree(tree, "write-tree")  # None: a merge with conflicts
+    # writing an index may read files once more, through their filters
+    staged = await git.try_tree(tree, "write-tree", guarded=True)  # None: conflicts
     with tempfile.TemporaryDirectory(prefix="bullpen-index-") as folder:
         copy = Path(folder) / "index"
         with suppress(FileNotFoundError):
             shutil.copy2(index_file, copy)
-        await git.tree(tree, "add", "-A", deadline=TREE, guarded=True, index=copy)
-        files = (await git.tree(tree, "write-tree", index=copy)).strip()
+        # `add` starts a git in every submodule, which knows nothing of what we let git run; what is
+        # in them is kept as in any repository of the agent's own
+        listed = await git.tree(tree, "ls-files", "-z", "--stage", index=copy)
+        links = [row.partition("\t")[2] for row in listed.split("\0") if row.startswith("160000 ")]
+        rest = (".", *(f":(exclude,literal){path}" for path in links)) if links else ()
+        await git.tree(tree, "add", "-A", "--", *rest, deadline=TREE, guarded=True, index=copy)
+        files = (await git.tree(tree, "write-tree", guarded=True, index=copy)).strip()
     earlier = await _kept_already(git, tree, state, files, (staged or "").strip())
     if earlier:
         return earlier

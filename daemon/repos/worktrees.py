@@ -8,6 +8,7 @@ it had begun.
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,9 @@ TAKE_BACK: Final = 20.0
 """Seconds a cancelled checkout may take to remove what it has begun."""
 
 _TRIES: Final = 100
+
+_NO_REF: Final = re.compile(r"^[-+^]|[:\s\x00-\x1f\x7f]|\.\.")
+"""Options, refspecs and ranges: git would take them for more than one commit."""
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +72,7 @@ async def check_out(clones: Clones, clone: Path, wanted: Wanted) -> CheckedOut:
 async def _base(clones: Clones, clone: Path, ref: str) -> str:
     """The commit to start from. Raises GitError."""
     git = clones.git
-    if ref.startswith("-"):
+    if _NO_REF.search(ref):
         raise GitError(f"{ref!r} is no branch, tag or commit")
     if ref:
         for name in (f"refs/remotes/origin/{ref}", f"refs/tags/{ref}", ref):

@@ -202,7 +202,8 @@ class Reclaim:
             state = await snapshots.look(git, tree)
             local = ("rev-list", "-1", "--all", "--not", "--remotes")
             ahead = await git.tree(tree, *local)
-            if at_last and (state.has_work or ahead):
+            is_within = owner.is_relative_to(_real(env_root))  # else it stays where it is
+            if at_last and is_within and (state.has_work or ahead):
                 await snapshots.save(git, tree)
                 folder = self._clones.folder / env_root.parent.name
                 made = await bundle(git, tree, folder, owner_of)
@@ -353,6 +354,10 @@ def _entries(path: Path) -> list[Path]:
         if path.is_dir() and not path.is_symlink():
             return list(path.iterdir())
     return []
+
+
+def _real(path: Path) -> Path:
+    return path.resolve()
 
 
 def repositories(env_root: Path) -> Iterator[Path]:

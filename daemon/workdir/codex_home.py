@@ -21,7 +21,7 @@ from typing import Any, Final
 import structlog
 import tomlkit
 
-from daemon.workdir.sidecars import Sidecars
+from daemon.workdir.sidecars import Sidecars, remove_link_out
 from daemon.workdir.skills import plan_skills, slug
 from shared.wire.task import Skill
 
@@ -49,6 +49,7 @@ def shared_home(env: Mapping[str, str]) -> Path:
 def make_codex_home(home: Path, skills: Sequence[Skill], env: Mapping[str, str]) -> None:
     """Create or refresh a task's codex home. Raises OSError, SkillError."""
     shared = shared_home(env)
+    remove_link_out(home, home.parent)
     home.mkdir(mode=0o755, parents=True, exist_ok=True)
     steps: list[tuple[str, Callable[[], None]]] = [
         ("sessions", partial(_link_sessions, home / "sessions", shared / "sessions")),

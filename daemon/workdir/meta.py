@@ -16,6 +16,7 @@ import attrs
 import structlog
 
 from daemon.workdir.layout import META
+from daemon.workdir.sidecars import remove_link_out
 from shared import codec, times
 from shared.codec import omitted
 from shared.wire.task import ClaimedTask
@@ -92,6 +93,7 @@ def read_meta(env_root: Path) -> Meta | None:
 def _write(env_root: Path, meta: Meta) -> None:
     try:
         if env_root.is_dir():
+            remove_link_out(env_root / META, env_root)
             # torn by a crash it says nothing, and then the directory is merely kept for longer
             (env_root / META).write_bytes(codec.encode(meta) + b"\n")
     except OSError as error:

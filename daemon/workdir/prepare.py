@@ -28,7 +28,7 @@ from daemon.workdir.cursor_mcp import MCP_FILE, data_files, managed_servers, mcp
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.layout import Layout, LayoutError, layout_of, layout_of_prior
 from daemon.workdir.local import LocalDirectory
-from daemon.workdir.sidecars import Sidecars, clean_up
+from daemon.workdir.sidecars import Sidecars, clean_up, remove_link_out
 from daemon.workdir.skills import FALLBACK, SkillError, folder_for, plan_skills
 from shared.home import write_private
 from shared.wire.task import ClaimedTask
@@ -244,6 +244,7 @@ def write_brief(chosen: Prepared, provider: str, brief: str) -> bool:
         return chosen.borrowed.write_brief(name, brief)
     path = chosen.layout.work_dir / name
     try:
+        remove_link_out(path, chosen.layout.work_dir)
         before = path.read_bytes() if path.exists() else None
         path.write_bytes(written_brief(before, brief))
     except OSError as error:
@@ -313,7 +314,7 @@ def _remove_foreign_briefs(work_dir: Path, provider: str) -> None:
     """Take our brief out of files this provider does not read, left by one that did."""
     for name in BRIEF_FILES:
         path = work_dir / name
-        if name == brief_file(provider) or not path.is_file():
+        if name == brief_file(provider) or path.is_symlink() or not path.is_file():
             continue
         before = path.read_bytes()
         after = without_block(before)

@@ -79,6 +79,7 @@ class Sidecars:
             "dirs": [str(path) for path in self.dirs],
             "skills": [str(path) for path in self.skills],
         }
+        remove_link_out(manifest, manifest.parent)
         manifest.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
@@ -108,6 +109,13 @@ def clean_up(manifest: Path, *, below: Path) -> None:
         with contextlib.suppress(OSError):  # not empty: someone else's content
             path.rmdir()
     manifest.unlink(missing_ok=True)
+
+
+def remove_link_out(path: Path, folder: Path) -> None:
+    """Remove a link that an agent put where we write, if it leads out of the folder."""
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        log.warning("link removed from where we write", path=str(path), to=str(path.readlink()))
+        path.unlink()
 
 
 def new_file(path: Path, data: bytes, mode: int = 0o644) -> None:

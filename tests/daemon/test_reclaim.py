@@ -281,6 +281,23 @@ async def test_uncommitted_work_of_an_own_repository_is_in_its_bundle(tmp_path: 
         assert git(person, "show", f"{ref}:mine.txt") == "mine"
 
 
+async def test_a_repository_elsewhere_is_not_written_to(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.client.answers = {"issues/done": DONE}
+        theirs = tmp_path / "theirs"
+        git(tmp_path, "init", "-q", str(theirs))
+        commit(theirs, "private", "private")
+        env_root = bench.env("own", issue("done"))
+        git(theirs, "worktree", "add", "-q", "--detach", str(env_root / "workdir" / "tree"))
+        (env_root / "workdir" / "tree" / "new").write_text("new")
+        bench.age(env_root, 80)
+        before = git(theirs, "for-each-ref")
+        await bench.run()
+        assert bench.there() == []
+        assert git(theirs, "for-each-ref") == before
+        assert bundles(bench.clones.folder / WS) == []
+
+
 async def test_kept_work_is_found_and_brought_back(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         bench.client.answers = {"issues/done": DONE}

@@ -593,3 +593,147 @@ async def test_hooks_of_the_repository_do_not_run_for_the_daemon(
         hook.chmod(0o755)
         await bench.check_out()
         assert not (tmp_path / "ran").exists()
+
+
+@attrs.frozen
+class Trap:
+    """A command for git's configuration that leaves a trace when it is run."""
+
+    folder: Path
+
+    def command(self, name: str, does: str = "cat") -> str:
+        script = self.folder / f"{name}.sh"
+        script.write_text(f"#!/bin/sh\ntouch '{self.folder}/{name}.ran'\nexec {does}\n")
+        script.chmod(0o755)
+        return str(script)
+
+    def sprung(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob("*.ran"))
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Trap:
+    (tmp_path / "trap").mkdir()
+    return Trap(tmp_path / "trap")
+
+
+def _set_traps(tree: Path, trap: Trap) -> None:
+    """What an agent can write into a repository so that another's git runs it."""
+    for key, does in (
+        ("filter.evil.clean", "cat"),
+        ("filter.evil.smudge", "cat"),
+        ("filter.late.process", "false"),
+        ("core.fsmonitor", "true"),
+        ("core.sshCommand", "false"),
+        ("core.hooksPath", "false"),
+        ("diff.external", "true"),
+        ("core.pager", "cat"),
+        ("core.editor", "true"),
+    ):
+        git(tree, "config", key, trap.command(key, does))
+    (tree / ".gitattributes").write_text("*.txt filter=evil\n*.late filter=late\n")
+    (tree / "a.txt").write_text("a")
+    (tree / "b.late").write_text("b")
+
+
+async def test_nothing_that_an_agent_configures_runs_for_the_daemon(
+    tmp_path: Path, remote: Remote, trap: Trap
+) -> None:
+    async with open_bench(tmp_path, remote) as bench:
+        tree = (await bench.check_out()).path
+        _set_traps(tree, trap)
+        sub = tree / "sub"
+        git(tree, "init", "-q", "sub")
+        commit(sub, "f", "f")
+        git(tree, "-c", "core.fsmonitor=false", "add", "sub")
+        git(sub, "config", "filter.sub.clean", trap.command("sub"))
+        (sub / ".git" / "info" / "attributes").write_text("f filter=sub\n")
+        (sub / "f").write_text("g")
+        for file in trap.folder.glob("*.ran"):
+            file.unlink()
+        saved = await snapshots.save(bench.clones.git, tree)
+        [clone] = bench.clones.all()
+        assert git(clone, "show", f"{saved}:a.txt") == "a"
+        assert git(clone, "show", f"{saved}:b.late") == "b"
+        assert trap.sprung() == []
+        await bench.check_out("main")
+        await bench.check_out(task=OTHER, place="other")
+        assert trap.sprung() == []
+
+
+async def test_filters_of_the_user_do_run(tmp_path: Path, remote: Remote, trap: Trap) -> None:
+    (tmp_path / "global").write_text(
+        f'[filter "mine"]\n\tclean = {trap.command("mine", "tr a-z A-Z")}\n'
+    )
+    env = git_environment({**os.environ, "GIT_CONFIG_GLOBAL": str(tmp_path / "global")})
+    async with open_bench(tmp_path, remote) as bench:
+        tree = (await bench.check_out()).path
+        git(tree, "config", "filter.mine.clean", trap.command("theirs"))
+        (tree / ".gitattributes").write_text("*.txt filter=mine\n")
+        (tree / "a.txt").write_text("loud")
+        saved = await snapshots.save(Git(env=env), tree)
+        [clone] = bench.clones.all()
+        assert git(clone, "show", f"{saved}:a.txt") == "LOUD"
+        assert trap.sprung() == ["mine"]
+
+
+async def test_a_clone_fetches_from_where_it_should_whatever_agents_set(
+    tmp_path: Path, remote: Remote, trap: Trap
+) -> None:
+    async with open_bench(tmp_path, remote) as bench:
+        tree = (await bench.check_out()).path
+        evil = make_remote(tmp_path / "evil")
+        wrong = evil.push("evil", "evil")
+        git(tree, "config", f"url.{evil.url}.insteadOf", remote.url)
+        git(tree, "config", "remote.origin.uploadpack", trap.command("pack", "git-upload-pack"))
+        git(tree, "config", "protocol.ext.allow", "always")
+        git(tree, "config", "credential.helper", f"!{trap.command('helper')}")
+        extra = tmp_path / "more"
+        extra.write_text(f'[url "{evil.url}"]\n\tinsteadOf = {remote.url}\n')
+        git(tree, "config", "include.path", str(extra))
+        git(tree, "config", "user.name", "the agent's own")
+        right = remote.push("right", "right")
+        clone = await bench.clone()
+        assert git(clone, "rev-parse", "refs/remotes/origin/main") == right != wrong
+        assert trap.sprung() == []
+        assert git(tree, "config", "user.name") == "the agent's own"
+
+
+@pytest.mark.parametrize(
+    "ref", ["+refs/heads/main:refs/bullpen/agent/x/1", "main:refs/heads/agent/x", "^main", "a..b"]
+)
+async def test_a_ref_is_no_refspec(tmp_path: Path, remote: Remote, ref: str) -> None:
+    async with open_bench(tmp_path, remote) as bench:
+        clone = await bench.clone()
+        before = git(clone, "for-each-ref")
+        with pytest.raises(GitError, match=r"branch, tag or commit"):
+            await bench.check_out(ref)
+        assert git(clone, "for-each-ref") == before
+
+
+async def test_a_repository_elsewhere_is_not_looked_into(tmp_path: Path, remote: Remote) -> None:
+    home = tmp_path / "private"
+    home.mkdir()
+    (home / "secret").write_text("s")
+    async with open_bench(tmp_path, remote) as bench:
+        own = tmp_path / "own"
+        git(tmp_path, "init", "-q", str(own))
+        git(own, "config", "core.worktree", str(home))
+        (own / "mine").write_text("m")
+        saved = await snapshots.save(bench.clones.git, own)
+        listed = git(own, "ls-tree", "-r", "--name-only", saved)
+        assert listed.split() == ["mine"]
+
+
+async def test_clones_are_their_owners_alone(tmp_path: Path, remote: Remote) -> None:
+    async with open_bench(tmp_path, remote) as bench:
+        await bench.clone()
+        assert bench.clones.folder.stat().st_mode & 0o077 == 0
+
+
+async def test_addresses_that_run_commands_are_refused(tmp_path: Path, remote: Remote) -> None:
+    async with open_bench(tmp_path, remote) as bench:
+        for url in (f"ext::sh -c 'touch {tmp_path}/ran'", "--upload-pack=x", "a\nb", "fd::3"):
+            with pytest.raises(GitError):
+                await bench.clones.refresh(WORKSPACE, url)
+        assert not (tmp_path / "ran").exists()

@@ -14,6 +14,7 @@ from daemon.workdir.brief import BEGIN, END, without_block, written_brief
 from daemon.workdir.context import render_context, render_resources
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.layout import LayoutError, layout_of, layout_of_prior
+from daemon.workdir.meta import noting
 from daemon.workdir.prepare import (
     SHORT,
     LiveRoots,
@@ -382,6 +383,51 @@ def test_a_link_made_by_the_agent_does_not_lead_the_clean_up_out(tmp_path: Path)
 
 
 # -- context files
+
+
+@pytest.mark.parametrize("provider", ["claude", "codex"])
+def test_no_link_of_an_agents_leads_what_we_write_elsewhere(tmp_path: Path, provider: str) -> None:
+    precious = tmp_path / "precious"
+    (precious / "folder").mkdir(parents=True)
+    text = written_brief(b"mine", "somebody's")
+    for name in ("brief", "other", "meta", "manifest", "folder/config.toml"):
+        (precious / name).write_bytes(text)
+    root = tmp_path / "root"
+    first = task_of()
+    work_dir = made(root, first, provider)
+    env_root = work_dir.parent
+    own, other = ("CLAUDE.md", "AGENTS.md") if provider == "claude" else ("AGENTS.md", "CLAUDE.md")
+    for path, target in (
+        (work_dir / own, "brief"),
+        (work_dir / other, "other"),
+        (env_root / ".gc_meta.json", "meta"),
+        (env_root / ".multica_sidecar_manifest.json", "manifest"),
+        (env_root / "codex-home", "folder"),
+    ):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to(precious / target)
+    again = task_of("again", prior_work_dir=str(work_dir))
+    chosen = choose(again, root, LiveRoots())
+    assert chosen.reused
+    env = {"CODEX_HOME": str(tmp_path / "none")}
+    with noting(env_root, again):
+        chosen = prepare(again, "direct", provider, chosen, env)
+        assert write_brief(chosen, provider, "the brief")
+    for name in ("brief", "other", "meta", "manifest", "folder/config.toml"):
+        assert (precious / name).read_bytes() == text, name
+    assert b"the brief" in (work_dir / own).read_bytes()
+
+
+def test_a_link_within_the_directory_is_the_agents_way_of_having_one_file(tmp_path: Path) -> None:
+    work_dir = made(tmp_path, task_of())
+    (work_dir / "AGENTS.md").write_text("ours\n")
+    (work_dir / "CLAUDE.md").symlink_to("AGENTS.md")
+    chosen = choose(task_of("again", prior_work_dir=str(work_dir)), tmp_path, LiveRoots())
+    assert write_brief(chosen, "claude", "the brief")
+    assert (work_dir / "CLAUDE.md").is_symlink()
+    assert (work_dir / "AGENTS.md").read_text().startswith("ours\n")
 
 
 def test_handoff_notes_are_quoted_on_every_line() -> None:
