@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from server.consequences import Consequence
-from server.dispatch.outcome import Ended
+from server.dispatch.outcome import Ended, Row
 from server.store.queries import Connection, Record, load
 from shared.wire.event import Event
 
@@ -32,11 +32,27 @@ async def settle_runs(conn: Connection, ended: Sequence[Ended]) -> list[Conseque
 
 
 async def settle_issues(conn: Connection, ended: Sequence[Ended]) -> list[Consequence]:
-    """Settler of tasks on issues: a failure that nobody takes over fails the run."""
+    """Settler of tasks on issues: a failure that nobody takes over fails the run.
+
+    One that turned out to be none gives it back to what the issue says.
+    """
+    told: list[Consequence] = []
+    for one in ended:
+        if one.adopted and one.completed:
+            await reopen(conn, one.before)
+            told += await issue_moved(conn, one.before["issue_id"])
     issues = [
         one.before["issue_id"] for one in ended if one.status == "failed" and one.retry is None
     ]
-    return _done(await conn.fetch(SQL.finish_issue_runs, issues, "task failed")) if issues else []
+    if issues:
+        told += _done(await conn.fetch(SQL.finish_issue_runs, issues, "task failed"))
+    return told
+
+
+async def reopen(conn: Connection, task: Row) -> None:
+    """A task that had failed a run goes on, or has done its work: the run is open again."""
+    if task["autopilot_run_id"] or task["issue_id"]:
+        await conn.execute(SQL.reopen_runs, task["autopilot_run_id"], task["issue_id"])
 
 
 async def issue_moved(conn: Connection, issue_id: str) -> list[Consequence]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from server.consequences import Consequence
 from server.dispatch.outcome import Ended
-from server.store.queries import Connection, load
+from server.store.queries import Connection, Record, load
 from shared.times import fine_stamp, parse_stamp
 from shared.wire.event import Event
 
@@ -25,6 +25,14 @@ async def settle_chats(conn: Connection, ended: Sequence[Ended]) -> list[Consequ
         if row["how"] == "completed" and row["creator_id"] is not None:
             told.append(_done(row))
     return told
+
+
+async def take_back(conn: Connection, task_id: str, retries: Sequence[str]) -> Record | None:
+    """A task answers for itself instead of its new attempts, which are about to be called off.
+
+    Returns the task that is queued for what was said since, if anything was.
+    """
+    return await conn.fetchrow(SQL.take_back, task_id, retries)
 
 
 def _row(one: Ended) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from typing import Any, Final
 
 from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.dispatch import events
+from server.dispatch.autopilot_end import reopen
+from server.dispatch.chat import take_back
 from server.dispatch.outcome import Ended
+from server.dispatch.rules import is_note, mentions_in, summarise
 from server.dispatch.settle import settle
 from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
 from server.errors import Invalid
@@ -146,18 +149,23 @@ async def go_on(
 ) -> tuple[Task, list[Consequence]]:
     """Take a task back that was given up with its machine, and whose agent works after all.
 
-    Its new attempt is called off. A task that runs is answered as it is. Raises Invalid when the
-    new attempt has begun or there is nothing to take back; NotFound, Foreign.
+    Its new attempt is called off, and what giving it up did to its issue or its autopilot's run is
+    undone. A task that runs is answered as it is. Raises Invalid when the new attempt has begun,
+    when its agent has no room for it or people have ended it, and when there is nothing to take
+    back; NotFound, Foreign.
     """
     row = await _lock_one(conn, task_id, caller)
     if row["status"] == RUNNING:
         return task_of(row), []
     told = None
-    if row["presumed"] and _open_to_news(row):
+    if row["presumed"] and _open_to_news(row) and row["issue_status"] != "cancelled":
         told = await _call_off(conn, row)
     changed = None if told is None else await conn.fetchrow(SQL.go_on, task_id)
     if told is None or changed is None:
         raise Invalid("go on with task: no rows in result set")
+    await reopen(conn, row)
+    if row["issue_id"] is not None:
+        told += _moved(await conn.fetch(SQL.resume_issue, row["issue_id"]), "todo")
     if changed["agent"] is not None:
         told.append(events.agent_status(changed["agent"]))
     return task_of(changed), [*told, events.task_event("task:running", changed)]
@@ -267,12 +275,42 @@ def _open_to_news(row: Record) -> bool:
 
 
 async def _call_off(conn: Connection, row: Record) -> list[Consequence] | None:
-    """Cancel the new attempt of a task that turns out not to need one; None when it has begun."""
-    found = await conn.fetch(SQL.retries_of, row["id"])
-    retries = await _lock(conn, [retry["id"] for retry in found]) if found else []
-    if any(retry["started_at"] or retry["status"] in TERMINAL for retry in retries):
+    """Cancel the new attempt of a task that turns out not to need one; None when it has begun.
+
+    What people have said to the new attempt meanwhile, the task has not heard: it gets a run.
+    """
+    found = await conn.fetch(SQL.retries_of, row["id"], row["back_at"])
+    if not found:
+        return []
+    retries = [retry["id"] for retry in found]
+    if any(
+        retry["started_at"] or retry["status"] in TERMINAL for retry in await _lock(conn, retries)
+    ):
         return None
-    return await cancel_many(conn, [retry["id"] for retry in retries])
+    queued = None
+    if row["chat_session_id"] is not None:
+        queued = await take_back(conn, row["id"], retries)
+    told = await cancel_many(conn, retries)
+    if row["issue_id"] is not None:
+        queued = await _answer_missed(conn, row, retries)
+    if queued is not None:
+        told.append(events.task_event("task:queued", queued))
+        told.append(TaskAvailable(queued["runtime_id"], queued["id"]))
+    return told
+
+
+async def _answer_missed(conn: Connection, row: Record, retries: Sequence[str]) -> Record | None:
+    """Queue a run for the newest comment that fell into attempts that are called off."""
+    for said in await conn.fetch(SQL.missed, retries):
+        content = said["content"]
+        meant = said["author_type"] == "member" or any(
+            mention.id == row["agent_id"] for mention in mentions_in(content)
+        )
+        if meant and not is_note(content):
+            author = (said["author_type"], said["author_id"])
+            summary = summarise(content)
+            return await conn.fetchrow(SQL.follow_up, retries[0], said["id"], summary, *author)
+    return None
 
 
 async def _keep(
@@ -283,7 +321,10 @@ async def _keep(
     kept = await conn.fetchrow(SQL.keep_late, row["id"], said)
     if kept is None:
         return task_of(row), []
-    return task_of(kept), [events.task_event("task:late_result", kept)]
+    told: list[Consequence] = [events.task_event("task:late_result", kept)]
+    if kept["tokens"]:
+        told.append(TokensRevoked(tuple(kept["tokens"])))
+    return task_of(kept), told
 
 
 def _ended(
@@ -346,14 +387,20 @@ async def _hand_back(conn: Connection, failed: Sequence[Record]) -> list[Consequ
     stuck = {row["issue_id"] for row in failed if row["issue_status"] == "in_progress"}
     if not stuck:
         return []
+    return _moved(await conn.fetch(SQL.reset_issues, sorted(stuck)), "in_progress")
+
+
+def _moved(rows: Sequence[Record], before: str) -> list[Consequence]:
+    """Issues have a new status that nobody gave them."""
     consequences: list[Consequence] = []
-    for row in await conn.fetch(SQL.reset_issues, sorted(stuck)):
+    for row in rows:
         payload = {
             "issue": codec.unstructure(issue_of(row)),
             "status_changed": True,
-            "prev_status": "in_progress",
+            "prev_status": before,
         }
         consequences.append(
             Event(type="issue:updated", payload=payload, workspace_id=row["workspace_id"])
         )
+        consequences.append(events.activity_created(row["activity"]))
     return consequences

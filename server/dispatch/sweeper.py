@@ -212,7 +212,7 @@ async def due_tasks(conn: Connection) -> list[Consequence]:
 async def forget(conn: Connection, *, kept: Kept = Kept()) -> list[Consequence]:
     """Rows that have no further use: dead tokens, machines that nothing refers to."""
     await conn.execute(SQL.forget_tokens)
-    replaced = await conn.fetch(SQL.revoke_replaced)
+    forsaken = await conn.fetch(SQL.revoke_forsaken, timedelta(seconds=TOKEN_LIFE))
     await conn.execute(SQL.forget_daemon_tokens)
     await conn.execute(
         SQL.forget_records,
@@ -225,8 +225,8 @@ async def forget(conn: Connection, *, kept: Kept = Kept()) -> list[Consequence]:
         events.runtimes_changed(workspace_id, action="runtime_gc")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
-    if replaced:
-        told.append(TokensRevoked(tuple(row["token_hash"] for row in replaced)))
+    if forsaken:
+        told.append(TokensRevoked(tuple(row["token_hash"] for row in forsaken)))
     return told
 
 

@@ -196,6 +196,15 @@ where r.issue_id = i.id and i.id = any($1::uuid[]) and p.id = r.autopilot_id
                ('queued', 'dispatched', 'waiting_local_directory', 'running'))))
 returning r.id, r.autopilot_id, r.status, p.workspace_id;
 
+-- name: reopen_runs
+-- Runs that had failed with a task that was given up: it goes on, or has done its work. $1 its run,
+-- $2 its issue
+update autopilot_run r
+set status = case when r.id = $1 then 'running' else 'issue_created' end,
+    completed_at = null, failure_reason = null, result = null
+where r.status = 'failed'
+  and (r.id = $1 or (r.issue_id = $2 and r.failure_reason = 'task failed'));
+
 -- name: fail_deleted
 -- Runs whose issues are about to be deleted. $1 issues
 update autopilot_run r set status = 'failed', completed_at = now(),

@@ -106,6 +106,29 @@ where c.workspace_id = $1 and c.creator_id = $2 and t.status in
     ('queued', 'dispatched', 'waiting_local_directory', 'running')
 order by t.created_at;
 
+-- name: take_back
+-- A task answers its messages itself after all, instead of its new attempt; what was said after it
+-- had been handed out falls to a task of its own. $1 task, $2 the new attempts
+with task as (
+    select * from agent_task_queue where id = $1
+), said as (
+    select m.id, m.created_at > t.dispatched_at as later
+    from chat_message m, task t
+    where m.task_id = any($2::uuid[]) and m.role = 'user'
+), queued as (
+    insert into agent_task_queue (workspace_id, agent_id, runtime_id, chat_session_id, priority,
+                                  initiator_type, initiator_id)
+    select t.workspace_id, t.agent_id, a.runtime_id, t.chat_session_id, t.priority,
+           t.initiator_type, t.initiator_id
+    from task t join agent a on a.id = t.agent_id
+    where exists (select from said where later)
+    returning *
+), moved as (
+    update chat_message m set task_id = case when s.later then (select id from queued) else $1 end
+    from said s where m.id = s.id
+)
+select * from queued;
+
 -- name: settle
 -- What follows for chat tasks that have ended. $1 an array of {task_id, session_id, how (completed,
 -- failed, cancelled, retried), text, reason, resume (whether the session can be resumed),

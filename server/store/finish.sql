@@ -25,23 +25,68 @@ order by a.id, t.id
 for no key update of a, t;
 
 -- name: retries_of
--- The new attempts of a task.
-select id from agent_task_queue where parent_task_id = $1;
+-- The new attempts of a task since it was last taken back. $1 task, $2 when that was, or null
+select id from agent_task_queue
+where parent_task_id = $1 and ($2::timestamptz is null or created_at > $2);
 
--- name: keep_late
--- What a daemon said of a task that had ended without it. The first word stands. $1 task, $2 it
-update agent_task_queue set late = $2::jsonb where id = $1 and late is null
+-- name: missed
+-- What was said where a new attempt waited, its agent's own words aside: it would have heard. Newest
+-- first. $1 the attempts
+select c.id, c.content, c.author_type, c.author_id
+from agent_task_queue r
+join comment c on c.issue_id = r.issue_id and c.type = 'comment' and c.created_at >= r.created_at
+where r.id = any($1::uuid[]) and not (c.author_type = 'agent' and c.author_id = r.agent_id)
+order by c.created_at desc, c.id desc
+limit 50;
+
+-- name: follow_up
+-- A run for a comment that nobody else will answer. $1 the attempt that was to, $2 comment, $3 its
+-- summary, $4 type and $5 id of who wrote it
+insert into agent_task_queue (workspace_id, agent_id, runtime_id, issue_id, priority,
+    trigger_comment_id, trigger_summary, is_leader_task, initiator_type, initiator_id, depth)
+select r.workspace_id, r.agent_id, a.runtime_id, r.issue_id, r.priority, $2, nullif($3::text, ''),
+       r.is_leader_task, $4, $5, case when $4::text = 'agent' then r.depth + 1 else 0 end
+from agent_task_queue r
+join agent a on a.id = r.agent_id and a.archived_at is null
+where r.id = $1
+on conflict (issue_id, agent_id) where status in ('queued', 'dispatched') do nothing
 returning *;
 
--- name: go_on
--- A task that was given up with its machine runs after all. $1 task
-with running as (
-    update agent_task_queue
-    set status = 'running', completed_at = null, error = null, failure_reason = null,
-        presumed = false, unreachable_since = null, resume_at = null
-    where id = $1 and status = 'failed' and presumed and failure_reason = 'runtime_offline'
-      and late is null and started_at is not null
+-- name: keep_late
+-- What a daemon said of a task that had ended without it: its agent is done. The first word stands.
+-- $1 task, $2 it
+with kept as (
+    update agent_task_queue set late = $2::jsonb where id = $1 and late is null
     returning *
+), revoked as (
+    delete from task_token k using kept where k.task_id = kept.id returning k.token_hash
+)
+select kept.*, array(select token_hash from revoked) as tokens from kept;
+
+-- name: go_on
+-- A task that was given up with its machine runs after all, unless its agent has as much to do by now
+-- as it may, or is at work in the same place. $1 task
+with running as (
+    update agent_task_queue t
+    set status = 'running', completed_at = null, error = null, failure_reason = null,
+        presumed = false, unreachable_since = null, resume_at = null,
+        back_at = statement_timestamp()
+    from agent a
+    where t.id = $1 and t.status = 'failed' and t.presumed
+      and t.failure_reason = 'runtime_offline' and t.late is null and t.started_at is not null
+      and a.id = t.agent_id and a.archived_at is null
+      and (select count(*) from agent_task_queue f
+           where f.agent_id = a.id
+             and f.status in ('dispatched', 'waiting_local_directory', 'running'))
+          < a.max_concurrent_tasks
+      and not exists (
+          select from agent_task_queue f
+          where f.agent_id = a.id
+            and f.status in ('dispatched', 'waiting_local_directory', 'running')
+            and (f.issue_id = t.issue_id or f.chat_session_id = t.chat_session_id
+                 or (num_nonnulls(t.issue_id, t.chat_session_id, t.autopilot_run_id) = 0
+                     and num_nonnulls(f.issue_id, f.chat_session_id, f.autopilot_run_id) = 0)))
+    returning t.*
 ), busy as (
     update agent a set status = 'working', updated_at = statement_timestamp()
     from running r
@@ -277,7 +322,7 @@ left join agent_task_queue t on t.runtime_id = r.id
 where r.id = $1;
 
 -- name: reset_issues
--- Issues that nobody works on any more go back to where they are picked up from.
+-- Issues that nobody works on any more go back to where they are picked up from; the timeline says so.
 with reset as (
     update issue i set status = 'todo', updated_at = statement_timestamp()
     where i.id = any($1::uuid[]) and i.status = 'in_progress'
@@ -286,5 +331,33 @@ with reset as (
                         and q.status in ('queued', 'dispatched', 'waiting_local_directory',
                                          'running'))
     returning i.*
+), logged as (
+    insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
+    select r.workspace_id, r.id, 'system', '00000000-0000-0000-0000-000000000000',
+           'status_changed', '{"from": "in_progress", "to": "todo", "handed_back": true}'
+    from reset r
+    returning *
 )
-select r.*, w.issue_prefix from reset r join workspace w on w.id = r.workspace_id;
+select r.*, w.issue_prefix, to_jsonb(l) as activity
+from reset r join workspace w on w.id = r.workspace_id join logged l on l.issue_id = r.id;
+
+-- name: resume_issue
+-- An issue that was handed back because of a task that runs after all is in progress again, unless
+-- somebody has moved it since. $1 issue
+with resumed as (
+    update issue i set status = 'in_progress', updated_at = statement_timestamp()
+    where i.id = $1 and i.status = 'todo'
+      and (select l.details ->> 'handed_back' from activity_log l
+           where l.issue_id = i.id and l.action = 'status_changed'
+           order by l.created_at desc, l.id desc
+           limit 1) = 'true'
+    returning i.*
+), logged as (
+    insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
+    select r.workspace_id, r.id, 'system', '00000000-0000-0000-0000-000000000000',
+           'status_changed', '{"from": "todo", "to": "in_progress"}'
+    from resumed r
+    returning *
+)
+select r.*, w.issue_prefix, to_jsonb(l) as activity
+from resumed r join workspace w on w.id = r.workspace_id join logged l on l.issue_id = r.id;

@@ -33,7 +33,7 @@ returning *;
 -- Their machine is back. What was being prepared gets time to say so. $1 lease, $2 only these
 -- runtimes, or null
 update agent_task_queue
-set unreachable_since = null,
+set unreachable_since = null, back_at = statement_timestamp(),
     prepare_lease_expires_at = case when status = 'running' then prepare_lease_expires_at
                                     else statement_timestamp() + $1::interval end
 where id in (
@@ -50,15 +50,20 @@ where id in (
 returning *;
 
 -- name: hold_retries
--- A machine that comes back after it was given up may bring the results along: the new attempts of
--- what it ran wait a little before they start there. $1 the runtimes, $2 how long
+-- A machine that comes back after it was given up may bring the results along, or agents that are
+-- still at work: the new attempts of what it ran wait a little before they start there, and so does
+-- what else those agents have to do. $1 the runtimes, $2 how long
 update agent_task_queue t set not_before = statement_timestamp() + $2::interval
-from agent_task_queue p
-where t.status = 'queued'
-  and t.agent_id in (select a.id from agent a where a.runtime_id = any($1::uuid[]))
+from agent a
+where t.status = 'queued' and a.id = t.agent_id and a.runtime_id = any($1::uuid[])
   and coalesce(t.not_before, '-infinity') < statement_timestamp() + $2::interval
-  and p.id = t.parent_task_id and p.runtime_id = any($1::uuid[])
-  and p.status = 'failed' and p.presumed and p.failure_reason = 'runtime_offline' and p.late is null;
+  and exists (
+      select from agent_task_queue p
+      where p.runtime_id = any($1::uuid[]) and p.agent_id = a.id
+        and p.status = 'failed' and p.presumed and p.failure_reason = 'runtime_offline'
+        and p.late is null
+        and (p.id = t.parent_task_id
+             or exists (select from task_token k where k.task_id = p.id)));
 
 -- name: tasks_left_behind
 -- What could not be reached for $1. $2 only these tasks, or null
@@ -72,8 +77,8 @@ limit 200;
 
 -- name: tasks_stuck
 -- In flight for too long, on a machine that can be reached. $1 after dispatch without a lease, $2
--- running without a word for $3, $4 running at all: its token is dead by then; or preparing, with a
--- lease or without. $5 only these tasks, or null
+-- running without a word for $3, since its machine was out of reach if it was, $4 running at all: its
+-- token is dead by then; or preparing, with a lease or without. $5 only these tasks, or null
 select t.id
 from agent_task_queue t
 where t.status in ('dispatched', 'waiting_local_directory', 'running')
@@ -85,7 +90,7 @@ where t.status in ('dispatched', 'waiting_local_directory', 'running')
                      - case when t.status = 'dispatched' then interval '0' else $1::interval end)))
        or (t.status = 'running'
            and (t.started_at < statement_timestamp() - $4::interval
-                or (t.started_at < statement_timestamp() - $2::interval
+                or (greatest(t.started_at, t.back_at) < statement_timestamp() - $2::interval
                     and not exists (select from task_message m
                                     where m.task_id = t.id
                                       and m.created_at > statement_timestamp() - $3::interval)))))
@@ -138,13 +143,25 @@ returning r.id, r.workspace_id;
 -- name: forget_tokens
 delete from task_token where expires_at < statement_timestamp();
 
--- name: revoke_replaced
--- Agents out of reach keep their tokens until a new attempt has started in their place.
+-- name: revoke_forsaken
+-- Agents out of reach keep their tokens as long as their tasks might go on: until a new attempt has
+-- started or somebody has ended it, and not when people have done away with the agent or the issue.
+-- $1 how long a token lives
+with away as materialized (
+    select id, agent_id, issue_id, back_at
+    from agent_task_queue
+    where presumed and status = 'failed' and failure_reason = 'runtime_offline' and late is null
+      and completed_at > statement_timestamp() - $1::interval
+)
 delete from task_token k
-using agent_task_queue t
-where t.id = k.task_id and t.status = 'failed'
-  and exists (select from agent_task_queue n
-              where n.parent_task_id = t.id and n.started_at is not null)
+using away t
+where k.task_id = t.id
+  and (exists (select from agent_task_queue n
+               where n.parent_task_id = t.id and (t.back_at is null or n.created_at > t.back_at)
+                 and (n.started_at is not null
+                      or n.status in ('completed', 'failed', 'cancelled')))
+       or exists (select from agent a where a.id = t.agent_id and a.archived_at is not null)
+       or exists (select from issue i where i.id = t.issue_id and i.status = 'cancelled'))
 returning k.token_hash;
 
 -- name: forget_daemon_tokens

@@ -113,7 +113,7 @@ async def test_beside_an_attempt_that_runs_it_is_kept_and_shown() -> None:
         assert (shown.status, shown.failure_reason) == ("failed", "runtime_offline")
         assert shown.late_result["status"] == "completed"
         assert shown.late_result["result"]["output"] == "Did it after all."
-        assert kinds(told) == ["task:late_result"]
+        assert kinds(told) == ["task:late_result", "TokensRevoked"]
         assert isinstance(told[0], Event)
         assert await status_of(database, retry) == "running"
         # The first word stands.

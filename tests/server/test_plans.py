@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from server.database import Database
-from server.dispatch import claim, finish, heartbeat, sweeper
+from server.dispatch import claim, finish, heartbeat, reachability, sweeper
 from server.store.queries import Connection
 from server.store.tasks import SQL
 from shared.wire.task import CompleteRequest
@@ -162,6 +162,12 @@ async def hot(database: Database, world: World, runtime_id: str) -> dict[str, Se
     await record(
         "complete", lambda conn: finish.complete(conn, task.id, CompleteRequest(output="done"))
     )
+    again, _ = await database.write(lambda conn: claim.claim(conn, runtime_id))
+    await database.write(lambda conn: conn.fetch(SQL.start, again.id, *who, ["dispatched"]))
+    lost = [again.id]
+    await record("give up", lambda conn: finish.fail_many(conn, lost, sweeper.OFFLINE))
+    await record("come back", lambda conn: reachability.came_back(conn, [runtime_id]))
+    await record("go on", lambda conn: finish.go_on(conn, again.id))
     for rule in sweeper.rules(150.0):
         await record(f"sweeper: {rule.name}", rule.find)
     return found

@@ -28,6 +28,9 @@ from tests.support.rows import World, make_agent, make_runtime, make_world
 REDELIVERED_AFTER = 90.0
 """Seconds after which a claim whose answer was lost may be handed out again."""
 
+OFFLINE_AFTER, OFFLINE_GRACE = 150.0, 900.0
+"""Seconds until a silent machine is offline, and from then until what it runs is given up."""
+
 ASSUMED = frozenset({"runtime_offline", "runtime_recovery", "timeout"})
 """Reasons the server gives by itself, without having heard from the daemon."""
 
@@ -113,6 +116,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.ended: dict[str, dict[str, Any]] = {}
         self.confirmed: dict[str, str] = {}  # task -> the output whose completion was confirmed
         self.reported: dict[str, set[str]] = {}  # task -> what a daemon said of its end
+        self.silent: list[str] = []  # machines that were out of reach and have not come back
         self.told: dict[str, int] = {}  # task -> transcript rows confirmed
         for agent in range(2 * AGENTS):
             self.create(agent, "none", "todo", agent)
@@ -364,6 +368,43 @@ class QueueMachine(RuleBasedStateMachine):
         body = {"runtime_id": self._one(self.runtimes, runtime)}
         self._ask(server, "POST", "/api/daemon/heartbeat", body)
 
+    @rule(runtime=pick, server=pick)
+    def fall_silent(self, runtime: int, server: int) -> None:
+        """A machine is out of reach for longer than is borne; its agents work on."""
+        chosen = self._one(self.runtimes, runtime)
+        self.beat(runtime, server)
+        self.work(runtime, server, 1, "go on")
+        self.silent.append(chosen)
+        for seconds in (OFFLINE_AFTER + 10, OFFLINE_GRACE + 10):
+            self._move_times(seconds)
+            for other in self.runtimes:
+                if other != chosen:
+                    beat = {"runtime_id": other}
+                    self._ask(server, "POST", "/api/daemon/heartbeat", beat)
+            self.together.portal(self._sweep)
+
+    @rule(runtime=pick, server=pick, crowd=st.booleans())
+    def come_back(self, runtime: int, server: int, *, crowd: bool) -> None:
+        """It is back, and its daemon asks for what was given up; `crowd`: while all ask for work."""
+        if (chosen := self._one(self.silent, runtime)) is None:
+            return
+        self.silent.remove(chosen)
+        self._ask(server, "POST", "/api/daemon/heartbeat", {"runtime_id": chosen})
+        for held in [held for held in self.held if held.runtime_id == chosen and held.started]:
+            ask = ("POST", f"/api/daemon/tasks/{held.task_id}/go-on", {})
+            claims = [
+                (server, "POST", f"/api/daemon/runtimes/{each}/tasks/claim", {})
+                for each in (self.runtimes if crowd else [])
+            ]
+            first, second, *claimed = self._at_once((server, *ask), (server + 1, *ask), *claims)
+            for each, answer in zip(self.runtimes, claimed, strict=False):
+                self._keep(each, [answer])
+            if 200 in (first.status_code, second.status_code):
+                if self.ended.pop(held.task_id, None) is not None:  # what was assumed is taken back
+                    self.together.seen["went on"] += 1
+            elif held in self.held:  # it ended, or another attempt has begun: its agent is stopped
+                self.held.remove(held)
+
     # time --------------------------------------------------------------------------------------
 
     @rule(
@@ -397,7 +438,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.given = {task_id: since + seconds for task_id, since in self.given.items()}
 
     async def _sweep(self) -> None:
-        for sweep in sweeper.rules(150.0):
+        for sweep in sweeper.rules(OFFLINE_AFTER, OFFLINE_GRACE):
             await self.together.portal.resource.write(sweep, deadline=60)
 
     # what holds, whatever happened ---------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_random_lives_of_tasks_over_two_servers(
             ),
         )
 
-    for what in ("claimed", "claimed again", "completed", "failed", "cancelled"):
+    for what in ("claimed", "claimed again", "completed", "failed", "cancelled", "went on"):
         assert together.seen[what], f"none was {what}: {together.seen}"
     for server in servers:
         assert '"level": "error"' not in server.log.read_text(), server.log.read_text()[-3000:]
