@@ -38,6 +38,7 @@ def claim_script(runtime_ids: tuple[str, ...], user_id: str) -> str:
             seconds(lifecycle.LEASE),
             seconds(lifecycle.TOKEN_LIFE),
             unsafe,
+            "false",
         ],
     )
     return f"\\set place random(1, {len(runtime_ids)})\nbegin;\n{lock};\n{claim};\ncommit;\n"

@@ -65,7 +65,8 @@ select kept.*, array(select token_hash from revoked) as tokens from kept;
 
 -- name: go_on
 -- A task that was given up with its machine runs after all, unless its agent has as much to do by now
--- as it may, or is at work in the same place. $1 task
+-- as it may, or is at work in the same place, or has been since: a follow-up that was queued already
+-- takes the place of a new attempt. $1 task
 with running as (
     update agent_task_queue t
     set status = 'running', completed_at = null, error = null, failure_reason = null,
@@ -86,6 +87,10 @@ with running as (
             and (f.issue_id = t.issue_id or f.chat_session_id = t.chat_session_id
                  or (num_nonnulls(t.issue_id, t.chat_session_id, t.autopilot_run_id) = 0
                      and num_nonnulls(f.issue_id, f.chat_session_id, f.autopilot_run_id) = 0)))
+      and not exists (
+          select from agent_task_queue f
+          where f.agent_id = a.id and f.started_at > t.completed_at
+            and (f.issue_id = t.issue_id or f.chat_session_id = t.chat_session_id))
     returning t.*
 ), busy as (
     update agent a set status = 'working', updated_at = statement_timestamp()

@@ -144,11 +144,12 @@ returning r.id, r.workspace_id;
 delete from task_token where expires_at < statement_timestamp();
 
 -- name: revoke_forsaken
--- Agents out of reach keep their tokens as long as their tasks might go on: until a new attempt has
--- started or somebody has ended it, and not when people have done away with the agent or the issue.
+-- Agents out of reach keep their tokens as long as their tasks might go on (see go_on): until a new
+-- attempt, or what takes its place, has started or somebody has ended it, and not when people have done
+-- away with the agent or the issue.
 -- $1 how long a token lives
 with away as materialized (
-    select id, agent_id, issue_id, back_at
+    select id, agent_id, issue_id, chat_session_id, back_at, completed_at
     from agent_task_queue
     where presumed and status = 'failed' and failure_reason = 'runtime_offline' and late is null
       and completed_at > statement_timestamp() - $1::interval
@@ -160,6 +161,9 @@ where k.task_id = t.id
                where n.parent_task_id = t.id and (t.back_at is null or n.created_at > t.back_at)
                  and (n.started_at is not null
                       or n.status in ('completed', 'failed', 'cancelled')))
+       or exists (select from agent_task_queue n
+                  where n.agent_id = t.agent_id and n.started_at > t.completed_at
+                    and (n.issue_id = t.issue_id or n.chat_session_id = t.chat_session_id))
        or exists (select from agent a where a.id = t.agent_id and a.archived_at is not null)
        or exists (select from issue i where i.id = t.issue_id and i.status = 'cancelled'))
 returning k.token_hash;

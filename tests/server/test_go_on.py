@@ -198,6 +198,24 @@ async def test_an_agent_does_not_run_twice_on_an_issue() -> None:
             await run(database, finish.go_on, task_id=task.id)
 
 
+async def test_not_after_a_follow_up_that_took_the_new_attempts_place() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task = await running(database, world)
+        issue = {"issue_id": task.issue_id}
+        follow_up = await database.write(partial(make_task, world=world, **issue))
+        await give_up(database, task.id)
+        await sweep(database)
+        assert len(await fetch(database, "select * from task_token")) == 1
+        assert await claimed(database, world) == follow_up
+        await start(database, follow_up)
+        await run(database, finish.complete, task_id=follow_up, request=DONE)
+        with pytest.raises(Invalid):
+            await run(database, finish.go_on, task_id=task.id)
+        await sweep(database)
+        assert await fetch(database, "select * from task_token") == []
+
+
 async def test_an_agent_does_not_do_more_at_once_than_it_may() -> None:
     async with open_test_database(pool_size=1) as (database, _):
         world = await make_world(database, max_concurrent_tasks=1)
