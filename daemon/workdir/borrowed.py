@@ -104,6 +104,7 @@ class Borrowed:
     def __init__(self, folder: Path, task_id: str, root: Path, env_root: Path) -> None:
         self.path = folder / f"{task_id}{SUFFIX}"
         self._root = root
+        self._tracked: frozenset[Path] = frozenset()
         self._record = Record(
             task_id=task_id, root=str(root), env_root=str(env_root), at=time.time()
         )
@@ -111,7 +112,8 @@ class Borrowed:
     def put(self, sidecars: Sidecars, brief_name: str | None, excludes: Excludes | None) -> None:
         """Make the planned files, hidden from git for as long as they are there. Raises OSError.
 
-        The brief's file is hidden too if it will be ours alone.
+        The brief's file is hidden too, also where it is the user's: with the brief in it, it is not
+        what they would have committed. One that git tracks cannot be hidden, and gets no brief.
         """
         hidden = [f"{folder}/" for folder in sidecars.skills]
         hidden += [
@@ -119,8 +121,11 @@ class Borrowed:
             for path in sidecars.files
             if not any(path.is_relative_to(folder) for folder in sidecars.skills)
         ]
-        if brief_name is not None and not os.path.lexists(self._root / brief_name):
-            hidden.append(str(self._root / brief_name))
+        self._tracked = excludes.tracked if excludes is not None else frozenset()
+        if brief_name is not None:
+            brief = _place_in(self._root, self._root / brief_name)
+            if brief is not None and brief not in self._tracked:
+                hidden.append(str(brief))
         status = self._root.stat()
         self._save(
             attrs.evolve(
@@ -144,10 +149,11 @@ class Borrowed:
     def write_brief(self, name: str, brief: str) -> bool:
         """Put the brief into its file, around what else it holds; False if that cannot be.
 
-        A link that leads out of the directory is not followed: what is there is not lent to us.
+        A link that leads out of the directory is not followed: what is there is not lent to us. What
+        git tracks stays as it is: it would be in the agent's commits, stashes and other branches.
         """
         path = _place_in(self._root, self._root / name)
-        if path is None:
+        if path is None or path in self._tracked:
             return False
         try:
             with _opened(path) as held:

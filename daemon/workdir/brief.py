@@ -32,6 +32,9 @@ _AGENTS: Final = frozenset(
 
 _KEPT_SHOWN: Final = 10
 
+BRIEF_FILES: Final = ("CLAUDE.md", "AGENTS.md")
+"""Every file that some provider reads by itself."""
+
 _ON_ISSUE: Final = frozenset({"comment", "direct"})
 
 

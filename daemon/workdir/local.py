@@ -18,6 +18,7 @@ import attrs
 import structlog
 import trio
 
+from daemon.workdir.brief import BRIEF_FILES
 from daemon.workdir.errors import PrepareError
 from shared import failure
 from shared.wire.task import ClaimedTask
@@ -62,10 +63,13 @@ class Excludes:
     """The file git reads a repository's private excludes from, and where in it we are.
 
     `prefix` is the directory's path below the top of the working tree, "" or ending in a slash.
+    `tracked` are those files for briefs, without links, that are in git's index: what is written to
+    them would be in the agent's commits.
     """
 
     file: Path
     prefix: str = ""
+    tracked: frozenset[Path] = frozenset()
 
 
 @attrs.frozen(kw_only=True)
@@ -169,13 +173,26 @@ async def find_excludes(folder: Path, env: Mapping[str, str]) -> Excludes | None
 
     None outside of a working tree, without git, and when it does not answer.
     """
-    command = ["git", "-c", "safe.directory=*", "rev-parse"]
-    command += ["--is-inside-work-tree", "--show-prefix", "--git-path", "info/exclude"]
+    words = ("--is-inside-work-tree", "--show-prefix", "--git-path", "info/exclude")
+    told = await _ask_git(folder, env, "rev-parse", *words)
+    lines = told.split("\n")
+    if len(lines) != 4 or lines[0] != "true":
+        return None
+    real = _real(folder)
+    files = {each for name in BRIEF_FILES for each in (real / name, _real(real / name))}
+    names = sorted(str(each.relative_to(real)) for each in files if each.is_relative_to(real))
+    listed = await _ask_git(folder, env, "--literal-pathspecs", "ls-files", "-z", "--", *names)
+    tracked = frozenset(real / name for name in listed.split("\0") if name)
+    return Excludes(file=_real(folder / lines[2]), prefix=lines[1], tracked=tracked)
+
+
+async def _ask_git(folder: Path, env: Mapping[str, str], *words: str) -> str:
+    """What git says of a directory; "" without git, outside of a repository, or if it hangs."""
     clean = {name: value for name, value in env.items() if not name.startswith("GIT_")}
     try:
         with trio.fail_after(GIT_WITHIN):
             done = await trio.run_process(
-                command,
+                ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", *words],
                 cwd=folder,
                 env=clean | {"LC_ALL": "C"},
                 capture_stdout=True,
@@ -184,8 +201,5 @@ async def find_excludes(folder: Path, env: Mapping[str, str]) -> Excludes | None
             )
     except (OSError, trio.TooSlowError) as error:
         log.warning("git does not answer", path=str(folder), error=str(error))
-        return None
-    lines = os.fsdecode(done.stdout).split("\n")
-    if done.returncode or len(lines) != 4 or lines[0] != "true":
-        return None
-    return Excludes(file=_real(folder / lines[2]), prefix=lines[1])
+        return ""
+    return "" if done.returncode else os.fsdecode(done.stdout)

@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from daemon.workdir.borrowed import Borrowed, give_back, give_back_left
-from daemon.workdir.brief import brief_file, without_block, written_brief
+from daemon.workdir.brief import BRIEF_FILES, brief_file, without_block, written_brief
 from daemon.workdir.codex_home import make_codex_home
 from daemon.workdir.context import ISSUE_CONTEXT, RESOURCES, render_context, render_resources
 from daemon.workdir.cursor_mcp import MCP_FILE, data_files, managed_servers, mcp_file
@@ -36,8 +36,6 @@ from shared.wire.task import ClaimedTask
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-BRIEF_FILES: Final = ("CLAUDE.md", "AGENTS.md")
 
 SHORT: Final = 60
 """Bytes of a TMPDIR that leave enough room for the names of sockets."""

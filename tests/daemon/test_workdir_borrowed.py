@@ -109,6 +109,7 @@ class Ground:
         name: str = "task",
         skills: list[Skill] | None = None,
         local: LocalDirectory | None = None,
+        check_brief: bool = True,
     ) -> Prepared:
         agent = TaskAgent(id="a", name="A", skills=SKILLS if skills is None else skills)
         task = ClaimedTask(
@@ -122,7 +123,7 @@ class Ground:
         chosen = choose(task, self.root, LiveRoots(), local or self.local())
         chosen = stack.enter_context(giving_back(chosen, task.id, self.records))
         chosen = prepare(task, "direct", provider, chosen)
-        assert write_brief(chosen, provider, "first")
+        assert write_brief(chosen, provider, "first") or not check_brief
         return chosen
 
     def run(self, provider: str = "claude", act: Callable[[], object] = lambda: None) -> None:
@@ -198,7 +199,6 @@ def test_an_existing_file_gets_its_bytes_mode_and_time_back(
     path.write_bytes(content)
     path.chmod(0o640)
     os.utime(path, ns=(1_600_000_000_000_000_000, 1_600_000_000_123_456_789))
-    git(ground.folder, "add", "CLAUDE.md")
     before, status = picture(ground.folder), git(ground.folder, "status", "--porcelain")
     seen = []
     if how == "run":
@@ -418,6 +418,92 @@ def test_a_link_inside_the_directory_is_written_through(ground: Ground) -> None:
     ground.run(act=lambda: seen.append((ground.folder / "AGENTS.md").read_bytes()))
     assert b"second" in seen[0]
     assert picture(ground.folder) == before
+
+
+def _commit_everything(folder: Path) -> None:
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "all")
+
+
+def _stash_everything(folder: Path) -> None:
+    (folder / "main.py").write_text("changed\n")
+    git(folder, "stash", "push", "-q", "--include-untracked")
+
+
+def _switch(folder: Path) -> None:
+    git(folder, "switch", "-q", "other")
+
+
+def _rebase(folder: Path) -> None:
+    git(folder, "switch", "-q", "-c", "mine")
+    (folder / "mine").write_text("")
+    _commit_everything(folder)
+    git(folder, "rebase", "-q", "--onto", "other", "main")
+
+
+def _start_over(folder: Path) -> None:
+    git(folder, "reset", "-q", "--hard")
+    git(folder, "clean", "-q", "-fd")
+
+
+def _delete(folder: Path) -> None:
+    (folder / "CLAUDE.md").unlink(missing_ok=True)
+
+
+def _link(folder: Path) -> None:
+    _delete(folder)
+    (folder / "CLAUDE.md").symlink_to("main.py")
+
+
+def _write_more(folder: Path) -> None:
+    with (folder / "CLAUDE.md").open("a") as file:
+        file.write("the agent's own line\n")
+    git(folder, "add", "CLAUDE.md", check=False)
+    git(folder, "commit", "-q", "--allow-empty", "-m", "more")
+
+
+ACTS = (_commit_everything, _stash_everything, _switch, _rebase, _start_over, _delete, _link,
+        _write_more)  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("tracked", [True, False])
+def test_nothing_an_agent_does_with_git_takes_ours_along(
+    ground: Ground, act: Callable[[Path], None], tracked: bool
+) -> None:
+    folder = ground.folder
+    git(folder, "switch", "-q", "-c", "other")
+    if tracked:
+        (folder / "CLAUDE.md").write_text("other rules\n")
+        git(folder, "add", "CLAUDE.md")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "other")
+    git(folder, "switch", "-q", "main")
+    (folder / "CLAUDE.md").write_text("rules\n")
+    if tracked:
+        git(folder, "add", "CLAUDE.md")
+        git(folder, "commit", "-q", "-m", "rules")
+    exclude = (folder / ".git/info/exclude").read_bytes()
+    status = git(folder, "status", "--porcelain")
+    with ExitStack() as stack:
+        chosen = ground.enter(stack, check_brief=False)
+        if tracked:
+            assert git(folder, "status", "--porcelain") == status, "nothing of git's has changed"
+        act(folder)
+        write_brief(chosen, "claude", "second")
+    everything = git(folder, "log", "--all", "-p", "--full-history", "-m", "--format=%H")
+    assert BEGIN.decode() not in everything
+    assert "SKILL.md" not in everything
+    assert "the agent's own line" in everything or act is not _write_more or not tracked
+    for path in folder.rglob("*"):
+        if path.is_file() and ".git" not in path.parts:
+            assert BEGIN not in path.read_bytes(), path
+            assert path.name != "SKILL.md"
+    assert (folder / ".git/info/exclude").read_bytes() == exclude
+    if act not in (_switch, _rebase, _delete, _link, _write_more):
+        assert (folder / "CLAUDE.md").read_text() == "rules\n"
+    if act is _write_more:
+        assert (folder / "CLAUDE.md").read_text() == "rules\nthe agent's own line\n"
+    assert list(ground.records.iterdir()) == []
 
 
 def test_links_that_lead_out_are_not_followed(ground: Ground, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *words: str, check: bool = True) -> str:
     """Run git with nobody's settings; returns what it printed."""
     done = subprocess.run(
         ["git", "-c", "user.name=T", "-c", "user.email=t@example.test", *words],
@@ -17,7 +17,7 @@ def git(folder: Path, *words: str) -> str:
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"},
         capture_output=True,
         text=True,
-        check=True,
+        check=check,
     )
     return done.stdout
 
