@@ -24,12 +24,13 @@ THE_DEMOS_OWN = ("demo-notes.md", ".bullpen-demo")
 class Project:
     """A project whose issues are worked on in a repository, by an agent with a skill."""
 
-    def __init__(self, bullpen: Bullpen, folder: Path) -> None:
+    def __init__(self, bullpen: Bullpen, folder: Path, *, tracked: bool = True) -> None:
         self._bullpen = bullpen
         self.folder = make_repository(folder)
         (folder / "AGENTS.md").write_bytes(RULES)
-        git(folder, "add", "AGENTS.md")
-        git(folder, "commit", "-q", "-m", "rules")
+        if tracked:
+            git(folder, "add", "AGENTS.md")
+            git(folder, "commit", "-q", "-m", "rules")
         self.before = self.seen()
         daemon_id = (bullpen.home / "daemon.id").read_text().strip()
         self.id = self._made("project", "create", "--title", "Local")["id"]
@@ -82,9 +83,9 @@ def test_two_tasks_one_after_the_other_and_nothing_is_left(tmp_path: Path) -> No
             results = [m["output"] for m in bullpen.messages(task["id"]) if m.get("output")]
             status = next(text for text in results if "?? notes" in text)
             assert status.replace("?? demo-notes.md\n", "").replace("?? .bullpen-demo/\n", "") == (
-                " M AGENTS.md\n?? notes\n"
-            )
-            assert any("how to deploy" in text and "## Workflow" in text for text in results)
+                "?? notes\n"
+            ), "what git tracks is as it was, and what is ours is hidden"
+            assert any("how to deploy" in text and "be brief" in text for text in results)
         assert bullpen.tasks(second)[0]["id"] == held["id"], "the same run, after its wait"
         assert project.seen() == project.before
         assert list((bullpen.home / "borrowed").iterdir()) == []
@@ -93,7 +94,7 @@ def test_two_tasks_one_after_the_other_and_nothing_is_left(tmp_path: Path) -> No
 
 def test_a_killed_daemon_gives_the_directory_back_at_its_next_start(tmp_path: Path) -> None:
     with start_up(tmp_path / "home") as bullpen:
-        project = Project(bullpen, tmp_path / "project")
+        project = Project(bullpen, tmp_path / "project", tracked=False)
         script = "demo:sh echo by-the-agent > made.txt; echo mine >> AGENTS.md\ndemo:sleep 60\n"
         issue = project.issue("Long", script)
         task = bullpen.wait_for_task(issue, "running")
@@ -119,7 +120,7 @@ def test_a_killed_daemon_gives_the_directory_back_at_its_next_start(tmp_path: Pa
         status, files = project.seen()
         assert (project.folder / "AGENTS.md").read_bytes().startswith(RULES)
         assert b"MULTICA" not in (project.folder / "AGENTS.md").read_bytes()
-        assert status == " M AGENTS.md\n M main.py\n?? made.txt\n?? notes\n"
+        assert status == " M main.py\n?? AGENTS.md\n?? made.txt\n?? notes\n"
         theirs = {"AGENTS.md", "main.py", "made.txt"}
         _, before = project.before
         assert {k: v for k, v in files.items() if k not in theirs} == {
@@ -130,7 +131,7 @@ def test_a_killed_daemon_gives_the_directory_back_at_its_next_start(tmp_path: Pa
 def test_after_everything_was_killed_the_sweep_alone_puts_it_right(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with start_up(home) as bullpen:
-        project = Project(bullpen, tmp_path / "project")
+        project = Project(bullpen, tmp_path / "project", tracked=False)
         issue = project.issue("Long", "demo:say working\ndemo:sleep 60\n")
         task = bullpen.wait_for_task(issue, "running")
         wait_for("the agent at work", lambda: _has(task, bullpen) or None)
