@@ -40,6 +40,9 @@ _STALE_LOCK: Final = 600.0
 """Seconds after which a lock file belongs to a git that was killed: no command here runs longer
 while it holds one."""
 
+TAKE_BACK: Final = 20.0
+"""Seconds that removing what a cancelled call has begun may take."""
+
 _HELPER: Final = re.compile(r"[A-Za-z0-9+.-]*::")
 """Addresses of git's remote helpers, some of which run commands."""
 
@@ -124,12 +127,14 @@ class Clones:
         except OSError as error:
             raise GitError(f"cannot make a clone in {clone.parent}: {error}") from error
         finally:
-            shutil.rmtree(new, ignore_errors=True)  # when all went well there is nothing there
+            if _is_there(new):
+                with trio.move_on_after(TAKE_BACK, shield=True):
+                    await remove_tree(new)
         log.info("cloned", clone=clone.name)
 
     async def _fetch(self, clone: Path, url: str, *extra: str, deadline: float = FETCH) -> None:
         git = self.git
-        remove_stale_locks(clone)
+        await trio.to_thread.run_sync(remove_stale_locks, clone)
         await self._remove_redirections(clone)
         for name, value in (
             ("remote.origin.url", url),
@@ -307,6 +312,12 @@ class Clones:
 def clone_dirs(root: Path) -> list[Path]:
     """Every clone below a workspaces root, without the unfinished and those set aside."""
     return sorted(path for path in (root / FOLDER).glob("*/*.git") if not _is_aside(path))
+
+
+async def remove_tree(path: Path) -> None:
+    """Remove a directory, as far as that can be done, without holding anybody up."""
+    remove = partial(shutil.rmtree, path, ignore_errors=True)
+    await trio.to_thread.run_sync(remove, abandon_on_cancel=True)
 
 
 def remove_stale_locks(clone: Path) -> None:

@@ -9,7 +9,6 @@ it had begun.
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,15 +18,12 @@ import structlog
 import trio
 
 from daemon.repos import snapshots
-from daemon.repos.clones import Clones, remove_if_stale
+from daemon.repos.clones import TAKE_BACK, Clones, remove_if_stale, remove_tree
 from daemon.repos.git import TREE, Git, GitError
 from daemon.repos.names import branch_name, repo_name
 from shared import times
 
 log = structlog.get_logger(__name__)
-
-TAKE_BACK: Final = 20.0
-"""Seconds a cancelled checkout may take to remove what it has begun."""
 
 _TRIES: Final = 100
 
@@ -168,7 +164,7 @@ async def _add(git: Git, clone: Path, path: Path, *, branch: str, base: str, ref
 
 
 async def _take_back(git: Git, clone: Path, path: Path, branch: str) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+    await remove_tree(path)
     await git.try_clone(clone, "worktree", "prune", "--expire=now")
     if branch:
         await git.try_clone(clone, "branch", "-q", "-D", branch)

@@ -100,7 +100,7 @@ class Reclaim:
         await self._empty_trash()
         limiter = trio.CapacityLimiter(ASKING)
         async with trio.open_nursery() as looking:
-            for env_root in env_roots(self._root):
+            for env_root in await trio.to_thread.run_sync(env_roots, self._root):
                 await limiter.acquire_on_behalf_of(env_root)
                 looking.start_soon(self._look, env_root, done, limiter)
         for folder in workspace_dirs(self._root):
@@ -133,9 +133,9 @@ class Reclaim:
         known = await self._ask(meta)
 
         async def act() -> str:
+            idle = self._wall() - await trio.to_thread.run_sync(last_change, env_root)
             if read_meta(env_root) != meta:
                 return "a task has just worked in it"
-            idle = self._wall() - last_change(env_root)
             moment = times.now()
             decision = decide(meta, known, idle=idle, now=moment, limits=self._limits)
             if decision.action == "remove":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from daemon.cli.settings import Settings
 from daemon.client import GcCheck, Rejected, Transient
 from daemon.config import Config
 from daemon.disk_usage import scan
+from daemon.repos import clones as clones_module
 from daemon.repos.clones import Clones
 from daemon.repos.git import Git, git_environment
 from daemon.repos.kept import Owner, bundles, kept_for_issue, list_kept
@@ -500,6 +502,36 @@ async def test_a_task_that_worked_there_meanwhile_changes_everything(tmp_path: P
         done = await reclaim.run_once()
         assert list(done.kept.values()) == ["a task has just worked in it"]
         assert bench.there() == ["0a1b2c3d"]
+
+
+async def test_walks_through_directories_do_not_hold_the_daemon_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked = []
+
+    def in_a_thread(module: Any, name: str) -> None:
+        do = getattr(module, name)
+
+        def look(*args: Any, **more: Any) -> Any:
+            assert threading.current_thread() is not threading.main_thread(), name
+            walked.append(name)
+            return do(*args, **more)
+
+        monkeypatch.setattr(module, name, look)
+
+    names = ("env_roots", "last_change", "repositories", "artifacts", "remove_tree")
+    for name in names:
+        in_a_thread(reclaim_module, name)
+    in_a_thread(clones_module, "remove_stale_locks")
+    async with open_bench(tmp_path) as bench:
+        bench.client.answers = {"issues/done": DONE, "issues/open": OPEN}
+        env_root = bench.env("done", issue("done"))
+        await bench.check_out(env_root)
+        made = bench.env("open", issue("open"))
+        (made / "workdir" / "node_modules").mkdir()
+        await bench.run()
+        assert bench.there() == ["open"]
+    assert set(walked) == {*names, "remove_stale_locks"}
 
 
 async def test_the_loop_can_be_switched_off(tmp_path: Path) -> None:
