@@ -161,6 +161,9 @@ def _hoist(args: Sequence[str]) -> list[str]:
 def run(args: Sequence[str] | None = None, settings: Settings | None = None) -> int:
     """Run one command line and return its exit code; `settings` is a test's."""
     settings = settings or Settings()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called: nobody reads
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     given = list(sys.argv[1:] if args is None else args)
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
@@ -186,6 +189,12 @@ def run(args: Sequence[str] | None = None, settings: Settings | None = None) -> 
     except BrokenPipeError:
         # The reader has gone (`| head`): nothing to tell; keep the interpreter's own flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
+    except OSError as error:
+        if _wants_debug(settings):
+            _explain_at_length(error)
+        what = error.filename or "what the command prints"
+        _say(f"cannot use {what}: {error.strerror or error}")
         return USAGE
     except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is one line, too
         if _wants_debug(settings):

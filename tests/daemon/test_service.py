@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import plistlib
@@ -213,6 +214,23 @@ def test_help_and_settings_are_found_by_the_words_people_try(
     code, told = call("config", "get", "token")
     assert code == 1
     assert "is not a setting" in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_output_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = Settings(env={"BULLPEN_HOME": str(tmp_path)})
+    with monkeypatch.context() as patch:
+        full = open("/dev/full", "w", buffering=1)  # noqa: SIM115, PTH123
+        patch.setattr("sys.stdout", full)
+        assert run(["version"], settings) == 1
+        with contextlib.suppress(OSError):
+            full.close()
+        patch.setattr("sys.stdout", None)
+        assert run(["version"], settings) == 0
+    told = capsys.readouterr().err
+    assert told == "error: cannot use what the command prints: No space left on device\n"
 
 
 def test_a_home_that_cannot_be_made_is_one_line(
