@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -18,10 +19,13 @@ import attrs
 import pytest
 
 from daemon.runtimes import runtime
-from daemon.tasks import report
+from daemon.runtimes.claims import Claims
+from daemon.tasks import paths, report, watchers
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.drain import Sender
 from daemon.tasks.pool import TaskPool
+from daemon.tasks.slots import Slot, Slots
+from daemon.workdir import prepare
 from tests.daemon.tasks_support import DONE
 from tests.simulation.test_schedules import Arrival, Event, play
 from tests.support.network import answer
@@ -31,8 +35,17 @@ pytestmark = pytest.mark.simulation
 TALK = ("text", 0.6, "tool", 0.6, "text", 3.0, "text")
 
 
-def arrival(at: float = 0.0, words: tuple[Any, ...] = TALK) -> Arrival:
-    return Arrival(at=at, provider="claude", words=words, result=DONE, hangs=False)
+LONG = ("text", 20.0, "text")
+
+
+def arrival(
+    at: float = 0.0,
+    words: tuple[Any, ...] = TALK,
+    *,
+    provider: str = "claude",
+    place: str | None = None,
+) -> Arrival:
+    return Arrival(at=at, provider=provider, words=words, result=DONE, hangs=False, place=place)
 
 
 def refuse(route: str, at: float, lasting: float) -> Event:
@@ -41,7 +54,11 @@ def refuse(route: str, at: float, lasting: float) -> Event:
 
 @attrs.frozen
 class Mutant:
-    """`old` in the source of `owner.name` becomes `new`."""
+    """`old` in the source of `owner.name` becomes `new`.
+
+    `coming` are the tasks, if not two, the second long after the first. `offered`: the server takes
+    claims for many.
+    """
 
     owner: Any
     name: str
@@ -49,6 +66,8 @@ class Mutant:
     new: str
     happenings: tuple[Event, ...]
     words: tuple[Any, ...] = TALK
+    coming: tuple[Arrival, ...] = ()
+    offered: bool = False
 
 
 MUTANTS = {
@@ -113,6 +132,80 @@ MUTANTS = {
         "self._owed = {}",
         (refuse(".*/(complete|fail)", 0.0, 60.0), Event(at=20.0, what="crash")),
     ),
+    "slots that a call for many did not need are kept": Mutant(
+        Claims,
+        "_lead",
+        "self._give_back(slots)",
+        "pass",
+        (),
+        offered=True,
+    ),
+    "the slot of a task refused among others is kept": Mutant(
+        TaskPool,
+        "hand_over",
+        "self.give_back(slot)",
+        "pass",
+        (Event(at=2.0, what="deliver again"),),
+        words=LONG,
+        offered=True,
+    ),
+    "one slot is used for all tasks of a call": Mutant(
+        Claims,
+        "_hand_over",
+        "slot = slots.pop(0)",
+        "slot = slots[0]",
+        (),
+        coming=(arrival(words=LONG), arrival(words=LONG, provider="codex")),
+        offered=True,
+    ),
+    "a task that was given up is not taken back": Mutant(
+        watchers,
+        "stopped_by_server",
+        "if told.presumed and await _goes_on(client, task_id):",
+        "if False:",
+        (Event(at=2.0, what="give up"),),
+        words=LONG,
+    ),
+    "a directory inside another is another place": Mutant(
+        paths,
+        "_overlap",
+        "return one.is_relative_to(other) or other.is_relative_to(one)",
+        "return one == other",
+        (),
+        coming=(arrival(words=LONG, place="one"), arrival(1.0, words=LONG, place="one/inner")),
+    ),
+    "who waits for a directory goes on without a slot": Mutant(
+        paths,
+        "enter_local_directory",
+        "await slot.regain()",
+        "await trio.lowlevel.checkpoint()",
+        (),
+        coming=(arrival(words=LONG, place="one"), arrival(1.0, words=LONG, place="one")),
+    ),
+    "who waits for a directory keeps its slot from the end of the wait on": Mutant(
+        Slot,
+        "lend",
+        "self._slots.give_back(number)",
+        "pass",
+        (),
+        coming=(arrival(words=LONG, place="one"), arrival(1.0, words=LONG, place="one")),
+    ),
+    "a changed number of slots forgets which are out": Mutant(
+        Slots,
+        "resize",
+        "if number not in self._out",
+        "",
+        (Event(at=2.0, what="resize", which=2),),
+        coming=(arrival(words=LONG), arrival(4.0, words=LONG)),
+    ),
+    "a user's directory is not given back": Mutant(
+        prepare,
+        "giving_back",
+        "give_back(borrowed.path)",
+        "pass",
+        (),
+        coming=(arrival(words=LONG, place="two"),),
+    ),
 }
 
 
@@ -147,12 +240,13 @@ def alive(mutant: Mutant) -> Iterator[None]:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_mutant_is_found_by_its_schedule(name: str) -> None:
     mutant = MUTANTS[name]
-    coming = [arrival(words=mutant.words), arrival(at=100.0)]
-    clean, _ = play(2, coming, list(mutant.happenings))
+    coming = list(mutant.coming) or [arrival(words=mutant.words), arrival(at=100.0)]
+    run = partial(play, 2, coming, list(mutant.happenings), offered=mutant.offered)
+    clean, _ = run()
     assert not clean, "\n".join(clean)
     with alive(mutant):
         try:
-            wrong, _ = play(2, coming, list(mutant.happenings))
+            wrong, _ = run()
         except Exception as crash:  # noqa: BLE001 - a daemon that crashes is seen as well
             wrong = [repr(crash)]
     assert wrong, "nothing was seen"

@@ -23,7 +23,15 @@ from trio.testing import MockClock
 from daemon.agents.contract import AgentResult
 from shared.wire.runtime import BEAT_MANY, CLAIM_MANY
 from tests.daemon.tasks_support import DONE, Script, text, thinking, tool_result, tool_use
-from tests.simulation.world import World, watch_journals, watch_log
+from tests.simulation.world import (
+    PLACES,
+    World,
+    is_open,
+    no_git,
+    watch_journals,
+    watch_log,
+    watch_slots,
+)
 from tests.support.fake_server import WORKSPACE
 from tests.support.network import LOSE_REQUEST, LOSE_RESPONSE, REFUSE, Fault, answer, delay
 
@@ -106,13 +114,27 @@ events = st.lists(
         event("restart"),
         event("cut"),
         event("jump"),
-        event("deliver again"),
-        event("cancel"),
-        event("forget task"),
         event("forget runtime"),
         event("forget workspace"),
+        event("resize"),
+        event("drain"),
     ),
     max_size=8,
+)
+
+AIMED = ("deliver again", "cancel", "forget task", "give up", "give up for good", "crash", "outage")
+"""What happens to a certain task, so soon after it has come that it is likely to be in hand."""
+
+aimed = st.lists(
+    st.builds(
+        Event,
+        at=st.integers(0, 120).map(lambda quarter: quarter / 4),
+        what=st.sampled_from(AIMED),
+        amount=short,
+        which=st.integers(0, 4),
+    ),
+    min_size=1,
+    max_size=4,
 )
 
 steps = st.one_of(
@@ -137,6 +159,8 @@ class Arrival:
     words: tuple[Any, ...]
     result: AgentResult
     hangs: bool
+    place: str | None = None
+    """A directory of the user's to work in; None for one of its own."""
 
 
 arrivals = st.lists(
@@ -144,9 +168,10 @@ arrivals = st.lists(
         Arrival,
         at=seconds,
         provider=st.sampled_from(["claude", "claude", "codex"]),
-        words=st.lists(steps, max_size=12).map(tuple),
+        words=st.lists(steps, min_size=2, max_size=12).map(tuple),
         result=st.sampled_from(RESULTS),
         hangs=st.sampled_from([False, False, False, True]),
+        place=st.sampled_from([None, None, *PLACES]),
     ),
     min_size=1,
     max_size=5,
@@ -209,6 +234,17 @@ async def perform(world: World, happening: Event) -> None:
             server.cancel_task(chosen.id)
         case "forget task" if chosen is not None:
             server.forget_task(chosen.id)
+        case "give up" if chosen is not None:
+            server.give_up(chosen.id)
+        case "give up for good" if chosen is not None:
+            server.give_up(chosen.id)
+            await trio.sleep(happening.amount / 10)
+            if is_open(chosen):
+                server.replace(chosen.id)
+        case "resize":
+            world.life.resize(1 + happening.which % 3)
+        case "drain":
+            await world.drain(happening.amount)
         case "forget runtime":
             server.forget_runtime("claude")
         case "forget workspace":
@@ -224,7 +260,7 @@ async def live(
     async with trio.open_nursery() as nursery:
         world = World(home, nursery, max_concurrent_tasks=slots, idle_watchdog=60.0)
         world.server.capabilities = offered
-        with watch_journals(world):
+        with watch_journals(world), watch_slots(world), no_git():
             world.start()
             await trio.sleep(35)
             whole = sorted([*coming, *happenings], key=lambda each: each.at)
@@ -232,7 +268,8 @@ async def live(
             for number, each in enumerate(whole):
                 await trio.sleep_until(max(began + each.at, trio.current_time()))
                 if isinstance(each, Arrival):
-                    world.add_task(f"task {number}", each.provider, script_of(each))
+                    name = f"task {number}"
+                    world.add_task(name, each.provider, script_of(each), each.place)
                 else:
                     await perform(world, each)
             await world.settle()
@@ -276,10 +313,25 @@ PLAIN = settings(
 )
 
 
-@given(slots=st.integers(1, 3), coming=arrivals, happenings=events, offered=st.booleans())
+@given(
+    slots=st.integers(1, 3),
+    coming=arrivals,
+    happenings=events,
+    at_tasks=aimed,
+    offered=st.booleans(),
+)
 @PLAIN
 def test_nothing_is_lost_doubled_or_left(
-    slots: int, coming: list[Arrival], happenings: list[Event], offered: bool
+    slots: int,
+    coming: list[Arrival],
+    happenings: list[Event],
+    at_tasks: list[Event],
+    offered: bool,
 ) -> None:
+    in_order = sorted(coming, key=lambda each: each.at)
+    for each in at_tasks:
+        which = each.which % len(coming)
+        at = in_order[which].at + each.at
+        happenings = [*happenings, attrs.evolve(each, at=at, which=which)]
     wrong, _ = play(slots, coming, happenings, offered=offered)
     assert not wrong, "\n".join(wrong)

@@ -8,6 +8,7 @@ is noted here, and has to be on the server in the end, once and in order.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,17 @@ from daemon.client import open_client
 from daemon.tasks.journal import Journal
 from daemon.tasks.outcome import Outcome
 from daemon.tasks.pool import open_pool
-from shared.wire.task import DISPATCHED, QUEUED, RUNNING, TERMINAL, TaskMessage
+from daemon.tasks.slots import Slots
+from daemon.workspaces.sync import SignInRefused
+from shared.wire.task import (
+    ACTIVE,
+    DISPATCHED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    TERMINAL,
+    TaskMessage,
+)
 from tests.daemon.tasks_support import Agents, Script
 from tests.support.daemon_rig import CLAUDE, CODEX
 from tests.support.fake_server import WORKSPACE, FakeServer, FakeTask, make_config, uid
@@ -36,6 +47,9 @@ from tests.support.network import Fault, Reply, json_reply
 
 LEASE = 90.0
 """Seconds after which the server delivers a task again that was claimed and not started."""
+
+REVIVAL = 20.0
+"""Seconds after which a daemon that was refused at its start is started again."""
 
 STOP = 300.0
 """Seconds an orderly stop may take: grace, last reports and the longest call in flight."""
@@ -78,14 +92,15 @@ class ModelServer(FakeServer):
             if task and task.runtime_id == runtime_id and task.status in (DISPATCHED, RUNNING):
                 return json_reply({"task": {**task.claimed, "status": DISPATCHED}})
         for task in self.tasks.values():
-            if task.status == DISPATCHED and self._leased.get(task.id, 0.0) < self._now():
+            if task.runtime_id == runtime_id and self._is_due(task):
                 task.status = QUEUED
-        before = {task.id for task in self.tasks.values() if task.status == QUEUED}
-        reply = super()._claim(body, runtime_id)
-        for task_id in before:
-            if self.tasks[task_id].status == DISPATCHED:
-                self._leased[task_id] = self._now() + LEASE
-        return reply
+                self._leased[task.id] = self._now() + LEASE
+                break
+        return super()._claim(body, runtime_id)
+
+    def _is_due(self, task: FakeTask) -> bool:
+        expired = self._leased.get(task.id, 0.0) < self._now()
+        return task.status == QUEUED or (task.status == DISPATCHED and expired)
 
     def _lease(self, body: Any, task_id: str) -> Reply:
         reply = super()._lease(body, task_id)
@@ -111,7 +126,27 @@ class ModelServer(FakeServer):
                     self.disorder.append(f"{task_id}: seq {row['seq']} after {len(task.rows)}")
                 task.rows.setdefault(row["seq"], row)
         with self._watching(by_server=False):
-            return super()._task_call(body, task_id, what)
+            if task is not None and what in ("complete", "fail") and is_open(task):
+                task.status = RUNNING  # what the daemon says takes the presumption's place
+            reply = super()._task_call(body, task_id, what)
+            if task is not None and task.status != FAILED:
+                task.presumed = False
+            elif task is not None and what == "fail":
+                task.presumed = task.presumed and task.result is None
+            return reply
+
+    def give_up(self, task_id: str) -> None:
+        """Presume that a task has failed with its machine; only one that runs can be taken back."""
+        task = self.tasks[task_id]
+        if task.status in ACTIVE - {QUEUED}:
+            with self._watching(by_server=True):
+                task.replaced = task.status != RUNNING
+                super().give_up(task_id)
+
+    def replace(self, task_id: str) -> None:
+        """Begin the new attempt of a task that was given up: from now on that is its end."""
+        with self._watching(by_server=True):
+            self.tasks[task_id].replaced = True
 
     def cancel_task(self, task_id: str) -> None:
         if self.tasks[task_id].status not in TERMINAL:
@@ -137,14 +172,21 @@ class ModelServer(FakeServer):
 
     @contextmanager
     def _watching(self, *, by_server: bool) -> Iterator[None]:
-        before = {task.id: task.status for task in self.tasks.values()}
+        before = {task.id: (task.status, is_open(task)) for task in self.tasks.values()}
         yield
-        for task_id, status in before.items():
-            after = self.tasks[task_id].status
-            if status != after and (after in TERMINAL or status in TERMINAL):
+        for task_id, (status, was_open) in before.items():
+            task = self.tasks[task_id]
+            was_over = status in TERMINAL and not was_open
+            is_over = task.status in TERMINAL and not is_open(task)
+            if was_over != is_over or (was_over and status != task.status):
                 self.endings[task_id] += 1
                 if by_server:
                     self.ended_by_server.add(task_id)
+
+
+def is_open(task: FakeTask) -> bool:
+    """Whether a task is only presumed to have failed, and its daemon may still say otherwise."""
+    return task.status == FAILED and task.presumed and not task.replaced
 
 
 @attrs.define(eq=False)
@@ -158,34 +200,40 @@ class Life(httpx.AsyncBaseTransport):
     ended: trio.Event = attrs.field(factory=trio.Event)
     alive: bool = True
     claiming: Counter[str] = attrs.field(factory=Counter)
-    working: set[str] = attrs.field(factory=set)
+    working: dict[str, Path] = attrs.field(factory=dict)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path
         if not self.alive:
             await trio.lowlevel.checkpoint()
             raise httpx.ConnectError("this process is dead", request=request)
-        if not path.endswith("/tasks/claim"):
-            return await self.world.server.transport.handle_async_request(request)
-        self.claiming[path] += 1
-        if self.claiming[path] > 1:
-            self.world.wrong.append(f"two claims at once: {path}")
+        claiming = _claimed_for(request)
+        self.claiming.update(claiming)
+        twice = [key for key in claiming if self.claiming[key] > 1]
+        if twice:
+            self.world.wrong.append(f"two claims at once: {twice}")
         try:
             return await self.world.server.transport.handle_async_request(request)
         finally:
-            self.claiming[path] -= 1
+            self.claiming.subtract(claiming)
 
     @asynccontextmanager
     async def open_agent(self, run: AgentRun) -> AsyncIterator[Agent]:
         task_id = run.env["MULTICA_TASK_ID"]
-        if task_id in self.working:
-            self.world.wrong.append(f"two agents at once: {task_id}")
-        self.working.add(task_id)
+        for other, place in self.working.items():
+            if place.is_relative_to(run.cwd) or run.cwd.is_relative_to(place):
+                self.world.wrong.append(f"two agents in one place: {other} and {task_id}")
+        self.working[task_id] = run.cwd
         try:
             async with Agents(self.world.scripts[task_id]).open(run) as agent:
                 yield agent
         finally:
-            self.working.remove(task_id)
+            del self.working[task_id]
+
+    def resize(self, slots: int) -> None:
+        """Have another number of slots, as after a change of the config file."""
+        if self.health and self.health.pool:
+            settings = {**self.world.settings, "max_concurrent_tasks": slots}
+            self.health.pool.adopt(make_config(self.world.home, **settings))
 
     async def run(self) -> None:
         world = self.world
@@ -202,24 +250,44 @@ class Life(httpx.AsyncBaseTransport):
             open_pool=partial(open_pool, open_agent=self.open_agent),
             connect=world.server.connect,
         )
+        refused = False
         try:
             with self.scope:
                 async with open_client(config, transport=self) as client:
                     await be_present(config, client, parts, stop=self.stop, health=self.health)
+        except* SignInRefused:
+            refused = True
         finally:
             pool = self.health.pool
-            if pool is not None and pool.slots_out:
+            if pool is not None and not pool.idle:
                 world.wrong.append(f"{pool.slots_out} slots leaked")
             if self.working:
                 world.wrong.append(f"agents left: {self.working}")
             self.ended.set()
+        if refused:
+            await trio.sleep(REVIVAL)
+            if world.life is self:
+                world.start()
+
+
+def _claimed_for(request: httpx.Request) -> list[str]:
+    """The runtimes a request claims for."""
+    path = request.url.path
+    if path.endswith("/daemon/claims"):
+        return [row["runtime_id"] for row in json.loads(request.content)["runtimes"]]
+    return [path.split("/")[-3]] if path.endswith("/tasks/claim") else []
 
 
 class World:
     """What outlives a life of the daemon, and what has to be true in the end."""
 
     def __init__(self, home: Path, nursery: trio.Nursery, **settings: Any) -> None:
-        self.home = home
+        self.home = home / "daemon"
+        self.projects = home / "projects"
+        for place in PLACES:
+            (self.projects / place).mkdir(parents=True, exist_ok=True)
+            (self.projects / place / "AGENTS.md").write_text("the user's")
+        self.untouched = read_tree(self.projects)
         self.settings = settings
         self.server = ModelServer(nursery)
         self.nursery = nursery
@@ -244,28 +312,49 @@ class World:
             self.life.scope.cancel()
             await self.life.ended.wait()
 
+    async def drain(self, seconds: float) -> None:
+        """Ask for a stop that waits for tasks, and take it back, unless it has come by then."""
+        stop = self.life.stop
+        stop.drain()
+        await trio.sleep(seconds)
+        stop.resume()
+        if stop.asked.is_set():
+            await self.leave()
+            self.start()
+
     async def crash(self) -> None:
         """Kill the daemon; the disk stays as it is in this instant."""
-        life, folder = self.life, make_config(self.home).home.journals
-        disk = {path.name: path.read_bytes() for path in folder.glob("*")}
+        life = self.life
+        places = (make_config(self.home).home.journals, self.home / "borrowed", self.projects)
+        disk = [read_tree(place) for place in places]
         life.alive = False
         self.server.again.clear()  # whoever had them is dead
         life.scope.cancel()
         self.server.drop_sockets()
         await life.ended.wait()
-        for path in folder.glob("*"):
-            if path.name not in disk:
-                path.unlink()
-        for name, data in disk.items():
-            (folder / name).write_bytes(data)
+        for place, files in zip(places, disk, strict=True):
+            write_tree(place, files)
 
-    def add_task(self, name: str, provider: str, script: Script) -> FakeTask | None:
-        """Queue a task for a provider's runtime, if it has one; wake whoever listens."""
+    def add_task(
+        self, name: str, provider: str, script: Script, place: str | None = None
+    ) -> FakeTask | None:
+        """Queue a task for a provider's runtime, if it has one; wake whoever listens.
+
+        With `place` it is to work in that directory of the user's.
+        """
         server = self.server
         ids = [key for key, row in server.runtimes.items() if row["provider"] == provider]
         if not ids:
             return None
-        task = server.add_task(ids[0], uid(name))
+        about: dict[str, Any] = {}
+        if place is not None:
+            ref = {
+                "local_path": str(self.projects / place),
+                "daemon_id": make_config(self.home).daemon_id,
+            }
+            resource = {"resource_type": "local_directory", "resource_ref": ref}
+            about["project_resources"] = [resource]
+        task = server.add_task(ids[0], uid(name), **about)
         self.scripts[task.id] = script
         server.wake(ids[0])
         return task
@@ -307,14 +396,18 @@ class World:
         ]
         wrong += [f"journal left: {path.name}" for path in self._journals()]
         wrong += [f"ended {n} times: {key}" for key, n in server.endings.items() if n > 1]
+        if read_tree(self.projects) != self.untouched:
+            wrong.append(f"left in the user's directories: {read_tree(self.projects)}")
         for task in self.tasks():
             if task.status not in TERMINAL:
                 wrong.append(f"{task.id} is {task.status} for ever")
+            if is_open(task) and self.said[task.id]:
+                wrong.append(f"{task.id} is presumed to have failed for ever")
             rows = [task.rows[seq] for seq in task.seqs]
             told = [(row["seq"], row.get("content") or row.get("output", "")) for row in rows]
             if told != [(row["seq"], row["text"]) for row in self.said[task.id]]:
                 wrong.append(f"{task.id}: journalled {self.said[task.id]}, stored {told}")
-            if task.id not in server.ended_by_server:
+            if task.id not in server.ended_by_server and not is_open(task):
                 wrong += self._check_outcome(task)
         return wrong
 
@@ -334,6 +427,29 @@ class World:
 
     def _journals(self) -> list[Path]:
         return list(make_config(self.home).home.journals.glob("*"))
+
+
+PLACES = ("one", "one/inner", "two")
+"""Directories of the user's below `World.projects`."""
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def write_tree(folder: Path, files: dict[str, bytes]) -> None:
+    """Make a folder hold these files and no other ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and str(path.relative_to(folder)) not in files:
+            path.unlink()
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 @contextmanager
@@ -356,6 +472,32 @@ def watch_journals(world: World) -> Iterator[None]:
         mock.patch.object(Journal, "note_message", note_message),
         mock.patch.object(Journal, "note_outcome", note_outcome),
     ):
+        yield
+
+
+@contextmanager
+def watch_slots(world: World) -> Iterator[None]:
+    """See that no slot is taken while as many are out as may be."""
+    take = Slots.try_take
+
+    def try_take(self: Slots) -> int | None:
+        number = take(self)
+        if number is not None and self.out > self.capacity:
+            world.wrong.append(f"{self.out} slots are out of {self.capacity}")
+        return number
+
+    with mock.patch.object(Slots, "try_take", try_take):
+        yield
+
+
+@contextmanager
+def no_git() -> Iterator[None]:
+    """Do without a real process, which does not go together with virtual time."""
+
+    async def nowhere(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    with mock.patch("daemon.tasks.paths.find_excludes", nowhere):
         yield
 
 
