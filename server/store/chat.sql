@@ -31,7 +31,7 @@ returning *, unread_since is not null as has_unread;
 update chat_session set unread_since = null where id = $1;
 
 -- name: delete_session
--- With what its runs said: without the session nobody could tell whose business that is.
+-- With what its runs said.
 with cleared as (
     update agent_task_queue set result = null, error = null, late = null where chat_session_id = $1
     returning id

@@ -53,11 +53,15 @@ on conflict (issue_id, agent_id) where status in ('queued', 'dispatched') do not
 returning *;
 
 -- name: keep_late
--- What a daemon said of a task that had ended without it: its agent is done. The first word stands.
--- $1 task, $2 it
+-- What a daemon said of a task that had ended without it: its agent is done. The first word stands; of
+-- a chat that is deleted, only that there was one. $1 task, $2 it
 with kept as (
-    update agent_task_queue set late = $2::jsonb where id = $1 and late is null
-    returning *
+    update agent_task_queue t
+    set late = case when t.chat_session_id is null
+                      or exists (select from chat_session c where c.id = t.chat_session_id)
+                    then $2::jsonb else $2::jsonb - 'result' - 'error' end
+    where t.id = $1 and t.late is null
+    returning t.*
 ), revoked as (
     delete from task_token k using kept where k.task_id = kept.id returning k.token_hash
 )
@@ -87,6 +91,8 @@ with running as (
             and (f.issue_id = t.issue_id or f.chat_session_id = t.chat_session_id
                  or (num_nonnulls(t.issue_id, t.chat_session_id, t.autopilot_run_id) = 0
                      and num_nonnulls(f.issue_id, f.chat_session_id, f.autopilot_run_id) = 0)))
+      and (t.chat_session_id is null
+           or exists (select from chat_session c where c.id = t.chat_session_id))
       and not exists (
           select from agent_task_queue f
           where f.agent_id = a.id and f.started_at > t.completed_at

@@ -48,8 +48,11 @@ from visible v cross join lateral (
 ) last;
 
 -- name: get_task
--- A task of a workspace with what decides who may touch it.
-select t.*, a.visibility as agent_visibility, a.owner_id as agent_owner, c.creator_id as chat_of
+-- A task of a workspace with what decides who may touch it. Of a chat that is deleted, what its agent
+-- still says remains the business of who asked.
+select t.*, a.visibility as agent_visibility, a.owner_id as agent_owner,
+       coalesce(c.creator_id, case when t.chat_session_id is not null then t.initiator_id end)
+           as chat_of
 from agent_task_queue t join agent a on a.id = t.agent_id
 left join chat_session c on c.id = t.chat_session_id
 where t.workspace_id = $1 and t.id = $2;

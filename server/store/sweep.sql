@@ -146,7 +146,7 @@ delete from task_token where expires_at < statement_timestamp();
 -- name: revoke_forsaken
 -- Agents out of reach keep their tokens as long as their tasks might go on (see go_on): until a new
 -- attempt, or what takes its place, has started or somebody has ended it, and not when people have done
--- away with the agent or the issue.
+-- away with the agent, the issue or the chat.
 -- $1 how long a token lives
 with away as materialized (
     select id, agent_id, issue_id, chat_session_id, back_at, completed_at
@@ -165,7 +165,9 @@ where k.task_id = t.id
                   where n.agent_id = t.agent_id and n.started_at > t.completed_at
                     and (n.issue_id = t.issue_id or n.chat_session_id = t.chat_session_id))
        or exists (select from agent a where a.id = t.agent_id and a.archived_at is not null)
-       or exists (select from issue i where i.id = t.issue_id and i.status = 'cancelled'))
+       or exists (select from issue i where i.id = t.issue_id and i.status = 'cancelled')
+       or (t.chat_session_id is not null
+           and not exists (select from chat_session c where c.id = t.chat_session_id)))
 returning k.token_hash;
 
 -- name: forget_daemon_tokens

@@ -151,7 +151,8 @@ async def send_message(request: Request) -> Response:
         said = await conn.fetchrow(
             SQL.say, found["id"], content, caller.actor.user_id, attachment_ids
         )
-        assert said is not None
+        if said is None:  # deleted while this waited
+            raise NotFound("chat session not found")
         task = said["task"]
         told: list[Consequence] = [
             _event(

@@ -144,6 +144,19 @@ async def test_what_was_said_meanwhile_is_answered_too(*, fetched: bool) -> None
         assert await claimed(database, world) == later["id"]
 
 
+async def test_a_deleted_chat_stays_deleted() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        session_id, task_id = await chat(database, world)
+        await execute(database, "update agent_task_queue set attempt = max_attempts")
+        await give_up(database, task_id)
+        await execute(database, CHAT.delete_session, session_id)
+        with pytest.raises(Invalid):
+            await run(database, finish.go_on, task_id=task_id)
+        await sweep(database)
+        assert await fetch(database, "select * from task_token") == []
+
+
 # -- issues
 
 

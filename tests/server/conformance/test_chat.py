@@ -242,7 +242,7 @@ async def test_deleting_a_session_stops_what_runs() -> None:
         await say(api, session, "hello")
         task = await claim(api)
         await api.member.ok(204, "DELETE", session)
-        (row,) = await api.fetch("select status, chat_session_id, result from agent_task_queue")
+        (row,) = await api.fetch("select status, error, result from agent_task_queue")
         assert tuple(row) == ("cancelled", None, None)
         assert {"task:cancelled", "chat:session_deleted"} <= {e.type for e in api.events()}
         assert task["id"] == api.events("task:cancelled")[0].payload["task_id"]
@@ -273,3 +273,22 @@ async def test_pages_go_back_from_the_end() -> None:
         assert await api.member.refused(
             400, "GET", f"{session}/messages/page?before_id={session[-36:]}"
         )
+
+
+async def test_what_an_agent_still_says_of_a_deleted_chat_is_nobody_elses() -> None:
+    async with open_api() as api:
+        session = await begin(api)
+        await say(api, session, "between us")
+        task = await claim(api)
+        base = f"/api/daemon/tasks/{task['id']}"
+        await api.owner.ok(200, "POST", f"{base}/start", {})
+        await api.member.ok(204, "DELETE", session)
+        rows = [{"seq": 1, "type": "text", "content": "secret"}]  # it does not know yet
+        await api.owner.ok(200, "POST", f"{base}/messages", {"messages": rows})
+        await api.owner.refused(403, "GET", f"/api/tasks/{task['id']}/messages")
+        assert len(await api.member.get(f"/api/tasks/{task['id']}/messages")) == 1
+        await api.owner.ok(200, "POST", f"{base}/complete", {"output": "more of it"})
+        shown = await api.owner.get(f"/api/agents/{api.world.agent_id}/tasks")
+        assert task["id"] not in [each["id"] for each in shown]
+        [row] = await api.fetch("select late from agent_task_queue where id = $1", task["id"])
+        assert "result" not in row["late"]
