@@ -137,11 +137,12 @@ def test_after_everything_was_killed_the_sweep_alone_puts_it_right(tmp_path: Pat
         wait_for("the agent at work", lambda: _has(task, bullpen) or None)
         assert project.seen() != project.before
         told = bullpen.told
+        psutil.Process(told["daemon_pid"]).suspend()  # it is not to tidy up when it hears of this
+        bullpen.cli("issue", "cancel-task", task["id"])
         for name in ("pid", "daemon_pid"):
             psutil.Process(told[name]).send_signal(signal.SIGKILL)
         bullpen.process.wait(10)
         assert project.seen() != project.before
-        bullpen.cli("issue", "cancel-task", task["id"])
     with start_up(home) as bullpen:
         wait_for("the sweep", lambda: not list((home / "borrowed").iterdir()) or None)
         assert project.seen() == project.before
