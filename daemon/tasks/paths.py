@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import attrs
 import structlog
 import trio
 
+from daemon import threads
 from daemon.client import ApiError
 from daemon.workdir.local import (
     LocalDirectory,
@@ -101,7 +103,8 @@ async def enter_local_directory(
     if named is None:
         return None
     ours = (config.home.root, config.workspaces_root)
-    path = check_directory(named, ours)
+    check = partial(check_directory, named, ours)
+    path = await threads.in_thread(check)  # it may be on a server that takes its time
     ticket = place.enter_context(locks.join(path, task.id))
     holder = locks.blocker(ticket)
     if holder is not None:
@@ -114,6 +117,6 @@ async def enter_local_directory(
         slot.lend()
         await ticket.first.wait()
         await slot.regain()
-        if check_directory(named, ours) != path:
+        if await threads.in_thread(check) != path:
             raise LocalDirectoryError(f"{named} became another directory during the wait")
     return LocalDirectory(path=path, excludes=await find_excludes(path, env))

@@ -22,6 +22,7 @@ import attrs
 import structlog
 import trio
 
+from daemon import threads
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.agents.models import TakesLevel, any_level
 from daemon.client import SIGN_IN, ApiError, Transient
@@ -335,7 +336,8 @@ class _TaskRun:
             self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
             records = runner.config.home.borrowed
             chosen = place.enter_context(giving_back(chosen, task.id, records))
-            chosen = prepare(task, self._kind, self._provider, chosen, runner.env)
+            preparing = partial(prepare, task, self._kind, self._provider, chosen, runner.env)
+            chosen = await threads.in_thread(preparing)
             self._guards.enter_context(
                 noting(chosen.layout.env_root, task, local_directory=local is not None)
             )

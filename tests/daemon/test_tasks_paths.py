@@ -395,3 +395,28 @@ async def test_git_is_asked_only_for_so_long(
     assert await local.find_excludes(tmp_path, {}) is None
     assert trio.current_time() < 60
     await wait_all_tasks_blocked()
+
+
+async def test_the_disk_of_a_directory_never_holds_up_the_loop(
+    autojump_clock: Clock, home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a network's: looking at it and filling it are work for threads."""
+    done: list[str] = []
+
+    async def in_thread(work: Any) -> Any:
+        await trio.sleep(1)
+        done.append(getattr(getattr(work, "func", work), "__name__", ""))
+        return work()
+
+    monkeypatch.setattr("daemon.threads.in_thread", in_thread)
+    async with open_bench(home, LONG) as bench:
+        first, second = (bench.add(name, **directory(project, home)) for name in ("1", "2"))
+        bench.hand_over(first)
+        await until(first, RUNNING)
+        assert {"check_directory", "prepare"} <= set(done)
+        bench.hand_over(second)
+        await until(second, WAITING)
+        bench.server.cancel_task(second.id)
+        await bench.pool.wait_empty()
+        assert [first.status, second.status] == [COMPLETED, CANCELLED]
+        assert content(project) == {"CLAUDE.md": b"rules"}
