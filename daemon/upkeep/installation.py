@@ -25,6 +25,7 @@ import attrs
 import structlog
 import trio
 
+from daemon import threads
 from shared.home import Home
 
 if sys.platform == "win32":
@@ -218,7 +219,7 @@ class Installer:
     async def prove(self, version: str) -> None:
         """Install a version beside ours and have it say that it could start. Raises UpdateError."""
         folder = self._folder / "proof"
-        await _in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
+        await threads.in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
         self._say(f"Trying {version} beside the version in use")
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -227,15 +228,15 @@ class Installer:
             await self._verify(folder / "bin" / NAME, version)
         finally:
             with trio.move_on_after(COPY, shield=True):
-                await _in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
+                await threads.in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
 
     async def switch(self, version: str) -> None:
         """Change the environment in use; when that fails, put it back. Raises UpdateError."""
         prefix = self.installation.prefix
         new = self._folder / "previous.new"
         try:
-            await _in_thread(partial(_copy, prefix, new))
-            await _in_thread(partial(shutil.rmtree, self.previous, ignore_errors=True))
+            await threads.in_thread(partial(_copy, prefix, new))
+            await threads.in_thread(partial(shutil.rmtree, self.previous, ignore_errors=True))
             new.replace(self.previous)
         except OSError as error:
             raise UpdateError(f"no copy of {prefix} could be made: {error}") from error
@@ -246,7 +247,7 @@ class Installer:
             await self._verify(self.installation.program, version)
         except BaseException:
             with trio.move_on_after(COPY, shield=True):
-                await _in_thread(self.go_back)
+                await threads.in_thread(self.go_back)
             raise
 
     def go_back(self) -> None:
@@ -337,10 +338,6 @@ async def _kill_group(process: trio.Process) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     await trio.lowlevel.checkpoint()
-
-
-async def _in_thread(work: Callable[[], object]) -> None:
-    await trio.to_thread.run_sync(work)
 
 
 def _copy(source: Path, target: Path) -> None:
