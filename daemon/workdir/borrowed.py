@@ -465,7 +465,7 @@ class _Held:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Held | None]:
-    """Open a file to read and change, None if there is none; a read-only one is lent for the while."""
+    """Open a file to read and change, None if there is none; a read-only one is lent meanwhile."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         handle = os.open(path, flags)
@@ -479,8 +479,8 @@ def _opened(path: Path) -> Iterator[_Held | None]:
             handle = os.open(path, flags)
         finally:
             path.chmod(mode)
-    try:
-        yield _Held(handle)
+    try:  # a pipe left under this name would be read for ever
+        yield _Held(handle) if stat.S_ISREG(os.fstat(handle).st_mode) else None
     finally:
         os.close(handle)
 

@@ -16,6 +16,7 @@ import attrs
 import structlog
 
 from daemon.workdir.layout import META
+from daemon.workdir.regular import read_regular
 from daemon.workdir.sidecars import remove_link_out
 from shared import codec, times
 from shared.codec import omitted
@@ -85,7 +86,7 @@ def noting(env_root: Path, task: ClaimedTask, *, local_directory: bool = False) 
 def read_meta(env_root: Path) -> Meta | None:
     """Read the file; None if there is none, or nothing that can be read."""
     try:
-        return codec.decode((env_root / META).read_bytes(), Meta)
+        return codec.decode(read_regular(env_root / META), Meta)
     except (OSError, codec.DecodeError):
         return None
 

@@ -28,6 +28,7 @@ from daemon.workdir.cursor_mcp import MCP_FILE, data_files, managed_servers, mcp
 from daemon.workdir.errors import PrepareError
 from daemon.workdir.layout import Layout, LayoutError, layout_of, layout_of_prior
 from daemon.workdir.local import LocalDirectory
+from daemon.workdir.regular import read_regular
 from daemon.workdir.sidecars import Sidecars, clean_up, remove_link_out
 from daemon.workdir.skills import FALLBACK, SkillError, folder_for, plan_skills
 from shared.home import write_private
@@ -243,7 +244,7 @@ def write_brief(chosen: Prepared, provider: str, brief: str) -> bool:
     path = chosen.layout.work_dir / name
     try:
         remove_link_out(path, chosen.layout.work_dir)
-        before = path.read_bytes() if path.exists() else None
+        before = read_regular(path) if path.exists() else None
         path.write_bytes(written_brief(before, brief))
     except OSError as error:
         log.warning("brief not written", path=str(path), error=str(error))

@@ -18,6 +18,8 @@ from typing import Any
 
 import structlog
 
+from daemon.workdir.regular import read_regular
+
 log = structlog.get_logger(__name__)
 
 
@@ -91,7 +93,7 @@ def clean_up(manifest: Path, *, below: Path) -> None:
     manifest that an agent changed must not reach further than the agent could.
     """
     try:
-        listed: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        listed: Mapping[str, Any] = json.loads(read_regular(manifest))
         files, dirs = _paths(listed["files"], below), _paths(listed["dirs"], below)
         skills = _paths(listed.get("skills", ()), below)
     except FileNotFoundError:
