@@ -245,9 +245,19 @@ async def cancel_chat(conn: Connection, session_id: str) -> list[Consequence]:
     return await _cancel(conn, await conn.fetch(SQL.active_of_chat, session_id))
 
 
-async def cancel_trigger(conn: Connection, comment_id: str) -> list[Consequence]:
-    """Cancel all active tasks that a comment has triggered; to be called before it is deleted."""
-    return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id))
+async def cancel_autopilot(conn: Connection, autopilot_id: str) -> list[Consequence]:
+    """Cancel the bare tasks of an autopilot's runs; to be called before it is deleted."""
+    return await _cancel(conn, await conn.fetch(SQL.active_of_autopilot, autopilot_id))
+
+
+async def cancel_trigger(
+    conn: Connection, comment_id: str, *, replies: bool = False
+) -> list[Consequence]:
+    """Cancel all active tasks that a comment has triggered; to be called before it is deleted.
+
+    With `replies` also those of the replies below it, which are deleted with it.
+    """
+    return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id, replies))
 
 
 def _clock() -> Any:

@@ -93,6 +93,8 @@ with running as (
                      and num_nonnulls(f.issue_id, f.chat_session_id, f.autopilot_run_id) = 0)))
       and (t.chat_session_id is null
            or exists (select from chat_session c where c.id = t.chat_session_id))
+      and (t.autopilot_run_id is null
+           or exists (select from autopilot_run r where r.id = t.autopilot_run_id))
       and not exists (
           select from agent_task_queue f
           where f.agent_id = a.id and f.started_at > t.completed_at
@@ -316,9 +318,23 @@ select id from agent_task_queue
 where chat_session_id = $1
   and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
 
+-- name: active_of_autopilot
+-- The bare tasks of an autopilot's runs; those on issues hang from the issues, which stay.
+select t.id
+from autopilot_run r
+join agent_task_queue t on t.autopilot_run_id = r.id
+where r.autopilot_id = $1
+  and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+
 -- name: active_of_trigger
+-- With what the replies below it have started, if they go too. $1 comment, $2 whether they do
+with recursive down as (
+    select id from comment where id = $1
+    union all
+    select c.id from comment c join down d on c.parent_id = d.id where $2::boolean
+)
 select id from agent_task_queue
-where trigger_comment_id = $1
+where trigger_comment_id in (select id from down)
   and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
 
 -- name: in_flight_of_runtime

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import schedule
+from server.dispatch import finish, schedule
 from server.dispatch.autopilot import SQL, start_run
 from server.errors import Forbidden, Invalid, NotFound, Unprocessable
 from server.store.queries import Connection, Record
@@ -154,14 +154,19 @@ async def update_autopilot(request: Request) -> Response:
 
 
 async def delete_autopilot(request: Request) -> Response:
-    """DELETE /api/autopilots/{id}: with its triggers and the record of its runs."""
+    """DELETE /api/autopilots/{id}: with its triggers, and its runs, which end now.
+
+    Issues that its runs have made stay, and so does the work on them.
+    """
     caller = await auth.workspace(request)
     autopilot_id = path_id(request, "id", "autopilot id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         await _locked(conn, caller, autopilot_id)
+        stopped = await finish.cancel_autopilot(conn, autopilot_id)
         await conn.execute(SQL.delete_autopilot, autopilot_id)
-        return None, (event(caller, "autopilot:deleted", autopilot_id=autopilot_id),)
+        deleted = event(caller, "autopilot:deleted", autopilot_id=autopilot_id)
+        return None, (*stopped, deleted)
 
     await write(request, unit)
     return nothing()

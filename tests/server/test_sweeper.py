@@ -346,12 +346,15 @@ async def test_what_is_forgotten() -> None:
                 )
             return unused, with_task, away
 
-        unused, with_task, away = await database.write(fill)
+        _, with_task, away = await database.write(fill)
         told = await database.write(sweeper.forget)
         assert [c.payload for c in told if isinstance(c, Event)] == [{"action": "runtime_gc"}]
         rows = await database.read(lambda conn: conn.fetch("select id from agent_runtime"))
-        assert {row["id"] for row in rows} == {world.runtime_id, with_task, away}
-        assert unused not in {row["id"] for row in rows}
+        assert {row["id"] for row in rows} == {world.runtime_id, away}
+        tasks = await database.read(
+            lambda conn: conn.fetch("select runtime_id from agent_task_queue")
+        )
+        assert [row["runtime_id"] for row in tasks] == [with_task]
         tokens = await database.read(lambda conn: conn.fetch("select token_hash from task_token"))
         assert [row["token_hash"] for row in tokens] == ["live"]
 
