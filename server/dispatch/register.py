@@ -71,10 +71,10 @@ async def register(
     rows = []
     if found:
         rows += await conn.fetch(SQL.register, *place, list(found.values()))
-    if found_custom:
-        rows += await conn.fetch(SQL.register_profiles, *place, list(found_custom.values()))
-    if failed:
-        await conn.execute(SQL.register_profiles, *place, list(failed.values()))
+    if by_profile := failed | found_custom:
+        # Together, since everybody must lock the rows in the same order.
+        known = await conn.fetch(SQL.register_profiles, *place, list(by_profile.values()))
+        rows += [row for row in known if row["profile_id"] in found_custom]
     if request.legacy_daemon_ids and rows:
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
 
@@ -193,6 +193,8 @@ async def _merge(
         return
     old = [row["id"] for row in rows]
     new = [row["new_id"] for row in rows]
+    await conn.execute(SQL.hold_agents, old)
+    await conn.execute(SQL.hold_tasks, old)
     await conn.execute(SQL.merge_agents, old, new)
     await conn.execute(SQL.merge_tasks, old, new)
     await conn.execute(SQL.merge_names, new, [row["daemon_id"] for row in rows])

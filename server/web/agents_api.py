@@ -129,6 +129,8 @@ async def update_agent(request: Request) -> Response:
     runtime_id = sent.id("runtime_id")
 
     async def unit(conn: Connection) -> _Told:
+        if runtime_id is not None:  # machines are locked before their agents
+            await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
         before = await managed_agent(conn, caller, agent_id)
         written = dict(changes)
         if "runtime_config" in written:
