@@ -430,8 +430,8 @@ async def test_the_payload_of_a_direct_task() -> None:
                 [{"url": " https://example.test/a.git ", "description": "backend"}, {"no": 1}],
             )
             issue = await make_issue(conn, world, priority="high", title="Fix login")
-            return await enqueue.assignee_changed(
-                conn, issue, world.actor, handoff_note="Look at the cookie."
+            return await enqueue.assignees_changed(
+                conn, [issue], world.actor, handoff_note="Look at the cookie."
             )
 
         told = await database.write(fill)

@@ -123,7 +123,7 @@ async def _comment(conn: Connection, issue: IssueFacts, world: World) -> list[Co
 
 async def _unassign(conn: Connection, issue: IssueFacts, world: World) -> list[Consequence]:
     await work.lock_issue(conn, world.workspace_id, issue.id)
-    return await enqueue.assignee_changed(conn, issue, world.actor)
+    return await enqueue.assignees_changed(conn, [issue], world.actor)
 
 
 async def test_registrations_of_one_machine_in_any_order_do_not_meet_crosswise() -> None:
