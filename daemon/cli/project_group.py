@@ -37,6 +37,8 @@ add_basics(project, PROJECTS)
 @click.option("--description")
 @click.option("--status", type=_STATUSES)
 @click.option("--icon")
+@click.option("--start-date", metavar="DAY", help="When it begins (YYYY-MM-DD).")
+@click.option("--due-date", metavar="DAY", help="When it is to be done (YYYY-MM-DD).")
 @click.option("--repo", "repos", multiple=True, metavar="URL", help="A repository; may repeat.")
 @output_option("json")
 @click.pass_obj
@@ -60,6 +62,8 @@ def create(
 @click.option("--description")
 @click.option("--status", type=_STATUSES)
 @click.option("--icon")
+@click.option("--start-date", metavar="DAY", help="When it begins (YYYY-MM-DD).")
+@click.option("--due-date", metavar="DAY", help="When it is to be done (YYYY-MM-DD).")
 @output_option("json")
 @click.pass_obj
 def update(settings: Settings, /, ref: str, output: str, **options: str | None) -> None:

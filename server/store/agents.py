@@ -278,6 +278,10 @@ def _agent(row: Record, viewer: Viewer | None) -> Agent:
         has_custom_env=bool(environment),
         custom_env_key_count=len(environment),
         visibility=row["visibility"],
+        permission_mode="private" if row["visibility"] == "private" else "public_to",
+        invocation_targets=(
+            [] if row["visibility"] == "private" else [{"target_type": "workspace"}]
+        ),
         status=row["status"],
         max_concurrent_tasks=row["max_concurrent_tasks"],
         model=row["model"] or "",
