@@ -9,7 +9,7 @@ import click
 from daemon.cli.api import open_api
 from daemon.cli.errors import CliError
 from daemon.cli.named import Named, add_basics, given, print_json_or
-from daemon.cli.output import notice, output_option, print_json, print_table, short
+from daemon.cli.output import notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 
@@ -104,11 +104,12 @@ def list_resources(settings: Settings, ref: str, output: str) -> None:
     if output == "json":
         print_json(found)
         return
+    shown = shortener([row["id"] for row in found])
     print_table(
         ["ID", "TYPE", "WHERE", "LABEL"],
         [
             [
-                short(row["id"]),
+                shown(row["id"]),
                 row["resource_type"],
                 row["resource_ref"].get("url") or row["resource_ref"].get("local_path") or "",
                 row["label"] or "",

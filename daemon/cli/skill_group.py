@@ -9,7 +9,7 @@ import click
 from daemon.cli.api import open_api
 from daemon.cli.errors import CliError
 from daemon.cli.named import Named, add_basics, given, print_json_or
-from daemon.cli.output import notice, output_option, print_json, print_table, short
+from daemon.cli.output import notice, output_option, print_json, print_table
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 from daemon.cli.text import read_text, text_options
@@ -94,7 +94,7 @@ def list_files(settings: Settings, ref: str, output: str) -> None:
         return
     print_table(
         ["ID", "PATH", "BYTES"],
-        [[short(row["id"], True), row["path"], len(row["content"].encode())] for row in rows],
+        [[row["id"], row["path"], len(row["content"].encode())] for row in rows],
     )
 
 

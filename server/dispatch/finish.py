@@ -379,6 +379,7 @@ async def _told(
     if replied_to:
         reopened = await conn.fetch(SQL.reopen_threads, replied_to)
         consequences += [events.comment_unresolved(comment) for comment in reopened]
+    consequences += [events.activity_created(row) for row in changed.get("activities", ())]
     consequences += await settle(conn, ended)
     consequences += [events.agent_status(agent) for agent in changed["agents"]]
     consequences += [events.task_event(kind, row) for row in changed["tasks"]]

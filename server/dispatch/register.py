@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from server.consequences import Consequence
+from server.consequences import Consequence, Counted
 from server.dispatch import events
 from server.dispatch.heartbeat import SQL
 from server.errors import Conflict, DomainError, Foreign, Invalid, NotFound
@@ -44,8 +44,8 @@ async def register(
     except Foreign:
         raise NotFound("workspace not found") from None
     device = request.device_name.strip()
-    builtin = [spec for spec in request.runtimes if not spec.profile_id]
-    custom = [spec for spec in request.runtimes if spec.profile_id]
+    builtin = [spec for spec in request.runtimes if not spec.profile_id.strip()]
+    custom = [spec for spec in request.runtimes if spec.profile_id.strip()]
     profiles: dict[str, Record] = {}
     if custom or request.failed_profiles:
         rows = await conn.fetch(SQL.profiles, workspace_id, True)
@@ -84,10 +84,19 @@ async def register(
         runtimes=runtimes,
         repos=repos,
         repos_version=repos_version(repos),
-        settings=workspace["settings"] or None,
+        settings=workspace["settings"],
         capabilities=[CLAIM_MANY, BEAT_MANY],
     )
-    return reply, [events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))]
+    told: list[Consequence] = [
+        events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes)),
+        Counted("runtime_registered", sum(row["was"] is None for row in rows)),
+        Counted(
+            "runtime_ready",
+            sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows),
+        ),
+        Counted("runtime_failed", len(failed)),
+    ]
+    return reply, told
 
 
 async def deregister(
@@ -95,10 +104,11 @@ async def deregister(
 ) -> list[Consequence]:
     """Mark runtimes offline; unknown and foreign ones are skipped."""
     rows = await conn.fetch(SQL.deregister, runtime_ids, *caller.args)
-    return [
+    told: list[Consequence] = [
         events.runtimes_changed(workspace_id, action="deregister")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
+    return [*told, Counted("runtime_offline", len(rows))]
 
 
 async def see_workspace(conn: Connection, workspace_id: str, caller: Caller) -> Record:

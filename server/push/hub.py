@@ -20,7 +20,13 @@ import attrs
 import structlog
 import trio
 
-from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
+from server.consequences import (
+    Consequence,
+    Counted,
+    ProfilesChanged,
+    TaskAvailable,
+    TokensRevoked,
+)
 from shared.mailbox import Outbox, OutboxFull
 from shared.wire import event, frame
 from shared.wire.event import Event
@@ -135,6 +141,8 @@ class Hub:
         for consequence in consequences:
             for observer in self._own_observers:
                 observer(consequence)
+            if isinstance(consequence, Counted):
+                continue
             self.deliver(consequence)
             if self._relaying:
                 try:

@@ -138,6 +138,13 @@ with done as (
                         and l.details ->> 'outcome' = 'no_action'
                         and l.details ->> 'task_id' = d.id::text)
     returning *
+), logged as (
+    insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
+    select d.workspace_id, d.issue_id, 'agent', d.agent_id, 'task_completed',
+           jsonb_build_object('task_id', d.id)
+    from done d
+    where d.issue_id is not null
+    returning *
 ), executed as (
     update issue i set first_executed_at = statement_timestamp()
     from done d
@@ -169,7 +176,8 @@ select array(select to_jsonb(x) from done x) as tasks,
        array(select to_jsonb(x) from posted x) as comments,
        array(select to_jsonb(x) from freed x) as agents,
        array(select token_hash from revoked) as tokens,
-       '{}'::jsonb[] as retries;
+       '{}'::jsonb[] as retries,
+       array(select to_jsonb(x) from logged x) as activities;
 
 -- name: fail
 -- $1 an array of what was decided for each task: id, error, reason, session_id, work_dir, comment
@@ -388,3 +396,9 @@ with resumed as (
 )
 select r.*, w.issue_prefix, to_jsonb(l) as activity
 from resumed r join workspace w on w.id = r.workspace_id join logged l on l.issue_id = r.id;
+
+-- name: acknowledge_cancel
+-- The first word stands. $1 task
+update agent_task_queue set cancel_acked_at = coalesce(cancel_acked_at, statement_timestamp())
+where id = $1 and status = 'cancelled'
+returning id;

@@ -116,7 +116,7 @@ set name = excluded.name, runtime_mode = 'local', status = excluded.status,
     device_info = excluded.device_info, metadata = excluded.metadata,
     owner_id = coalesce(excluded.owner_id, agent_runtime.owner_id),
     last_seen_at = statement_timestamp(), updated_at = statement_timestamp()
-returning *;
+returning *, (select old.status from agent_runtime old where old.id = agent_runtime.id) as was;
 
 -- name: register_profiles
 -- The same for programs of the workspace's own profiles, working or not.
@@ -133,7 +133,7 @@ set name = excluded.name, runtime_mode = 'local', provider = excluded.provider,
     status = excluded.status, device_info = excluded.device_info, metadata = excluded.metadata,
     owner_id = coalesce(excluded.owner_id, agent_runtime.owner_id),
     last_seen_at = statement_timestamp(), updated_at = statement_timestamp()
-returning *;
+returning *, (select old.status from agent_runtime old where old.id = agent_runtime.id) as was;
 
 -- name: legacy
 -- Rows of earlier ids of the same machine that are to become one of the new rows, locked.

@@ -338,6 +338,9 @@ def _trigger(request: Request, row: Record, *, secret: bool = True) -> Autopilot
     return wire(
         AutopilotTrigger,
         row,
+        # as the kind speaks: a webhook has no zone, a schedule no provider
+        timezone=row["timezone"] if row["kind"] == "schedule" else None,
+        provider=row["provider"] if row["kind"] == "webhook" else None,
         webhook_token=token,
         webhook_path=path,
         webhook_url=f"{base}{path}" if path and base else None,

@@ -147,7 +147,10 @@ async def test_completing() -> None:
         assert (ended.status, ended.work_dir) == ("completed", "/w")
         assert ended.result["session_id"] == "s"
         assert "sk-abc" not in str(ended.result)
-        assert kinds(told) == ["comment:created", "agent:status", "task:completed", "TokensRevoked"]
+        assert kinds(told) == [
+            *("comment:created", "activity:created", "agent:status", "task:completed"),
+            "TokensRevoked",
+        ]
         assert told[-1] == TokensRevoked((hash_token(task.auth_token),))
         posted = await comments(database, task.issue_id)
         assert posted == [("agent", "comment", "Did it.\nKey: [REDACTED API KEY]")]

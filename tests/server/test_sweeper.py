@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from server.config import DAY, Kept
-from server.consequences import Consequence, TaskAvailable
+from server.consequences import Consequence, Counted, TaskAvailable
 from server.database import Database
 from server.dispatch import finish, heartbeat, sweeper
 from server.dispatch.claim import claim
@@ -147,7 +147,8 @@ async def test_a_machine_that_comes_back_has_lost_nothing() -> None:
         await unreachable_for(database, task_id, 800)
         # While it is away it is not merely late.
         assert await database.write(sweeper.stuck_tasks) == []
-        (online, event), _ = await counted(database, partial(beat_of, world=world))
+        (online, ready, event), _ = await counted(database, partial(beat_of, world=world))
+        assert ready == Counted("runtime_ready")
         assert [c.type for c in (online, event) if isinstance(c, Event)] == [
             "daemon:register",
             "task:unreachable",
