@@ -51,6 +51,12 @@ select md5(string_agg(shape, ' ' order by shape)) from (
 ) as shapes (shape)
 """
 
+_ALONE = """
+select pg_terminate_backend(pid, 5000) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+"""
+"""Ends what a test left running in its database, so that it writes nothing into the next one."""
+
 _EMPTY = """
 do $$
 declare name text; held boolean;
@@ -102,36 +108,34 @@ def url_of(name: str) -> str:
 @asynccontextmanager
 async def open_empty_database() -> AsyncIterator[str]:
     """Make a database without our schema; yields its URL and drops it afterwards."""
-    async with open_database(server_url(), pool_size=1) as admin, _copy(admin, "template0") as url:
-        yield url
+    name = await _new("template0")
+    try:
+        yield url_of(name)
+    finally:
+        await _drop(name)  # noqa: ASYNC102 - shielded there
 
 
 @asynccontextmanager
 async def open_test_database(*, pool_size: int = 20) -> AsyncIterator[tuple[Database, str]]:
-    """Make a database with our schema; yields it opened, and its URL; drops it afterwards."""
-    async with open_database(server_url(), pool_size=1) as admin:
-        name = _used.pop() if _used else await _new(admin, await _template(admin))
-        kept = False
-        try:
-            async with open_database(url_of(name), pool_size=pool_size) as opened:
-                before = await opened.read(lambda conn: conn.fetchval(_SCHEMA))
-                yield opened, url_of(name)
-            async with open_database(url_of(name), pool_size=1) as opened:
-                await _disconnect_others(opened)
-                if await opened.read(lambda conn: conn.fetchval(_SCHEMA)) == before:
-                    await _run(opened, _EMPTY)
-                    kept = True
-        finally:
-            if kept:
-                _used.append(name)
-            else:
-                await _drop(admin, name)  # noqa: ASYNC102 - shielded there
+    """Make a database with our schema; yields it opened, and its URL."""
+    name = await _emptied(_used.pop()) if _used else await _new(await _template())
+    fit = False
+    try:
+        async with open_database(url_of(name), pool_size=pool_size) as opened:
+            before = await opened.read(lambda conn: conn.fetchval(_SCHEMA))
+            yield opened, url_of(name)
+            fit = before == await opened.read(lambda conn: conn.fetchval(_SCHEMA))
+    finally:
+        if fit:
+            _used.append(name)
+        else:
+            await _drop(name)  # noqa: ASYNC102 - shielded there
 
 
-async def _template(admin: Database) -> str:
+async def _template() -> str:
     name = f"{_NAME}_template"
     if name not in _made:
-        await _run(admin, f"create database {name} template template0")
+        await _maintain(f"create database {name} template template0")
         async with open_database(url_of(name), pool_size=1) as database:
             await database.write(migrate, deadline=60)
         _made.add(name)
@@ -139,37 +143,31 @@ async def _template(admin: Database) -> str:
     return name
 
 
-@asynccontextmanager
-async def _copy(admin: Database, template: str) -> AsyncIterator[str]:
-    name = await _new(admin, template)
-    try:
-        yield url_of(name)
-    finally:
-        await _drop(admin, name)  # noqa: ASYNC102 - shielded there
-
-
-async def _new(admin: Database, template: str) -> str:
+async def _new(template: str) -> str:
     name = f"{_NAME}_{secrets.token_hex(4)}"
-    await _run(admin, f"create database {name} template {template} strategy file_copy")
+    await _maintain(f"create database {name} template {template} strategy file_copy")
     return name
 
 
-async def _drop(admin: Database, name: str) -> None:
+async def _emptied(name: str) -> str:
+    async with open_database(url_of(name), pool_size=1) as database:
+        await _run(database, _ALONE)
+        await _run(database, _EMPTY)
+    return name
+
+
+async def _drop(name: str) -> None:
     with trio.move_on_after(60, shield=True):
-        await _run(admin, f"drop database {name} with (force)")
+        await _maintain(f"drop database {name} with (force)")
 
 
-async def _disconnect_others(database: Database) -> None:
-    """End what a test left running in its database, so that it writes nothing into the next one."""
-    await _run(
-        database,
-        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
-        " where datname = current_database() and pid <> pg_backend_pid()",
-    )
+async def _maintain(statement: str) -> None:
+    async with open_database(server_url(), pool_size=1) as admin:
+        await _run(admin, statement)
 
 
-async def _run(admin: Database, statement: str) -> None:
-    await admin.write(lambda conn: conn.execute(statement), one_statement=True, deadline=60)
+async def _run(database: Database, statement: str) -> None:
+    await database.write(lambda conn: conn.execute(statement), one_statement=True, deadline=60)
 
 
 def _drop_at_exit() -> None:
@@ -177,8 +175,7 @@ def _drop_at_exit() -> None:
     if os.environ.get("BULLPEN_TEST_DATABASE_URL"):
 
         async def drop() -> None:
-            async with open_database(server_url(), pool_size=1) as admin:
-                for name in (*_used, *_made):
-                    await _drop(admin, name)
+            for name in (*_used, *_made):
+                await _drop(name)
 
         trio.run(drop)
