@@ -190,6 +190,8 @@ ELSEWHERE = {
     "POST /login/code": "a form before there is a caller; test_login",
     "POST /login/verify": "a form before there is a caller; test_login",
     "POST /login/cli": "a form with a proof of its own; test_login",
+    "POST /workspaces/new": "a form with a proof of its own; test_login",
+    "POST /invite/{id}": "a form with a proof of its own; test_login",
 }
 
 

@@ -74,7 +74,7 @@ async def invitation(request: Request) -> Response:
             members_api.SQL.list_invitations, None, actor.user_id, actor.email, invitation_id
         )
     )
-    if not rows:
+    if not rows or rows[0]["status"] != "pending":
         return shell.problem(
             "No such invitation",
             f"It was taken back, has been answered, or is for somebody else than {actor.email}.",
