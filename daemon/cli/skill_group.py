@@ -132,3 +132,24 @@ def delete_file(settings: Settings, ref: str, file: str) -> None:
     with open_api(settings) as api:
         api.delete(f"{SKILLS.url(api, ref)}/files/{need_id(file, 'file')}")
     notice("deleted")
+
+
+@skill.command("import")
+@click.argument("url", metavar="URL")
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["fail", "overwrite", "rename", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What to do when there is one of that name.",
+)
+@output_option("json")
+@click.pass_obj
+def import_(settings: Settings, url: str, on_conflict: str, output: str) -> None:
+    """Bring a skill in from a public repository (github.com, skills.sh)."""
+    with open_api(settings) as api:
+        done = api.post("/api/skills/import", {"url": url, "on_conflict": on_conflict})
+    skill = done.get("skill") or done.get("existing_skill") or {}
+    print_json_or(
+        done, output, f"{done['status']}: {skill.get('name', '')} ({skill.get('id', '')})"
+    )

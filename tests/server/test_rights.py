@@ -183,6 +183,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
 )
 
 ELSEWHERE = {
+    "POST /api/skills/import": "asks a code host first, as making a skill; test_skills",
     "POST /api/upload-file": "no JSON; test_attachments",
     "POST /api/issues/{id}/squad-evaluated": "for a squad's leader in its task only; test_squads",
     "POST /auth/send-code": "before there is a caller; test_codes",
