@@ -138,7 +138,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
     ("POST /api/runtimes/{id}/local-skills/import", MAKER, {"skill_key": "x"}),
     ("POST /api/runtimes/{id}/models", MEMBERS, {}),
     ("POST /api/runtimes/{id}/ping", MEMBERS, {}),
-    ("POST /api/runtimes/{id}/update", MEMBERS, {"target_version": "9.9.10"}),
+    ("POST /api/runtimes/{id}/update", MANAGERS, {"target_version": "9.9.10"}),
     ("POST /api/skills", MEMBERS, NAME),
     ("PUT /api/skills/{id}", MANAGERS, NAME),
     ("DELETE /api/skills/{id}", MANAGERS, None),
