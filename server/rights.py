@@ -99,6 +99,7 @@ TABLE: Final = (
     # --- the workspace ---
     Rule("workspace", "create", USERS, NEVER),
     Rule("workspace", "read", MEMBERS, ALL, hidden=_NO_WORKSPACE),
+    Rule("page", "read", MEMBERS, NEVER, OFF, _NO_WORKSPACE, "in a browser"),
     Rule("workspace", "listen", MEMBERS, NEVER, note="the live feed; by the rows below"),
     Rule("workspace", "update", ADMINS, NEVER),
     Rule("workspace", "widen agents", OWNERS, NEVER, note="settings.agents_may"),
@@ -153,7 +154,7 @@ TABLE: Final = (
     Rule("run", "rerun", MEMBERS, WORK, note="and the agent must be open to who asks"),
     Rule("run", "evaluate", NOBODY, WORK, note="a squad's leader, in its own run"),
     Rule("usage", "read", MEMBERS, ALL),
-    Rule("private usage", "read", MANAGERS, CIRCLE, note="left out of lists and sums"),
+    Rule("private usage", "read", MANAGERS, CIRCLE, note="left out of lists by agent"),
     Rule("squad", "read", MEMBERS, ALL),
     Rule("squad", "write", ADMINS, NEVER),
     Rule("skill", "read", MEMBERS, ALL),
@@ -253,6 +254,9 @@ class Thing:
     mine: bool = False
     daemon_id: str | None = None
 
+
+GROUPS: Final = {"owners": ("owner",), "admins": _ADMINS}
+"""The roles of those who hear what is for owners, or for admins too."""
 
 KINDS: Final = ("", "private", "chat")
 

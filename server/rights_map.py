@@ -98,7 +98,7 @@ ROUTES: Final[dict[str, str]] = {
     "POST /api/comments/{id}/reactions": "comment.react",
     "DELETE /api/comments/{id}/reactions": "comment.react",
     "POST /api/upload-file": "attachment.create",
-    "GET /api/issues/{id}/attachments": "attachment.read",
+    "GET /api/issues/{id}/attachments": "issue.read",
     "GET /api/attachments/{id}": "attachment.read",
     "GET /api/attachments/{id}/content": "attachment.read",
     "GET /api/attachments/{id}/download": "attachment.read",
@@ -268,10 +268,10 @@ ROUTES: Final[dict[str, str]] = {
     "GET /api/daemon/workspaces/{workspace_id}/repos": "machine.read workspace",
     "GET /api/daemon/workspaces/{workspace_id}/runtime-profiles": "machine.read workspace",
     # --- pages and websockets ---
-    "GET /{slug:slug}/agents": "workspace.read",
-    "GET /{slug:slug}/issues": "workspace.read",
-    "GET /{slug:slug}/issues/{ref}": "workspace.read",
-    "GET /{slug:slug}/runtimes": "workspace.read",
+    "GET /{slug:slug}/agents": "page.read",
+    "GET /{slug:slug}/issues": "page.read",
+    "GET /{slug:slug}/issues/{ref}": "page.read",
+    "GET /{slug:slug}/runtimes": "page.read",
     "WS /ws": "workspace.listen",
     "WS /api/daemon/ws": "machine.act",
 }
