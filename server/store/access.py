@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from server.store.queries import Connection, Record, load
+from server.store.tasks import Caller
 
 SQL = load("access")
 
@@ -56,9 +57,11 @@ async def task_of_agent(conn: Connection, task_id: str, agent_id: str, workspace
     return await conn.fetchrow(SQL.task_of_agent, task_id, agent_id, workspace_id) is not None
 
 
-async def runtimes_for_socket(conn: Connection, runtime_ids: Sequence[str]) -> list[Record]:
-    """Rows (id, workspace_id, daemon_id) of the runtimes that exist."""
-    return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids)))
+async def runtimes_for_socket(
+    conn: Connection, runtime_ids: Sequence[str], caller: Caller
+) -> list[Record]:
+    """Rows (id, workspace_id, allowed) of the runtimes that exist."""
+    return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids), *caller.args))
 
 
 async def task_workspace(conn: Connection, task_id: str) -> Record | None:

@@ -60,8 +60,8 @@ select 1
    and a.workspace_id = $3;
 
 -- name: runtimes_for_socket
--- The runtimes a daemon wants to hear of.
-select id, workspace_id, daemon_id from agent_runtime where id = any($1::uuid[]);
+-- The runtimes a daemon wants to hear of, with its right to them. $1 runtimes, $2 user, $3 bound
+select r.id, r.workspace_id, {own r} as allowed from agent_runtime r where r.id = any($1::uuid[]);
 
 -- name: task_workspace
 -- Where a task belongs, and whether it is about an issue.

@@ -263,8 +263,8 @@ async def _usable_runtime(conn: Connection, caller: Membership, runtime_id: str)
     runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise Invalid("runtime_id does not name a runtime of this workspace")
-    if runtime.visibility == "private" and not viewer_of(caller).may_manage(runtime.owner_id):
-        raise Forbidden("this runtime is private")
+    if runtime.visibility == "private" and runtime.owner_id != caller.actor.user_id:
+        raise Forbidden("this runtime is private: its owner can make it public")
     return runtime
 
 

@@ -63,8 +63,7 @@ async def beat(request: Request) -> Response:
     unit = partial(
         heartbeat.take_beat,
         runtime_id=canonical(sent.runtime_id, "invalid runtime_id"),
-        user_id=caller.user_id,
-        workspace_id=caller.workspace_id,
+        caller=caller,
         supports_batch_import=sent.supports_batch_import,
     )
     return answer(await change(request, unit, one_statement=True))

@@ -53,7 +53,8 @@ class Kind:
     runs: float
     kept: float
     missing: str = "request not found"
-    owner_only: bool = False
+    open_to_users: bool = False
+    """Whether those who may put agents on the machine may ask, too; else only who owns it."""
     needs_online: bool = True
     alone: bool = False
 
@@ -76,14 +77,10 @@ UPDATE: Final = Kind(
     needs_online=False,
     alone=True,
 )
-MODELS: Final = Kind(name="models", path="models", waits=30, runs=60, kept=120)
-LOCAL_SKILLS: Final = Kind(
-    name="local_skills", path="local-skills", waits=180, runs=60, kept=300, owner_only=True
-)
-IMPORT: Final = Kind(
-    name="import", path="local-skills/import", waits=180, runs=60, kept=300, owner_only=True
-)
-PING: Final = Kind(name="ping", path="ping", waits=60, runs=120, kept=300)
+MODELS: Final = Kind(name="models", path="models", waits=30, runs=60, kept=120, open_to_users=True)
+LOCAL_SKILLS: Final = Kind(name="local_skills", path="local-skills", waits=180, runs=60, kept=300)
+IMPORT: Final = Kind(name="import", path="local-skills/import", waits=180, runs=60, kept=300)
+PING: Final = Kind(name="ping", path="ping", waits=60, runs=120, kept=300, open_to_users=True)
 
 KINDS: Final = (UPDATE, MODELS, LOCAL_SKILLS, IMPORT, PING)
 
@@ -149,10 +146,10 @@ async def _asked_of(conn: Connection, caller: Membership, kind: Kind, runtime_id
     runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    viewer = viewer_of(caller)
-    foreign = kind.owner_only and runtime.owner_id != caller.actor.user_id
-    if viewer.is_agent or foreign:
-        raise Forbidden("insufficient permissions")
+    owns = runtime.owner_id == caller.actor.user_id
+    uses = kind.open_to_users and runtime.visibility == "public"
+    if viewer_of(caller).is_agent or not (owns or uses):
+        raise Forbidden("only the owner of the machine may ask this of it")
     return runtime
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import finish
+from server.dispatch import finish, machines
 from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import agents
 from server.store.queries import Connection
@@ -110,6 +110,48 @@ async def archive_agents_and_delete(request: Request) -> Response:
     return answer(await write(request, unit))
 
 
+async def hand_over(request: Request) -> Response:
+    """POST /api/runtimes/{id}/hand-over: the whole machine the runtime is on, to another member.
+
+    `{"user_id" or "email", "include_agents"?, "include_directories"?}` → what moved and what did not
+    (`machines.Moved`). Its owner may, and owners and admins of the workspace; but agents and
+    directories go along only when their owner says so.
+    """
+    caller = await auth.workspace(request)
+    runtime_id = path_id(request, "id", "runtime_id")
+    sent = await fields(request)
+    user_id, email = sent.id("user_id"), sent.text("email").strip() or None
+    if (user_id is None) == (email is None):
+        raise Invalid("user_id or email must say who gets the machine")
+    with_agents, with_directories = sent.flag("include_agents"), sent.flag("include_directories")
+
+    async def unit(conn: Connection) -> tuple[machines.Moved, Sequence[Consequence]]:
+        runtime = await _seen(conn, caller, runtime_id)
+        if runtime.daemon_id is None:
+            raise Conflict("this runtime is on no machine")
+        owner_id = await machines.owner_of(conn, caller.workspace_id, runtime.daemon_id)
+        if not _may_manage(caller, owner_id):
+            raise Forbidden("only the machine's owner, or an owner or admin, may hand it over")
+        if (with_agents or with_directories) and owner_id != caller.actor.user_id:
+            raise Forbidden("agents and directories go along only if their owner hands them over")
+        heir = await conn.fetchrow(machines.SQL.new_owner, caller.workspace_id, user_id, email)
+        if heir is None:
+            raise Invalid("who gets the machine must be a member of this workspace")
+        if heir["id"] == owner_id:
+            raise Conflict(f"the machine belongs to {heir['name']} already")
+        return await machines.move(
+            conn,
+            caller.workspace_id,
+            runtime.daemon_id,
+            before=owner_id,
+            after=heir["id"],
+            with_agents=with_agents,
+            with_directories=with_directories,
+        )
+
+    return answer(await write(request, unit))
+
+
 async def _deletable(conn: Connection, caller: Membership, runtime_id: str) -> None:
     runtime = await _managed(conn, caller, runtime_id)
     if runtime.profile_id is not None:
@@ -140,14 +182,26 @@ async def _managed(conn: Connection, caller: Membership, runtime_id: str) -> Run
     runtime = await agents.lock_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    viewer = viewer_of(caller)
-    if viewer.is_agent or not viewer.may_manage(runtime.owner_id):
+    if not _may_manage(caller, runtime.owner_id):
         raise Forbidden("insufficient permissions")
     return runtime
 
 
+async def _seen(conn: Connection, caller: Membership, runtime_id: str) -> Runtime:
+    runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
+    if runtime is None:
+        raise NotFound("runtime not found")
+    return runtime
+
+
+def _may_manage(caller: Membership, owner_id: str | None) -> bool:
+    viewer = viewer_of(caller)
+    return not viewer.is_agent and viewer.may_manage(owner_id)
+
+
 routes: list[BaseRoute] = [
     Route("/api/runtimes", list_runtimes, methods=["GET"]),
+    Route("/api/runtimes/{id}/hand-over", hand_over, methods=["POST"]),
     Route("/api/runtimes/{id}", update_runtime, methods=["PATCH"]),
     Route("/api/runtimes/{id}", delete_runtime, methods=["DELETE"]),
     Route(

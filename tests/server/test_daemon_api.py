@@ -236,21 +236,19 @@ async def test_statements_of_the_hot_paths() -> None:
         # asyncpg looks a type up when a connection first meets it.
         one = {rig.world.runtime_id: True}
         await rig.database.write(
-            lambda conn: heartbeat.take_beats(conn, one, Caller(user_id=who[0], workspace_id=None))
+            lambda conn: heartbeat.take_beats(conn, one, Caller(user_id=who[0]))
         )
         _, sent = await counted(
             rig.database,
             lambda conn: heartbeat.take_beat(
-                conn, runtime_id=rig.world.runtime_id, user_id=who[0], workspace_id=None
+                conn, runtime_id=rig.world.runtime_id, caller=Caller(user_id=who[0])
             ),
         )
         assert sent == [heartbeat.SQL.beat]
         many = {rig.world.runtime_id: True, new_id(): False, new_id(): False}
         _, sent = await counted(
             rig.database,
-            lambda conn: heartbeat.take_beats(
-                conn, many, Caller(user_id=who[0], workspace_id=None)
-            ),
+            lambda conn: heartbeat.take_beats(conn, many, Caller(user_id=who[0])),
         )
         assert sent == [heartbeat.SQL.beat], "however many runtimes"
         row = {"seq": 1, "type": "text", "content": "x"}
