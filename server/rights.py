@@ -178,6 +178,7 @@ TABLE: Final = (
     Rule("runtime", "use", MEMBERS, WORK, note="agents: their own and their owner's"),
     Rule("private runtime", "use", SELF, WORK, note="its owner opens it, or nobody does"),
     Rule("runtime", "update", MANAGERS, NEVER, note="visibility, removal"),
+    Rule("runtime", "open", SELF, NEVER, note="make it public"),
     Rule("runtime", "hand over", MANAGERS, NEVER, note="the machine, to another member"),
     Rule("runtime", "give along", SELF, NEVER, note="their agents and directories on it"),
     Rule("runtime", "ask models", MEMBERS, NEVER, note="models, ping"),

@@ -16,7 +16,8 @@ update personal_access_token
    and (last_used_at is null or last_used_at < now() - interval '5 minutes');
 
 -- name: task_token
--- Whom a task token stands for: the runtime's owner, acting as the agent of one task.
+-- Whom a task token stands for: the agent's owner (of an agent without one, its machine's), acting as
+-- the agent of one task.
 select t.user_id, u.email, t.agent_id, t.task_id, t.workspace_id, t.expires_at
   from task_token t
   join app_user u on u.id = t.user_id

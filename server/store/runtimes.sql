@@ -97,7 +97,8 @@ order by created_at, id;
 
 -- name: hold_machine
 -- A machine, locked, made if it is new; then it is the caller's, unless runtimes of its are there from
--- before: they say whose it is. Its owner's key replaces the one that is kept, nobody else's does.
+-- before, or of an id that only differs in case: they say whose it is. Its owner's key replaces the
+-- one that is kept, nobody else's does.
 -- $1 workspace, $2 daemon, $3 the caller or null, $4 a hash of the machine's key or null
 insert into machine as k (workspace_id, daemon_id, owner_id, key_hash)
 select $1, $2, case when old.id is null then $3::uuid else old.owner_id end,
@@ -105,8 +106,8 @@ select $1, $2, case when old.id is null then $3::uuid else old.owner_id end,
 from (select) as one
 left join lateral (
     select r.id, r.owner_id from agent_runtime r
-    where r.workspace_id = $1 and r.daemon_id = $2
-    order by r.owner_id is null, r.last_seen_at desc nulls last, r.id
+    where r.workspace_id = $1 and lower(r.daemon_id) = lower($2)
+    order by r.daemon_id <> $2, r.owner_id is null, r.last_seen_at desc nulls last, r.id
     limit 1
 ) old on true
 on conflict (workspace_id, daemon_id) do update

@@ -36,7 +36,7 @@ from runtime r;
 -- Hand at most one task to each of the runtimes: first a claim whose answer was lost, else the first
 -- queued task of an agent with capacity and without a run in the same place. A task follows its
 -- agent to the runtime it is on now. The token is stored with the claim, so that neither exists
--- alone. $1 runtimes, $2 a token hash for each, $3 the agents locked, $4 after how long a claim is
+-- alone; it stands for the agent's owner, not for whose machine the agent may use. $1 runtimes, $2 a token hash for each, $3 the agents locked, $4 after how long a claim is
 -- delivered again, $5 lease, $6 life of the token, $7 the failure reasons that
 -- spoil a session, $8 whether the daemon wants to know only which skills there are
 with wanted as (
@@ -105,8 +105,11 @@ with wanted as (
     returning t.*, c.again, c.token_hash, c.owner_id
 ), minted as (
     insert into task_token (token_hash, task_id, agent_id, workspace_id, user_id, expires_at)
-    select token_hash, id, agent_id, workspace_id, owner_id, statement_timestamp() + $6::interval
-    from taken
+    select t.token_hash, t.id, t.agent_id, t.workspace_id, coalesce(m.user_id, t.owner_id),
+           statement_timestamp() + $6::interval
+    from taken t
+    join agent a on a.id = t.agent_id
+    left join member m on m.workspace_id = t.workspace_id and m.user_id = a.owner_id
 ), busy as (
     update agent a set status = 'working', updated_at = statement_timestamp()
     from taken t

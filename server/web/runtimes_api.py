@@ -51,7 +51,10 @@ async def update_runtime(request: Request) -> Response:
     visibility = sent.one_of("visibility", VISIBILITIES, "private")
 
     async def unit(conn: Connection) -> tuple[Runtime, Sequence[Consequence]]:
-        await _managed(conn, caller, runtime_id)
+        runtime = await _managed(conn, caller, runtime_id)
+        if visibility == "public" and runtime.owner_id != caller.actor.user_id:
+            # or an admin could put an agent, which is a shell, on anybody's machine
+            raise Forbidden("only the owner of a machine may open it to others")
         changed = await agents.set_runtime_visibility(conn, runtime_id, visibility)
         return changed, (event(caller, "daemon:register", action="update"),)
 

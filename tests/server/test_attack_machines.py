@@ -264,6 +264,9 @@ async def test_naming_a_machine_does_not_make_it_mine() -> None:
             assert "Dana" in told["error"], "it names whom to ask"
             assert "hand" in told["error"]
         assert await state(api) == before
+        # nor does an id that only looks like it
+        told = await register(api.member, registration(api, shown["daemon_id"].upper()), 403)
+        assert "Dana" in told["error"]
         # the owner registers as ever, and a machine of one's own is no matter
         await register(api.owner, registration(api, shown["daemon_id"]))
         [mine] = (await register(api.member, registration(api, "mine")))["runtimes"]
@@ -485,5 +488,22 @@ async def test_a_private_machine_takes_no_agent_of_an_admin() -> None:
         assert await api.owner.refused(403, "POST", "/api/agents", body)
         path = f"/api/agents/{api.world.agent_id}"
         assert await api.owner.refused(403, "PUT", path, {"runtime_id": own})
-        await api.member.ok(200, "PATCH", f"/api/runtimes/{own}", {"visibility": "public"})
-        await api.owner.ok(201, "POST", "/api/agents", body)
+        opened = {"visibility": "public"}
+        assert await api.owner.refused(403, "PATCH", f"/api/runtimes/{own}", opened)
+        await api.member.ok(200, "PATCH", f"/api/runtimes/{own}", opened)
+        made = await api.owner.ok(201, "POST", "/api/agents", body)
+
+        async def queue(conn: Connection) -> None:
+            there = {"agent_id": made["id"], "runtime_id": own}
+            await make_task(
+                conn, api.world, issue_id=(await make_issue(conn, api.world)).id, **there
+            )
+
+        await api.run(queue)
+        # on somebody else's machine it is still its owner's agent
+        claim = f"/api/daemon/runtimes/{own}/tasks/claim"
+        token = (await api.member.ok(200, "POST", claim, {}))["task"]["auth_token"]
+        rows = await api.fetch(
+            "select user_id from task_token where token_hash = $1", hash_token(token)
+        )
+        assert [row["user_id"] for row in rows] == [api.owner.user_id]
