@@ -14,7 +14,7 @@ pytestmark = pytest.mark.together
 
 def _run(bullpen: Bullpen, project_id: str, *statuses: str) -> dict[str, object]:
     words = ("issue", "create", "--title", "Look", "--assignee", "demo", "--project", project_id)
-    script = ("--description", "demo:sh pwd; touch was-here\n", "--output", "json")
+    script = ("--description", "demo:sh touch was-here\n", "--allow-duplicate", "--output", "json")
     issue = json.loads(bullpen.cli(*words, *script).stdout)
     done: dict[str, object] = bullpen.wait_for_task(issue["id"], *statuses)
     return done
