@@ -79,7 +79,7 @@ class Rule:
 
 EVERYONE, USERS, MEMBERS, MANAGERS, ADMINS, OWNERS, SELF, HOLDER, NOBODY = People
 ALL, WORK, CIRCLE, SETTING, NEVER = Agents
-OWN = Machines.OWN
+OWN, OFF = Machines
 
 _NO_RUNTIME, _NO_TASK, _NO_WORKSPACE = "runtime not found", "task not found", "workspace not found"
 """Daemons act on these texts (spec 01 §1.5)."""
@@ -121,7 +121,7 @@ TABLE: Final = (
     Rule("comment", "resolve", MEMBERS, WORK),
     Rule("comment", "react", MEMBERS, ALL),
     Rule("attachment", "read", MEMBERS, ALL),
-    Rule("private attachment", "read", SELF, WORK, note="of a chat; or not used yet"),
+    Rule("private attachment", "read", SELF, WORK, OFF, "attachment not found", "of a chat"),
     Rule("attachment", "create", MEMBERS, ALL),
     Rule("attachment", "delete", MANAGERS, WORK, note="agents: what they uploaded"),
     Rule("label", "read", MEMBERS, ALL),
@@ -344,9 +344,10 @@ def check(caller: Caller | None, right: str, thing: Thing = NOTHING) -> None:
 def refusal(caller: Caller | None, right: str, thing: Thing = NOTHING) -> DomainError:
     """The error for a right the caller does not have; it says who has it, and what to do."""
     rule = rule_of(right, thing.kind)
-    if rule.hidden:
+    by_agent = caller is not None and caller.is_agent
+    if rule.hidden and not (by_agent and rule.agents is NEVER):
         return NotFound(rule.hidden)
-    if caller is not None and caller.is_agent:
+    if by_agent:
         return Forbidden(_AGENT_REFUSED[rule.agents].format(what=f"{rule.action} {rule.object}"))
     return Forbidden(_REFUSED[rule.people])
 
@@ -383,6 +384,8 @@ class Audience:
     admins: bool = False
     owners: bool = False
     users: tuple[str, ...] = ()
+    anywhere: bool = False
+    """Wherever the users' pages are open, not only in the workspace."""
 
 
 def audience(right: str, thing: Thing = NOTHING) -> Audience:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import attrs
+
 from server.rights import Audience, Thing, audience
 
 ROUTES: Final[dict[str, str]] = {
@@ -360,4 +362,7 @@ ANYWHERE: Final = frozenset({"inbox.read", "invitation.answer"})
 def audience_of(event_type: str, thing: Thing) -> Audience | None:
     """Who hears of an event about a thing; None for a type without an entry: nobody."""
     right = EVENTS.get(event_type)
-    return None if right is None else audience(right, thing)
+    if right is None:
+        return None
+    found = audience(right, thing)
+    return attrs.evolve(found, anywhere=True) if right in ANYWHERE else found

@@ -299,8 +299,8 @@ where not exists (select from changed);
 -- name: set_progress
 -- Remember the last progress for readers who come later. $4 the progress
 with task as (
-    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id,
-           {own r} as allowed
+    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id, t.agent_private,
+           t.agent_owner_id, {own r} as allowed
     from agent_task_queue t
     join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
@@ -337,7 +337,7 @@ select * from task;
 -- the batch goes behind all there is. No new row: one row without a seq. $4 the batch
 with task as (
     select t.id, t.issue_id, t.workspace_id, t.chat_session_id, t.initiator_id, t.seq_base,
-           {own r} as allowed
+           t.agent_private, t.agent_owner_id, {own r} as allowed
     from agent_task_queue t
     join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
@@ -369,7 +369,7 @@ with task as (
     returning *
 )
 select task.allowed, task.workspace_id, task.issue_id, task.chat_session_id, task.initiator_id,
-       added.*
+       task.agent_private, task.agent_owner_id, added.*
 from task left join added on true
 order by added.seq;
 

@@ -15,13 +15,15 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import finish, machines
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import agents
 from server.store.queries import Connection
 from server.web import auth
+from server.web.agents_api import agent_event
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
 
@@ -52,9 +54,9 @@ async def update_runtime(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[Runtime, Sequence[Consequence]]:
         runtime = await _managed(conn, caller, runtime_id)
-        if visibility == "public" and runtime.owner_id != caller.actor.user_id:
+        if visibility == "public":
             # or an admin could put an agent, which is a shell, on anybody's machine
-            raise Forbidden("only the owner of a machine may open it to others")
+            caller.check(Thing(people=(runtime.owner_id,)), "runtime.open")
         changed = await agents.set_runtime_visibility(conn, runtime_id, visibility)
         return changed, (event(caller, "daemon:register", action="update"),)
 
@@ -98,7 +100,7 @@ async def archive_agents_and_delete(request: Request) -> Response:
             )
         archived = await agents.archive_on_runtime(conn, runtime_id, caller.actor.user_id)
         told: list[Consequence] = [
-            event(caller, "agent:archived", agent=agent) for agent in archived
+            agent_event(caller, "agent:archived", agent) for agent in archived
         ]
         told += await _delete(conn, caller, runtime_id)
         result = {
@@ -133,10 +135,9 @@ async def hand_over(request: Request) -> Response:
         if runtime.daemon_id is None:
             raise Conflict("this runtime is on no machine")
         owner_id = await machines.owner_of(conn, caller.workspace_id, runtime.daemon_id)
-        if not _may_manage(caller, owner_id):
-            raise Forbidden("only the machine's owner, or an owner or admin, may hand it over")
-        if (with_agents or with_directories) and owner_id != caller.actor.user_id:
-            raise Forbidden("agents and directories go along only if their owner hands them over")
+        caller.check(Thing(people=(owner_id,)))
+        if with_agents or with_directories:
+            caller.check(Thing(people=(owner_id,)), "runtime.give along")
         heir = await conn.fetchrow(machines.SQL.new_owner, caller.workspace_id, user_id, email)
         if heir is None:
             raise Invalid("who gets the machine must be a member of this workspace")
@@ -185,8 +186,7 @@ async def _managed(conn: Connection, caller: Membership, runtime_id: str) -> Run
     runtime = await agents.lock_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    if not _may_manage(caller, runtime.owner_id):
-        raise Forbidden("insufficient permissions")
+    caller.check(Thing(people=(runtime.owner_id,)))
     return runtime
 
 
@@ -195,11 +195,6 @@ async def _seen(conn: Connection, caller: Membership, runtime_id: str) -> Runtim
     if runtime is None:
         raise NotFound("runtime not found")
     return runtime
-
-
-def _may_manage(caller: Membership, owner_id: str | None) -> bool:
-    viewer = viewer_of(caller)
-    return not viewer.is_agent and viewer.may_manage(owner_id)
 
 
 routes: list[BaseRoute] = [
