@@ -216,6 +216,7 @@ ROUTES: Final[dict[str, str]] = {
     "PATCH /api/runtimes/{id}": "runtime.update",
     "DELETE /api/runtimes/{id}": "runtime.update",
     "POST /api/runtimes/{id}/archive-agents-and-delete": "runtime.update",
+    "POST /api/runtimes/{id}/hand-over": "runtime.hand over",
     "POST /api/runtimes/{id}/models": "runtime.ask models",
     "GET /api/runtimes/{id}/models/{request_id}": "runtime.ask models",
     "POST /api/runtimes/{id}/ping": "runtime.ask models",

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import projects
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection
@@ -221,9 +222,8 @@ async def update_resource(request: Request) -> Response:
             raise NotFound("project resource not found")
         if ref is not None:
             changes["resource_ref"] = _ref(row["resource_type"], ref)
-            await _check_directory(
-                conn, project_id, row["resource_type"], changes["resource_ref"], resource_id
-            )
+            kind, named = row["resource_type"], changes["resource_ref"]
+            await _check_directory(conn, caller, project_id, kind, named, resource_id=resource_id)
         written = await unless_taken(
             conn.fetchrow(projects.SQL.update_resource, resource_id, changes)
         )
@@ -297,7 +297,8 @@ async def _attach(
     if len(set(machines)) < len(machines):
         raise _one_directory()
     for one in wanted:
-        await _check_directory(conn, project_id, one["resource_type"], one["resource_ref"])
+        kind, ref = one["resource_type"], one["resource_ref"]
+        await _check_directory(conn, caller, project_id, kind, ref)
     added = await projects.add_resources(
         conn, caller.workspace_id, project_id, caller.actor.user_id, wanted
     )
@@ -308,14 +309,24 @@ async def _attach(
 
 async def _check_directory(
     conn: Connection,
+    caller: Membership,
     project_id: str,
     kind: str,
     ref: Mapping[str, Any],
+    *,
     resource_id: str | None = None,
 ) -> None:
-    if kind == DIRECTORY and await conn.fetchval(
-        projects.SQL.directory_of, project_id, ref["daemon_id"], resource_id
-    ):
+    """A directory is named by who owns its machine, and each project has one there at most."""
+    if kind != DIRECTORY:
+        return
+    machine = await conn.fetchrow(
+        projects.SQL.machine_named, caller.workspace_id, ref["daemon_id"], caller.actor.user_id
+    )
+    if machine is None:
+        raise Invalid("daemon_id names no machine of this workspace: start its daemon first")
+    owner = caller.actor.user_id if machine["theirs"] else None
+    caller.check(Thing(people=(owner,)), "runtime.name directory")
+    if await conn.fetchval(projects.SQL.directory_of, project_id, ref["daemon_id"], resource_id):
         raise _one_directory()
 
 
