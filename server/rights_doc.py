@@ -33,6 +33,8 @@ _AGENTS: Final = {
     Agents.NEVER: "-",
 }
 
+_MACHINES: Final = {Machines.OWN: "its own", Machines.HERE: "yes", Machines.NEVER: "-"}
+
 
 def page(text: str) -> str:
     """The page with the table as it is now. Raises ValueError for a page without the marks."""
@@ -57,7 +59,7 @@ def _row(rule: Rule) -> list[str]:
     people = [
         "yes" if may(caller, f"{name}.{rule.action}", thing) else "-" for _, caller in _COLUMNS
     ]
-    machine = "its own" if rule.machines is Machines.OWN else "-"
+    machine = _MACHINES[rule.machines]
     note = f"{rule.note}; others: 404 `{rule.hidden}`" if rule.note and rule.hidden else rule.note
     if rule.hidden and not rule.note:
         note = f"others: 404 `{rule.hidden}`"

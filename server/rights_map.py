@@ -263,7 +263,7 @@ ROUTES: Final[dict[str, str]] = {
     "POST /api/daemon/tasks/{task_id}/complete": "machine.report",
     "POST /api/daemon/tasks/{task_id}/fail": "machine.report",
     "GET /api/daemon/tasks/{task_id}/gc-check": "machine.report",
-    "GET /api/daemon/issues/{issue_id}/gc-check": "machine.check directory",
+    "GET /api/daemon/issues/{issue_id}/gc-check": "machine.read workspace",
     "GET /api/daemon/chat-sessions/{session_id}/gc-check": "machine.check directory",
     "GET /api/daemon/autopilot-runs/{run_id}/gc-check": "machine.check directory",
     "GET /api/daemon/workspaces/{workspace_id}/repos": "machine.read workspace",

@@ -58,6 +58,7 @@ _PEOPLE: Final = {
 }
 
 BESIDES: Final = {
+    "POST /api/daemon/register": "machine.act",
     "POST /api/agents": "runtime.use",
     "POST /api/autopilots": "agent.use",
     "POST /api/chat/sessions": "agent.use",
@@ -91,6 +92,8 @@ FILTERED: Final = frozenset(
 
 ELSEWHERE: Final = {
     "POST /api/issues/batch-update": "skips what may not be changed; test_attack_agents",
+    "POST /api/daemon/claims": "answers for each runtime by itself; test_attack_machines",
+    "POST /api/daemon/deregister": "passes over what is not the caller's; test_attack_machines",
     "POST /api/upload-file": "no JSON; test_attachments",
     "POST /api/issues/{id}/squad-evaluated": "for a squad's leader in its task; test_squads",
     "POST /api/tokens/current/renew": "about the token itself; test_api_team",
@@ -119,6 +122,40 @@ REQUESTS: Final = {
 }
 """What was asked of a machine: the word of its path, and its kind."""
 
+_TASK: Final = "POST /api/daemon/tasks/{task_id}"
+_RUNTIME: Final = "POST /api/daemon/runtimes/{runtime_id}"
+
+DAEMONS: Final = {
+    "POST /api/daemon/register": {
+        "workspace_id": "{workspaces}",
+        "daemon_id": "{daemon}",
+        "device_name": "m",
+        "runtimes": [{"name": "Claude", "type": "claude", "version": "1", "status": "online"}],
+    },
+    "POST /api/daemon/deregister": {"runtime_ids": ["{runtimes}"]},
+    "POST /api/daemon/heartbeat": {"runtime_id": "{runtimes}"},
+    "POST /api/daemon/claims": {"runtimes": [{"runtime_id": "{runtimes}", "slots": 1}]},
+    f"{_RUNTIME}/tasks/claim": {},
+    f"{_RUNTIME}/recover-orphans": {},
+    f"{_RUNTIME}/tasks/{{task_id}}/prepare-lease": {},
+    f"{_RUNTIME}/tasks/{{task_id}}/skill-bundles/resolve": {"skills": []},
+    f"{_TASK}/start": {},
+    f"{_TASK}/go-on": {},
+    f"{_TASK}/wait-local-directory": {"reason": "x"},
+    f"{_TASK}/progress": {"summary": "x"},
+    f"{_TASK}/messages": {"messages": [{"seq": 1, "type": "text", "content": "x"}]},
+    f"{_TASK}/session": {"session_id": "x", "work_dir": "/x"},
+    f"{_TASK}/usage": {"usage": []},
+    f"{_TASK}/complete": {"output": "x"},
+    f"{_TASK}/fail": {"error": "x"},
+    f"{_RUNTIME}/models/{{request_id}}/result": {"status": "completed", "models": []},
+    f"{_RUNTIME}/ping/{{request_id}}/result": {"status": "completed"},
+    f"{_RUNTIME}/update/{{request_id}}/result": {"status": "completed"},
+    f"{_RUNTIME}/local-skills/{{request_id}}/result": {"status": "completed", "skills": []},
+    f"{_RUNTIME}/local-skills/import/{{request_id}}/result": {"status": "failed", "error": "x"},
+}
+"""What daemons send."""
+
 KINDS: Final = ("", "private")
 
 
@@ -136,7 +173,8 @@ def allows(rule: Rule, who: str, *, own_work: bool) -> bool:
         return who in _PEOPLE[rule.people]
     if who in MACHINES:
         everyone = rule.people is People.EVERYONE
-        return everyone or (rule.machines is Machines.OWN and who == "machine own")
+        own = rule.machines is Machines.OWN and who == "machine own"
+        return everyone or own or rule.machines is Machines.HERE
     return rule.agents is Agents.ALL or (rule.agents is Agents.WORK and own_work)
 
 
@@ -156,7 +194,7 @@ class Walk:
         rights = [self.right, *([BESIDES[key(self.route)]] if key(self.route) in BESIDES else ())]
         found = []
         for right in rights:
-            kind = "private" if right == "runtime.use" else self.kind
+            kind = "private" if right.startswith("runtime.") else self.kind
             rule = row_of(right, "" if self.route in FILTERED else kind)
             if key(self.route) in OWN_LIST and rule.people is People.SELF:
                 rule = attrs.evolve(rule, people=People.MEMBERS)
@@ -186,7 +224,7 @@ async def open_cast() -> AsyncIterator[Cast]:
                 ids[who] = await make_user(conn, who)
                 await insert(conn, "member", workspace_id=here, user_id=ids[who], role=role)
                 tokens[who] = await make_token(conn, ids[who])
-            things: dict[str, Things] = {
+            things: dict[str, Any] = {
                 "": await furnish(conn, api.world, ids["maker"], "OPENMARK"),
                 "private": await furnish(conn, api.world, ids["maker"], "PRIVMARK"),
             }
@@ -217,6 +255,18 @@ async def open_cast() -> AsyncIterator[Cast]:
             daemon_id = await conn.fetchval(
                 "select daemon_id from agent_runtime where id = $1", things[""]["runtimes"]
             )
+            for kind in KINDS:
+                things[kind] = {**things[kind], "daemon": daemon_id}
+                things[kind]["autopilot-runs"] = things[kind]["runs"]
+                things[kind]["chat-sessions"] = things[kind]["sessions"]
+            for of in things.values():
+                # the maker's machine worked for the chat and for the autopilot's run
+                for about in ({"chat_session_id": of["sessions"], "initiator_id": ids["maker"]},
+                              {"autopilot_run_id": of["runs"]}):  # fmt: skip
+                    await make_task(
+                        conn, api.world, agent_id=of["agents"], runtime_id=of["runtimes"],
+                        status="completed", **about,
+                    )  # fmt: skip
             for who, bound in (("machine own", daemon_id), ("machine other", "other")):
                 tokens[who] = mint_token("mdt_")
                 await conn.execute(
@@ -280,6 +330,8 @@ def calls() -> dict[str, tuple[str, Any]]:
         "POST /api/issues/batch-delete",
         {"issue_ids": ["{issues}"]},
     )
+    for route, body in DAEMONS.items():
+        found[key(route)] = (route, body)
     return found
 
 
@@ -297,7 +349,7 @@ def walks(kind: str, things: Things, *, own_work: bool = False) -> Iterator[Walk
     for route in sorted(entries()):
         right = ROUTES[route]
         name = right.partition(".")[0]
-        if route in ELSEWHERE or route.startswith("WS ") or name == "machine":
+        if route in ELSEWHERE or route.startswith("WS "):
             continue
         if kind and name not in special and key(route) not in BESIDES:
             continue
