@@ -160,6 +160,18 @@ async def test_an_agent_stays_with_its_own_work() -> None:
         )
         await agent.ok(200, "PUT", f"/api/issues/{made['id']}", {"status": "todo"})
         await agent.ok(200, "PUT", f"/api/issues/{things['child']}", {"status": "in_review"})
+        await agent.ok(200, "PUT", f"/api/issues/{made['id']}", {"description": "better"})
+        assert "rewrite" in await agent.refused(403, "PUT", own, {"description": "mine now"})
+        # what others wrote below its words, or into its issue, keeps both
+        said = await agent.ok(201, "POST", f"{own}/comments", {"content": "question"})
+        reply = {"content": "answer", "parent_id": said["id"]}
+        await api.member.ok(201, "POST", f"{own}/comments", reply)
+        await agent.refused(403, "DELETE", f"/api/comments/{said['id']}")
+        answer = await api.member.ok(
+            201, "POST", f"/api/issues/{made['id']}/comments", {"content": "note"}
+        )
+        await agent.refused(403, "DELETE", f"/api/issues/{made['id']}")
+        await api.member.ok(204, "DELETE", f"/api/comments/{answer['id']}")
         await agent.ok(204, "DELETE", f"/api/issues/{made['id']}")
 
 
