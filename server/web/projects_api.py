@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.errors import Conflict, Invalid, NotFound
 from server.rights import Thing
-from server.store import projects
+from server.store import agents, projects
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection
 from server.store.wire_rows import wire
@@ -286,6 +286,10 @@ async def _check_lead(
         projects.SQL.leads, caller.workspace_id, kind, lead_id
     ):
         raise Invalid(f"lead_id does not name {'an' if kind == 'agent' else 'a'} {kind} here")
+    if kind == "agent" and lead_id is not None:
+        found = await agents.get_agent(conn, caller.workspace_id, lead_id, caller.caller)
+        assert found is not None
+        caller.check(found[1], "agent.use")
 
 
 async def _attach(
