@@ -86,14 +86,28 @@ _SOMEBODY: Final = {
     "GIT_COMMITTER_EMAIL": "bullpen@localhost",
 }
 
-_DROPPED: Final = ("BULLPEN_", "MULTICA_", "GIT_TRACE")
-_KEPT: Final = frozenset(
-    {"GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT", "GIT_EXEC_PATH", "GIT_SSL_NO_VERIFY"}
-    | {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_PROXY_COMMAND", "GIT_CONFIG_GLOBAL"}
-    | {"GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_TEMPLATE_DIR", "GIT_ALLOW_PROTOCOL"}
+_DROPPED: Final = ("BULLPEN_", "MULTICA_")
+
+_REFUSED: Final = re.compile(
+    # another repository, index, work tree or set of objects than the one git is run for
+    r"GIT_(DIR|WORK_TREE|COMMON_DIR|INDEX_FILE|INDEX_VERSION|OBJECT_DIRECTORY|NAMESPACE|PREFIX"
+    r"|ALTERNATE_OBJECT_DIRECTORIES|SHALLOW_FILE|GRAFT_FILE|REPLACE_REF_BASE|NO_REPLACE_OBJECTS"
+    r"|IMPLICIT_WORK_TREE|INTERNAL_SUPER_PREFIX|REF_STORAGE|REFERENCE_BACKEND|DEFAULT_HASH"
+    r"|DEFAULT_REF_FORMAT|QUARANTINE_PATH|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM"
+    r"|ATTR_SOURCE|ATTR_NOSYSTEM"
+    # settings of one command of somebody else's; who started the daemon from a hook has them
+    r"|CONFIG|CONFIG_PARAMETERS|INTERNAL_GETTEXT_TEST_FALLBACKS|REFLOG_ACTION|PUSH_OPTION_.*"
+    # how paths are read: `:(literal)` must mean that
+    r"|LITERAL_PATHSPECS|GLOB_PATHSPECS|NOGLOB_PATHSPECS|ICASE_PATHSPECS"
+    # programs that ask, show or edit: nobody sits there
+    r"|ASKPASS|EDITOR|SEQUENCE_EDITOR|PAGER|PAGER_IN_USE|EXTERNAL_DIFF|DIFF_OPTS"
+    # whose name a commit gets is said for each command
+    r"|AUTHOR_.*|COMMITTER_.*"
+    # traces tell addresses and headers, passwords too, and `redact` can be switched off
+    r"|TRACE.*|CURL_VERBOSE|REDACT_.*|TR2_.*)"
 )
-"""Git's own variables that say how to reach servers. Others name a repository, index or work tree
-and would point a daemon that was started from a hook at that one."""
+"""Git's variables that would point it elsewhere or let it say too much; all others are the user's
+switches and count, such as those for proxies, certificates, ssh and large files."""
 
 
 class GitError(Exception):
@@ -105,12 +119,11 @@ class GitError(Exception):
 
 
 def git_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """What git gets: the daemon's environment without its secrets, and no questions asked."""
+    """What git gets: the daemon's environment less its secrets and what misleads git; no questions."""
     env = {
         name: value
         for name, value in base.items()
-        if not name.startswith(_DROPPED)
-        and (not name.startswith("GIT_") or name in _KEPT or name.startswith("GIT_CONFIG_"))
+        if not name.startswith(_DROPPED) and not _REFUSED.fullmatch(name)
     }
     return _configured(env, _SETTINGS) | _QUIET
 
@@ -293,9 +306,10 @@ class _Child:
                 self.process.kill()
             if self.control is not None:
                 self.control.close()
+            # no await: past the deadline the first one would leave the other pipes open
             for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-                if stream is not None:
-                    await stream.aclose()
+                if isinstance(stream, trio.lowlevel.FdStream):
+                    stream.close()
 
 
 async def _start(

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import trio
 
+from daemon.repos import git as git_module
 from daemon.repos import hooks, snapshots
 from daemon.repos.clones import Clones
 from daemon.repos.git import Git, GitError, git_environment
@@ -438,6 +439,30 @@ async def test_a_command_that_is_cut_leaves_no_process(tmp_path: Path, remote: R
     me = psutil.Process()
     left = [p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     assert left == []
+
+
+async def test_no_pipe_stays_open_when_a_command_outlives_its_shield(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git_module, "_BURY", 0.0)
+    monkeypatch.setattr(git_module, "_ASK", 0.0)
+    children = []
+    start = git_module._start
+
+    async def started(*args: Any, **more: Any) -> Any:
+        children.append(await start(*args, **more))
+        return children[-1]
+
+    monkeypatch.setattr(git_module, "_start", started)
+    with pytest.raises(GitError, match="took longer"):
+        await Git(env=dict(os.environ)).tree(
+            tmp_path, "-c", "alias.wait=!sleep 20", "wait", deadline=0.1
+        )
+    [child] = children
+    streams = (child.process.stdin, child.process.stdout, child.process.stderr)
+    assert [stream.fileno() for stream in streams] == [-1, -1, -1]
+    with trio.fail_after(5):
+        await child.process.wait()
 
 
 async def test_a_lock_file_of_a_killed_git_goes_when_it_is_old(

@@ -121,6 +121,35 @@ def test_the_environment_of_git() -> None:
     assert settings["core.hooksPath"] == "/dev/null"
 
 
+def test_the_users_switches_for_git_count() -> None:
+    switches = {
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_SSL_CAINFO": "/ca.pem",
+        "GIT_SSL_CERT": "/me.pem",
+        "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+        "GIT_HTTP_USER_AGENT": "x",
+        "GIT_PROXY_SSL_CERT": "/proxy.pem",
+        "GIT_PROTOCOL_FROM_USER": "0",
+        "GIT_SOMETHING_NEW": "y",
+    }
+    misleading = {
+        "GIT_WORK_TREE": "/",
+        "GIT_INDEX_FILE": "/i",
+        "GIT_OBJECT_DIRECTORY": "/o",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": "/o",
+        "GIT_CONFIG_PARAMETERS": "'core.bare=true'",
+        "GIT_TRACE_CURL": "1",
+        "GIT_CURL_VERBOSE": "1",
+        "GIT_AUTHOR_NAME": "who started the daemon",
+        "GIT_EXTERNAL_DIFF": "x",
+        "GIT_LITERAL_PATHSPECS": "1",
+        "GIT_NAMESPACE": "n",
+    }
+    env = git_environment({**switches, **misleading})
+    assert switches.items() <= env.items()
+    assert not misleading.keys() & env.keys()
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
