@@ -352,7 +352,7 @@ class _TaskRun:
         self._work_dir = str(chosen.layout.work_dir)
         self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
-        self._grant_checkouts(chosen)
+        await self._grant_checkouts(chosen)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -369,7 +369,7 @@ class _TaskRun:
             self._end = "cap"
         return self._judge(self._end)
 
-    def _grant_checkouts(self, chosen: Prepared) -> None:
+    async def _grant_checkouts(self, chosen: Prepared) -> None:
         """Let the agent check out repositories, until the task's end."""
         task, desk = self._task, self._runner.desk
         if desk is not None:
@@ -381,6 +381,7 @@ class _TaskRun:
                 issue_id=task.issue_id,
                 urls=frozenset(repo.url.strip() for repo in task.repos),
             )
+            await desk.prepare(grant)
             self._guards.enter_context(desk.grant(self._checkout_secret, grant))
 
     def _kept_before(self) -> list[tuple[str, str]]:

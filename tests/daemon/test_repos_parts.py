@@ -16,13 +16,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from daemon.client import Rejected, Transient
 from daemon.control import Answer, Asked
 from daemon.repos import desk as desk_module
+from daemon.repos.checkouts import CheckedOut, Wanted
 from daemon.repos.clones import Clones
 from daemon.repos.desk import Desk, Grant, mint_secret
 from daemon.repos.flights import Flights, KeyLocks, Stopped
 from daemon.repos.git import Git, GitError, git_environment
 from daemon.repos.hooks import co_author_wanted
 from daemon.repos.names import branch_name, clone_name, repo_name, saved_name, without_credentials
-from daemon.repos.worktrees import CheckedOut, Wanted
 from shared.wire.runtime import ReposReply
 from shared.wire.task import Repo
 
@@ -364,8 +364,11 @@ async def test_a_checkout_believes_the_grant(
         path = counter.env_root / "workdir"
         assert answer == Answer(status=200, value={"path": str(path / "app"), "branch_name": "b"})
         assert counter.made == [
-            Wanted(url=APP, ref="dev", parent=path, agent_name="Real name", task_id=TASK)
-        ]
+            Wanted(
+                url=APP, ref="dev", parent=path, agent_name="Real name", task_id=TASK,
+                env_root=counter.env_root,
+            )
+        ]  # fmt: skip
 
 
 async def test_who_may_not_ask(
