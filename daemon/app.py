@@ -159,6 +159,7 @@ class Health:
     pool: TaskPool | None = None
     backlog: Backlog | None = None
     directory: Directory | None = None
+    client: Client | None = None
     sync: Sync | None = None
     stop: Stop | None = None
 
@@ -187,6 +188,7 @@ class Health:
             told["draining"] = True
         problems = [
             self.sync.problem if self.sync else "",
+            self.client.problem if self.client else "",
             self.pool.held_back if self.pool else "",
         ]
         if any(problems):
@@ -282,7 +284,7 @@ async def be_present(
     `routes` are the door's; checkouts are answered there while there may be tasks.
     """
     directory = health.directory = Directory()
-    health.stop = stop
+    health.stop, health.client = stop, client
     live = LiveRoots()
     routes = {} if routes is None else routes
     try:

@@ -25,7 +25,7 @@ import trio
 from daemon import threads
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.agents.models import TakesLevel, any_level
-from daemon.client import SIGN_IN, ApiError, Transient
+from daemon.client import ApiError
 from daemon.repos.desk import Grant, mint_secret
 from daemon.repos.kept import kept_for_issue
 from daemon.tasks import outcome as outcomes
@@ -433,9 +433,9 @@ class _TaskRun:
                 return
             except ApiError as refusal:
                 error = refusal
-            if error.task_gone:
+            if error.task_gone and await client.surely_gone(task_id):
                 await _leave(server_stop, "gone")
-            if not isinstance(error, Transient) and error.status not in SIGN_IN:
+            if error.final and not error.task_gone:
                 status = await self._status()
                 if status in TERMINAL or status == "gone":
                     await _leave(server_stop, status)
@@ -452,7 +452,8 @@ class _TaskRun:
         try:
             return (await self._client.status(self._task.id)).status
         except ApiError as error:
-            return "gone" if error.task_gone else ""
+            sure = error.task_gone and await self._client.surely_gone(self._task.id)
+            return "gone" if sure else ""
 
     async def _run_again(self, chosen: Prepared, watchers: trio.Nursery) -> None:
         """Run once without resuming; if the agent does not start, the first result stands."""
