@@ -215,7 +215,11 @@ async def run_daemon(config: Config, parts: Parts) -> Successor | None:
     """
     stop, health = Stop(), Health(config)
     word = Nudge()
-    commands = {"/drain": stop.drain, "/resume": stop.resume, "/reclaim": partial(_pass_on, word)}
+    commands: dict[str, Callable[[], dict[str, Any]]] = {
+        "/drain": stop.drain,
+        "/resume": stop.resume,
+        "/reclaim": partial(_pass_on, word),
+    }
     async with (
         open_control(
             config.home,

@@ -20,8 +20,8 @@ from typing import Any, Final
 import attrs
 
 from daemon.repos.clone_files import checkouts_of
-from daemon.repos.clones import FOLDER
 from daemon.repos.kept import BUNDLE, saved_refs
+from daemon.repos.visible import FOLDER
 from daemon.upkeep.reclaim import REPORT, TRASH, env_roots, last_change
 from daemon.workdir.meta import read_meta
 from shared import times
