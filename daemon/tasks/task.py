@@ -311,7 +311,9 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            reason = getattr(next(_leaves(raised)), "reason", "")
+            first = next(_leaves(raised))
+            # other exceptions have a `reason` too, and mean something else by it
+            reason = first.reason if isinstance(first, PrepareError) else ""
             outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 

@@ -94,9 +94,10 @@ async def fail(
     row = await _lock_one(conn, task_id, caller)
     why = Failure(
         error=redact(request.error),
-        reason=request.failure_reason.strip() or failure.classify(request.error),
+        reason=failure.reason_of(request.failure_reason, request.error),
         session_id=request.session_id,
         work_dir=request.work_dir,
+        resets_at=request.resets_at,
     )
     told: list[Consequence] = []
     adopting = row["status"] not in IN_FLIGHT
@@ -251,8 +252,8 @@ async def cancel_trigger(conn: Connection, comment_id: str) -> list[Consequence]
 
 
 def _clock() -> Any:
-    """The time, in the zone of this machine: providers name times of day without a zone."""
-    return times.now().astimezone()
+    """The time by which a failure is judged."""
+    return times.now()
 
 
 async def _lock(conn: Connection, task_ids: Iterable[str]) -> list[Record]:

@@ -10,9 +10,9 @@ from typing import Any, Final
 import attrs
 
 from shared import failure
-from shared.quota import reset_time
+from shared.quota import LONGEST, reset_time
 from shared.redact import redact
-from shared.times import fine_stamp
+from shared.times import fine_stamp, parse_stamp
 
 _ESCAPE: Final = re.compile(r"\\([nrt\\])")
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -38,6 +38,8 @@ class Failure:
     session_id: str = ""
     work_dir: str = ""
     presumed: bool = False
+    resets_at: str = ""
+    """When the quota it failed of is back, if its daemon knows."""
 
 
 RECOVERED: Final = Failure(
@@ -75,11 +77,22 @@ def resume_at(why: Failure, now: datetime, *, attempt: int = 1) -> datetime | No
     Providers that promise a second or two break the promise: each attempt waits at least four
     times as long as the one before, from a minute up.
     """
-    found = reset_time(why.error, now) if why.reason == failure.QUOTA else None
+    if why.reason != failure.QUOTA:
+        return None
+    found = _told(why.resets_at, now) or reset_time(why.error, now)
     if found is None:
         return None
     patience: timedelta = min(_PATIENCE * 4 ** (attempt - 1), _LONGEST_PATIENCE)
     return max(found, now + patience)
+
+
+def _told(resets_at: str, now: datetime) -> datetime | None:
+    """The moment a daemon names; None for none, and for one that cannot be meant."""
+    try:
+        found = parse_stamp(resets_at) if resets_at else None
+    except (ValueError, OverflowError):
+        return None
+    return found if found is not None and found <= now + LONGEST + _PATIENCE else None
 
 
 def decide_retry(row: Mapping[str, Any], reason: str, *, quota_returns: bool = False) -> bool:

@@ -300,6 +300,24 @@ def test_how_long_a_quota_is_waited_for() -> None:
     assert wait("overloaded, try again in 5 minutes", reason=CAPACITY) is None
 
 
+@pytest.mark.parametrize(
+    ("resets_at", "hours"),
+    [
+        ("2026-11-21T15:00:00Z", 3),
+        ("2026-11-21T16:00:00+01:00", 3),
+        ("", 8),
+        ("soon", 8),
+        ("2099-01-01T00:00:00Z", 8),
+    ],
+)
+def test_the_moment_a_daemon_names_comes_before_the_words(resets_at: str, hours: int) -> None:
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    why = Failure(error="usage limit, try again in 8 hours", reason=QUOTA, resets_at=resets_at)
+    found = resume_at(why, now)
+    assert found is not None
+    assert (found - now).total_seconds() // 3600 == hours
+
+
 def test_nothing_leaves_a_terminal_status() -> None:
     for change in CHANGES.values():
         assert change.sources <= ACTIVE
