@@ -14,13 +14,15 @@ from typing import Any, Final
 
 from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.dispatch import events
+from server.dispatch.answer import plan_comment, shown_output
 from server.dispatch.autopilot_end import reopen
 from server.dispatch.chat import take_back
 from server.dispatch.outcome import Ended
-from server.dispatch.rules import is_note, mentions_in, summarise
+from server.dispatch.rules import is_note, summarise
 from server.dispatch.settle import settle
-from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
+from server.dispatch.verdict import RECOVERED, Failure, decide
 from server.errors import Invalid
+from server.markdown import mentions_in
 from server.store.queries import Connection, Record, load
 from server.store.tasks import Caller, caller_args, seen, task_of
 from server.store.work import issue_of

@@ -1,8 +1,7 @@
-"""What the end of a task means: what to show of it, whether to try again and when. Pure."""
+"""What the failure of a task means: whether to try again, and when. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -11,14 +10,7 @@ import attrs
 
 from shared import failure
 from shared.quota import LONGEST, reset_time
-from shared.redact import redact
 from shared.times import fine_stamp, parse_stamp
-
-_ESCAPE: Final = re.compile(r"\\([nrt\\])")
-_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
-
-_TRIVIAL: Final = frozenset({"done", "готово", "готова", "сделано", "完成", "完了"})
-_DECORATION: Final = ".!！。… "  # noqa: RUF001
 
 _PATIENCE: Final = timedelta(minutes=1)
 _LONGEST_PATIENCE: Final = timedelta(hours=6)
@@ -47,28 +39,6 @@ RECOVERED: Final = Failure(
     reason=failure.RUNTIME_RECOVERY,
     presumed=True,
 )
-
-
-def shown_output(output: str) -> str:
-    """What people see of an agent's output.
-
-    The two-character escapes some agents print are decoded, secrets are removed.
-    """
-    return redact(_ESCAPE.sub(lambda match: _ESCAPES[match[1]], output))
-
-
-def plan_comment(output: str, *, in_thread: bool) -> str:
-    """Return what to post for an agent that wrote no comment itself; "" for nothing.
-
-    An answer that only says "done" is left out in a thread, where the agent's silence says as much
-    (spec 02 §2.3).
-    """
-    text = shown_output(output)
-    if not text.strip():
-        return ""
-    if in_thread and text.strip().strip(_DECORATION).lower() in _TRIVIAL:
-        return ""
-    return text
 
 
 def resume_at(why: Failure, now: datetime, *, attempt: int = 1) -> datetime | None:
