@@ -309,3 +309,8 @@ def poisoned_error(error: str) -> str | None:
     if "invalid_request_error" in lowered and "400" in lowered:
         return API_INVALID_REQUEST
     return None
+
+
+def spoils_session(reason: str | None, error: str | None) -> bool:
+    """Tell whether a failure leaves a session that must not be resumed."""
+    return reason in RESUME_UNSAFE or (bool(error) and poisoned_error(error or "") is not None)

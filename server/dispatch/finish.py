@@ -343,7 +343,7 @@ def _ended(
             before=before[task["id"]],
             retry=retries.get(task["id"]),
             text=text if task["status"] == COMPLETED else task["error"] or "",
-            resume_unsafe=task["failure_reason"] in failure.RESUME_UNSAFE,
+            resume_unsafe=failure.spoils_session(task["failure_reason"], task["error"]),
             adopted=adopted,
         )
         for task in changed["tasks"]

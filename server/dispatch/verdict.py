@@ -95,7 +95,7 @@ def decide(
         "work_dir": why.work_dir,
         "comment": "" if retry else why.error,
         "retry": retry,
-        "fresh": why.reason in failure.RESUME_UNSAFE,
+        "fresh": failure.spoils_session(why.reason, why.error),
         "resume_at": None if returns is None or not retry else fine_stamp(returns),
         "presumed": why.presumed,
         "adopt": adopt,

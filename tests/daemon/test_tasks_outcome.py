@@ -300,12 +300,13 @@ def test_the_known_secrets_are_the_token_and_the_custom_values() -> None:
                 "mcp_config": {
                     "mcpServers": {
                         "one": {"command": "x", "env": {"KEY": "env secret", "N": 5}},
+                        "four": {"env": {"DEEP": ["nested secret", {"a": "deeper secret"}]}},
                         "two": {"url": "u", "headers": {"Authorization": "Bearer header-secret"}},
                         "three": "odd",
                     }
                 }
             },
-            {"env secret", "header-secret"},
+            {"env secret", "header-secret", "nested secret", "deeper secret"},
         ),
     ],
 )

@@ -31,6 +31,8 @@ from tests.support.scripted_agent import install
 
 pytestmark = pytest.mark.together
 
+KEY = '{"account": {"secret": "hunter2-hunter2-hunter2"}}'
+
 HERE = ZoneInfo("America/Los_Angeles")
 
 
@@ -93,7 +95,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                     return next((row for row in rows if "script" in row["name"]), None)
 
                 runtime = wait_for("the machine", registered)
-                made = {"name": "Script", "runtime_id": runtime["id"]}
+                made = {"name": "Script", "runtime_id": runtime["id"], "custom_env": {"KEY": KEY}}
                 api.post("/api/agents", json=made).raise_for_status()
             yield Stage(bullpen, steps, root)
         finally:
@@ -166,6 +168,19 @@ def test_work_in_the_background_is_waited_for(stage: Stage) -> None:
     assert made.read_text() == "late\n"
     assert [row["content"] for row in comments] == ["It is built."]
     assert messages
+
+
+def test_the_machines_log_holds_none_of_the_agents_secrets(stage: Stage) -> None:
+    words = "starting with hunter2-hunter2-hunter2 and more"
+    stage.run({"stderr": f"{words}\n"}, {"stderr": f"{KEY}\n"}, {"done": "quiet"})
+
+    def logged() -> str | None:
+        text = (stage.folder / "machine" / "daemon.log").read_text()
+        return text if "starting with" in text else None
+
+    text = wait_for("the agent's words in the log", logged)
+    assert "starting with [REDACTED] and more" in text
+    assert "hunter2-hunter2" not in text
 
 
 def parked(stage: Stage) -> datetime:
