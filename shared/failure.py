@@ -123,8 +123,11 @@ _RESETS: Final = re.compile(
     r"\blimits?\b[^\n]{0,160}?\bresets?\b(?:\s?(?:at|on|in|after|:))?\s?"
     r"(?:\d|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
     r"|mon|tue|wed|thu|fri|sat|sun|tomorrow|midnight|noon)"
+    r"|\blimit(?:s|ed)?\b[^\n]{0,160}?\b(?:try again|retry|wait|available)\b(?: again)?"
+    r"(?: in| after)?(?: about)? \d+ ?(?:m(?:in)?\b|minutes?|h(?:rs?|ours?)?\b|d(?:ays?)?\b)"
 )
-"""A limit that comes back at some time: what all providers call the end of a quota."""
+"""A limit that comes back at some time, or after some minutes at least: what all providers call the
+end of a quota. Seconds the programs wait themselves."""
 
 _YOUR_LIMIT: Final = re.compile(
     r"\b(?:hit|reached|exceeded|used up) your (?!rate|context|token|turn|iteration|time)"
@@ -195,7 +198,11 @@ _TABLE: Final[tuple[tuple[str, _Signal], ...]] = (
     (
         CAPACITY,
         _any(
-            _code("429", "529"), "rate limit", "rate_limit", "overloaded", "no capacity available"
+            _code("429", "529"),
+            re.compile("rate[ _-]limit"),
+            "resource_exhausted",
+            "overloaded",
+            "no capacity available",
         ),
     ),
     (

@@ -32,7 +32,7 @@ _AMOUNT: Final = (
     r"\d{1,9}(?:\.\d{1,9})?\s?(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])"
 )
 _WAIT: Final = re.compile(
-    r"(?:try again|retry|reset\w*|available|come back|retrydelay)[\"']?\s{0,3}"
+    r"(?:try again|retry|reset\w*|available|come back|retrydelay|wait)[\"']?\s{0,3}"
     rf"(?:in|after|-after|:)?[\"':\s]{{0,4}}((?:{_AMOUNT}[\s,]{{0,3}}(?:and\s)?)+)",
     re.IGNORECASE,
 )

@@ -47,6 +47,21 @@ KEYS = "You can find your API key at https://platform.openai.com/account/api-key
             failure.CAPACITY,
         ),
         ("API call failed after 3 retries: HTTP 429: Rate limit reached", failure.CAPACITY),
+        (
+            (
+                "Failed to get response from the AI model; retried 5 times (total retry wait time: "
+                "11.09 seconds) Last error: 429 Rate limit reached for fake-model on requests per "
+                "min (RPM): Limit 3, Used 3, Requested 1. Please try again in 1s."
+            ),
+            failure.CAPACITY,
+        ),
+        ("Rate limit reached. Please try again in 1s.; Retry-After: 1 seconds", failure.CAPACITY),
+        ("got status: RESOURCE_EXHAUSTED", failure.CAPACITY),
+        (
+            "Sorry, you have been rate-limited. Please wait 2 hours 5 minutes before trying again.",
+            failure.QUOTA,
+        ),
+        ("Rate limit reached, try again in 20 min", failure.QUOTA),
         ("You've hit your session limit · resets 11:10pm (Europe/Madrid)", failure.QUOTA),
         ("API error 429: You've hit your Opus limit · resets 3pm", failure.QUOTA),
         ("5-hour limit reached ∙ resets 6pm", failure.QUOTA),

@@ -79,6 +79,10 @@ def berlin(month: int, day: int, hour: int, minute: int = 0) -> datetime:
         ("quota exceeded (Retry-After: 3600)", NOW + timedelta(hours=1)),
         ("quota exceeded; retry-after-ms=90000", NOW + timedelta(seconds=90)),
         ("Suggested retry after 1s.. (quota)", NOW + timedelta(seconds=1)),
+        (
+            "Sorry, you have been rate-limited. Please wait 2 hours 5 minutes before trying again.",
+            NOW + timedelta(hours=2, minutes=5),
+        ),
     ],
 )
 def test_when_it_comes_back(text: str, expected: datetime) -> None:
