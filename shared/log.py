@@ -71,12 +71,18 @@ def _redact_strings(
     return {key: redactor.value(_plain(value)) for key, value in record.items()}
 
 
-def _plain(value: Any) -> Any:
+_DEEPEST: Final = 12
+"""Nesting of what is logged; nobody reads what lies deeper, and logging must not fail of it."""
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
     """A value as it will be written, so that nothing in it is written unseen."""
+    if depth > _DEEPEST:
+        return "…"
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(member) for key, member in value.items()}
+        return {str(key): _plain(member, depth + 1) for key, member in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(member) for member in value]
+        return [_plain(member, depth + 1) for member in value]
     return str(value)

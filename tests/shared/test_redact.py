@@ -219,7 +219,9 @@ def test_the_log_knows_a_tasks_secrets_at_any_depth() -> None:
         with log.hiding(Redactor(["hunter2hunter2"])):
             logger.info("agent stderr", line="it is hunter2hunter2", more={"a": ["hunter2hunter2"]})
             logger.info("failed", error=ValueError("hunter2hunter2"), count=5)
-        logger.info("outside", line="hunter2hunter2", more=["PASSWORD=abc12345"])
+        endless: list[object] = []
+        endless.append(endless)
+        logger.info("outside", line="hunter2hunter2", more=["PASSWORD=abc12345"], deep=endless)
     finally:
         structlog.reset_defaults()
     first, second, third = map(json.loads, out.getvalue().splitlines())
