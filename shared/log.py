@@ -34,6 +34,11 @@ def hiding(redactor: Redactor) -> Iterator[None]:
         _redactor.reset(token)
 
 
+def redacted(text: str) -> str:
+    """Return a text as it would be logged here; to be asked for before the text is cut."""
+    return _redactor.get().text(text)
+
+
 def set_up(level: str = "info", stream: TextIO | None = None) -> None:
     """Configure logging for the whole process; `level` is one of LEVELS."""
     out = sys.stderr if stream is None else stream

@@ -172,7 +172,8 @@ def test_work_in_the_background_is_waited_for(stage: Stage) -> None:
 
 def test_the_machines_log_holds_none_of_the_agents_secrets(stage: Stage) -> None:
     words = "starting with hunter2-hunter2-hunter2 and more"
-    stage.run({"stderr": f"{words}\n"}, {"stderr": f"{KEY}\n"}, {"done": "quiet"})
+    cut = "x" * 990 + "hunter2-hunter2-hunter2"  # a line of the log ends within it
+    stage.run({"stderr": f"{words}\n"}, {"stderr": f"{KEY}\n{cut}\n"}, {"done": "quiet"})
 
     def logged() -> str | None:
         text = (stage.folder / "machine" / "daemon.log").read_text()
@@ -180,7 +181,13 @@ def test_the_machines_log_holds_none_of_the_agents_secrets(stage: Stage) -> None
 
     text = wait_for("the agent's words in the log", logged)
     assert "starting with [REDACTED] and more" in text
-    assert "hunter2-hunter2" not in text
+    assert "hunter2-h" not in text
+
+
+def test_the_end_of_standard_error_holds_no_piece_of_a_secret(stage: Stage) -> None:
+    task, _, _ = stage.run({"stderr": "hunter2-hunter2-hunter2" + "y" * 2040}, {"exit": 3})
+    assert "yyy" in task["error"]
+    assert "hunter2" not in task["error"]
 
 
 def parked(stage: Stage) -> datetime:
