@@ -55,6 +55,7 @@ from daemon.workdir.prepare import (
 )
 from daemon.workdir.prompt import render_prompt, thread_name
 from shared import ids, times
+from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
@@ -166,7 +167,9 @@ class TaskRunner:
         try:
             await journal.save()
             with ExitStack() as guards:
-                told = await _TaskRun(self, job, journal, guards).run(shutdown)
+                run = _TaskRun(self, job, journal, guards)
+                with hiding(run.redactor):  # in what is logged of it, its agent's own words too
+                    told = await run.run(shutdown)
         finally:
             journal.close()
             if not told:
@@ -193,9 +196,9 @@ class _TaskRun:
         self._journal = journal
         self._guards = guards
         self._checkout_secret = mint_secret() if runner.desk is not None else ""
-        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
+        self.redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
-        self._transcript = Transcript(journal, self._redactor)
+        self._transcript = Transcript(journal, self.redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
         self._thinking_level = ""
@@ -243,7 +246,7 @@ class _TaskRun:
         if usage:
             self._note(partial(self._journal.note_usage, usage))
         if outcome is not None:
-            text = self._redactor.text(outcome.text)
+            text = self.redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
         else:
             self._note(self._journal.note_unwanted)
@@ -311,7 +314,9 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            reason = getattr(next(_leaves(raised)), "reason", "")
+            first = next(_leaves(raised))
+            # other exceptions have a `reason` too, and mean something else by it
+            reason = first.reason if isinstance(first, PrepareError) else ""
             outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
