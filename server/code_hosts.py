@@ -209,7 +209,7 @@ async def _get(stream: trio.abc.Stream, host: str, path: str) -> bytes:
     while True:
         event = peer.next_event()
         if event is h11.NEED_DATA:
-            peer.receive_data(await stream.receive_some(65536))
+            peer.receive_data(bytes(await stream.receive_some(65536)))
         elif isinstance(event, h11.Response):
             _check(event.status_code, host)
         elif isinstance(event, h11.Data):

@@ -13,10 +13,18 @@ import attrs
 
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue
+<<<<<<< HEAD
 from server.dispatch.autopilot_end import issues_moved
 from server.dispatch.children import children_closed
 from server.dispatch.rules import NOWHERE, Candidate, IssueFacts, Target
 from server.errors import DomainError, Forbidden, Invalid, NotFound
+=======
+from server.dispatch.autopilot_end import issue_moved
+from server.dispatch.children import child_closed
+from server.dispatch.rules import NOWHERE, IssueFacts, Target
+from server.errors import Forbidden, Invalid, NotFound
+from server.rights import NOTHING, Thing
+>>>>>>> main
 from server.store import people, work
 from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
@@ -28,6 +36,9 @@ from shared.wire.work import PRIORITIES, STATUSES, Issue
 
 ASSIGNEES: Final = ("member", "agent", "squad")
 MOST_ATTACHMENTS: Final = 500
+
+_TEXTS: Final = ("title", "description")
+"""What somebody wrote, which agents leave as it is."""
 
 _FLAGS: Final = ("status", "priority", "start_date", "due_date", "title")
 _PREVIOUS: Final = (
@@ -100,6 +111,7 @@ async def apply(
     conn: Connection, caller: Membership, before: Issue, patch: Patch
 ) -> tuple[Issue, list[Consequence]]:
     """Change a locked issue. Raises Invalid or Forbidden before anything is written."""
+<<<<<<< HEAD
     done = await apply_to_all(conn, caller, [before], patch)
     if before.id in done.refused:
         raise done.refused[before.id]
@@ -116,6 +128,13 @@ async def apply_to_all(
     changes = patch.changes
     refused: dict[str, DomainError] = {}
     assigned = await _check_assignments(conn, caller, issues, changes, refused)
+=======
+    caller.check(work_thing(caller, before), "issue.update")
+    if any(patch.changes.get(key, getattr(before, key)) != getattr(before, key) for key in _TEXTS):
+        caller.check(made(caller, before), "issue.rewrite")
+    changes = dict(patch.changes)
+    assigned = await _check_assignment(conn, caller, before, changes)
+>>>>>>> main
     if changes.get("parent_issue_id") is not None:
         await _check_new_parent(conn, caller, issues, changes["parent_issue_id"], refused)
     project_id = changes.get("project_id")
@@ -304,6 +323,30 @@ async def _check_new_parent(
             refused.setdefault(issue.id, Invalid("an issue cannot be its own parent"))
         elif issue.id in above:
             refused.setdefault(issue.id, Invalid("this parent is a descendant of the issue"))
+
+
+def work_thing(caller: Membership, issue: Issue) -> Thing:
+    """An issue as the table of rights knows it: whether it is among the work of an agent that asks.
+
+    That is its task's issue, the parent and the children of it, and what the agent made itself. A
+    task without an issue (a chat, an autopilot's) is about whatever it is told.
+    """
+    actor = caller.actor
+    if actor.agent_id is None:
+        return NOTHING
+    mine = (
+        actor.issue_id is None
+        or actor.issue_id in (issue.id, issue.parent_issue_id)
+        or actor.parent_id == issue.id
+        or made(caller, issue).mine
+    )
+    return Thing(mine=mine)
+
+
+def made(caller: Membership, issue: Issue) -> Thing:
+    """An issue, and whether the agent that asks has made it."""
+    creator = (issue.creator_type, issue.creator_id)
+    return Thing(mine=creator == (caller.actor.actor_type, caller.actor.actor_id))
 
 
 def existing(issue: Issue | None) -> Issue:
