@@ -9,13 +9,8 @@ import click
 
 from daemon.cli.api import Api, Rejected, open_api, segment
 from daemon.cli.errors import CliError
-<<<<<<< HEAD
 from daemon.cli.output import ago, notice, output_option, print_json, print_table, shortener
-from daemon.cli.refs import runtime_id
-=======
-from daemon.cli.output import ago, notice, output_option, print_json, print_table, short
 from daemon.cli.refs import Candidate, match_name, runtime_id
->>>>>>> main
 from daemon.cli.settings import Settings
 from shared.ids import InvalidId, canonical_id
 

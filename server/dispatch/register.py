@@ -10,13 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-<<<<<<< HEAD
 from server.consequences import Consequence, Counted
-from server.dispatch import events
-=======
-from server.consequences import Consequence
 from server.dispatch import events, machines
->>>>>>> main
 from server.dispatch.heartbeat import SQL
 from server.errors import Conflict, DomainError, Foreign, Invalid, NotFound
 from server.store.agents import runtime_of
@@ -88,20 +83,12 @@ async def register(
     rows = []
     if found:
         rows += await conn.fetch(SQL.register, *place, list(found.values()))
-<<<<<<< HEAD
     if by_profile := failed | found_custom:
         # Together, since everybody must lock the rows in the same order.
         known = await conn.fetch(SQL.register_profiles, *place, list(by_profile.values()))
         rows += [row for row in known if row["profile_id"] in found_custom]
-    if request.legacy_daemon_ids and rows:
-=======
-    if found_custom:
-        rows += await conn.fetch(SQL.register_profiles, *place, list(found_custom.values()))
-    if failed:
-        await conn.execute(SQL.register_profiles, *place, list(failed.values()))
     # A machine's token speaks for the one id it was made for.
     if request.legacy_daemon_ids and rows and caller.daemon_id is None:
->>>>>>> main
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
 
     runtimes = [runtime_of(row) for row in rows]
@@ -113,21 +100,14 @@ async def register(
         settings=workspace["settings"],
         capabilities=[CLAIM_MANY, BEAT_MANY],
     )
-<<<<<<< HEAD
-    told: list[Consequence] = [
-        events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes)),
+    shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
+    ready = sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows)
+    counted = [
         Counted("runtime_registered", sum(row["was"] is None for row in rows)),
-        Counted(
-            "runtime_ready",
-            sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows),
-        ),
+        Counted("runtime_ready", ready),
         Counted("runtime_failed", len(failed)),
     ]
-    return reply, told
-=======
-    shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
-    return reply, [*told, shown]
->>>>>>> main
+    return reply, [*told, shown, *counted]
 
 
 async def deregister(

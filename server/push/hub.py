@@ -22,7 +22,6 @@ import attrs
 import structlog
 import trio
 
-<<<<<<< HEAD
 from server.consequences import (
     Consequence,
     Counted,
@@ -30,11 +29,8 @@ from server.consequences import (
     TaskAvailable,
     TokensRevoked,
 )
-=======
-from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
 from server.rights import GROUPS, Thing
 from server.rights_map import audience_of
->>>>>>> main
 from shared.mailbox import Outbox, OutboxFull
 from shared.wire import event, frame
 from shared.wire.event import Event

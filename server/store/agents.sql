@@ -108,7 +108,10 @@ select * from agent_runtime where workspace_id = $1 and id = $2 for key share;
 -- Nobody binds an agent to it (that takes a key share) until this transaction ends.
 select * from agent_runtime where workspace_id = $1 and id = $2 for update;
 
-<<<<<<< HEAD
+-- name: runs_on
+-- Whether an agent runs on a runtime. $1 agent, $2 runtime
+select id from agent where id = $1 and runtime_id = $2;
+
 -- name: change_runtime
 -- $1 runtime, $2 an object of new values; null clears a name, absent keys stay
 update agent_runtime
@@ -118,14 +121,6 @@ set visibility = coalesce($2::jsonb ->> 'visibility', visibility),
     updated_at = now()
 where id = $1
 returning *;
-=======
--- name: runs_on
--- Whether an agent runs on a runtime. $1 agent, $2 runtime
-select id from agent where id = $1 and runtime_id = $2;
-
--- name: set_runtime_visibility
-update agent_runtime set visibility = $2, updated_at = now() where id = $1 returning *;
->>>>>>> main
 
 -- name: agents_on_runtime
 -- The agents that still work on a runtime.

@@ -390,15 +390,8 @@ order by m.seq;
 -- name: add_usage
 -- Totals so far, by provider and model; they replace what was reported before. $4 the entries
 with task as (
-<<<<<<< HEAD
     select t.id, coalesce(r.provider, '') as provider,
-           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
-=======
-    select t.id, r.provider,
            {own r} as allowed
->>>>>>> main
     from agent_task_queue t
     left join agent_runtime r on r.id = t.runtime_id
     where t.id = $1

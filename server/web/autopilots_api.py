@@ -15,11 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-<<<<<<< HEAD
-from server.dispatch import finish, schedule
-=======
-from server.dispatch import events, schedule
->>>>>>> main
+from server.dispatch import events, finish, schedule
 from server.dispatch.autopilot import SQL, start_run
 from server.errors import Forbidden, Invalid, NotFound, Unprocessable
 from server.rights import Thing
@@ -172,19 +168,12 @@ async def delete_autopilot(request: Request) -> Response:
     caller = await auth.workspace(request)
     autopilot_id = path_id(request, "id", "autopilot id")
 
-<<<<<<< HEAD
-    async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _locked(conn, caller, autopilot_id)
-        stopped = await finish.cancel_autopilot(conn, autopilot_id)
-        await conn.execute(SQL.delete_autopilot, autopilot_id)
-        deleted = event(caller, "autopilot:deleted", autopilot_id=autopilot_id)
-        return None, (*stopped, deleted)
-=======
     async def unit(conn: Connection) -> tuple[None, _Follows]:
         gone = await _locked(conn, caller, autopilot_id)
+        stopped = await finish.cancel_autopilot(conn, autopilot_id)
         await conn.execute(SQL.delete_autopilot, autopilot_id)
-        return None, (_told(caller, "autopilot:deleted", gone, autopilot_id=autopilot_id),)
->>>>>>> main
+        deleted = _told(caller, "autopilot:deleted", gone, autopilot_id=autopilot_id)
+        return None, (*stopped, deleted)
 
     await write(request, unit)
     return nothing()

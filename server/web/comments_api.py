@@ -212,16 +212,12 @@ async def delete_comment(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
         comment = await _own(conn, caller, comment_id)
-<<<<<<< HEAD
-        stopped = await finish.cancel_trigger(conn, comment_id, replies=True)
-=======
         agent_id = caller.actor.agent_id
         if agent_id and await work.others_wrote(conn, agent_id, below=comment_id):
             raise Forbidden(
                 "an agent does not delete what others wrote: there are replies of others"
             )
-        stopped = await finish.cancel_trigger(conn, comment_id)
->>>>>>> main
+        stopped = await finish.cancel_trigger(conn, comment_id, replies=True)
         await comments.delete_comment(conn, comment_id)
         told = event(caller, "comment:deleted", comment_id=comment_id, issue_id=comment.issue_id)
         return None, (told, *stopped)

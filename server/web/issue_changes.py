@@ -13,18 +13,11 @@ import attrs
 
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue
-<<<<<<< HEAD
 from server.dispatch.autopilot_end import issues_moved
 from server.dispatch.children import children_closed
 from server.dispatch.rules import NOWHERE, Candidate, IssueFacts, Target
 from server.errors import DomainError, Forbidden, Invalid, NotFound
-=======
-from server.dispatch.autopilot_end import issue_moved
-from server.dispatch.children import child_closed
-from server.dispatch.rules import NOWHERE, IssueFacts, Target
-from server.errors import Forbidden, Invalid, NotFound
 from server.rights import NOTHING, Thing
->>>>>>> main
 from server.store import people, work
 from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
@@ -111,7 +104,6 @@ async def apply(
     conn: Connection, caller: Membership, before: Issue, patch: Patch
 ) -> tuple[Issue, list[Consequence]]:
     """Change a locked issue. Raises Invalid or Forbidden before anything is written."""
-<<<<<<< HEAD
     done = await apply_to_all(conn, caller, [before], patch)
     if before.id in done.refused:
         raise done.refused[before.id]
@@ -127,14 +119,12 @@ async def apply_to_all(
     """
     changes = patch.changes
     refused: dict[str, DomainError] = {}
+    for issue in issues:
+        try:
+            _check_rights(caller, issue, changes)
+        except DomainError as error:
+            refused[issue.id] = error
     assigned = await _check_assignments(conn, caller, issues, changes, refused)
-=======
-    caller.check(work_thing(caller, before), "issue.update")
-    if any(patch.changes.get(key, getattr(before, key)) != getattr(before, key) for key in _TEXTS):
-        caller.check(made(caller, before), "issue.rewrite")
-    changes = dict(patch.changes)
-    assigned = await _check_assignment(conn, caller, before, changes)
->>>>>>> main
     if changes.get("parent_issue_id") is not None:
         await _check_new_parent(conn, caller, issues, changes["parent_issue_id"], refused)
     project_id = changes.get("project_id")
@@ -162,6 +152,12 @@ async def apply_to_all(
     told += await derived.issues_changed(conn, both, caller.actor)
     told += await _start_and_stop(conn, caller, both, patch, assigned)
     return Applied(changed=changed, refused=refused, told=told)
+
+
+def _check_rights(caller: Membership, before: Issue, changes: Mapping[str, Any]) -> None:
+    caller.check(work_thing(caller, before), "issue.update")
+    if any(changes.get(key, getattr(before, key)) != getattr(before, key) for key in _TEXTS):
+        caller.check(made(caller, before), "issue.rewrite")
 
 
 async def _start_and_stop(
@@ -235,7 +231,7 @@ async def _check_assignments(
     assigned = set()
     for issue_id, who in wanted.items():
         if who in wrong:
-            refused[issue_id] = wrong[who]
+            refused.setdefault(issue_id, wrong[who])
         elif who[0] is not None:
             assigned.add(issue_id)
     return assigned

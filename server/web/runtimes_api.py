@@ -60,16 +60,11 @@ async def update_runtime(request: Request) -> Response:
         raise Invalid("visibility or custom_name is required")
 
     async def unit(conn: Connection) -> tuple[Runtime, Sequence[Consequence]]:
-<<<<<<< HEAD
-        await _managed(conn, caller, runtime_id)
-        changed = await agents.change_runtime(conn, runtime_id, changes)
-=======
         runtime = await _managed(conn, caller, runtime_id)
-        if visibility == "public":
+        if changes.get("visibility") == "public":
             # or an admin could put an agent, which is a shell, on anybody's machine
             caller.check(Thing(people=(runtime.owner_id,)), "runtime.open")
-        changed = await agents.set_runtime_visibility(conn, runtime_id, visibility)
->>>>>>> main
+        changed = await agents.change_runtime(conn, runtime_id, changes)
         return changed, (event(caller, "daemon:register", action="update"),)
 
     return answer(await write(request, unit))

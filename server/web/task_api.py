@@ -24,14 +24,9 @@ from server.store.runs import FoundTask
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
-<<<<<<< HEAD
 from server.web.fields import LARGEST_INT
-from server.web.issue_changes import existing, facts
-from server.web.unit import optional_fields, path_id, query, read, viewer_of, write
-=======
 from server.web.issue_changes import existing, facts, work_thing
 from server.web.unit import optional_fields, path_id, query, read, write
->>>>>>> main
 from shared import codec
 from shared.wire.task import Task, TaskMessagePayload
 from shared.wire.work import Issue, IssueUsage

@@ -19,11 +19,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
-<<<<<<< HEAD
-from server.errors import Conflict, Invalid
-=======
-from server.errors import Conflict, DomainError, Forbidden, Invalid
->>>>>>> main
+from server.errors import Conflict, Forbidden, Invalid
 from server.store import work
 from server.store.adornments import adorn_issue
 from server.store.attachments import bind_to_issue
