@@ -131,7 +131,8 @@ async def test_an_agent_may_not_set_others_to_work_without_end_by_a_batch() -> N
         agent_id = await api.run(
             lambda conn: make_agent(conn, api.world.workspace_id, api.world.runtime_id)
         )
-        ids = await issues_of(api, 100)
+        own = {"creator_type": "agent", "creator_id": api.world.agent_id}
+        ids = await issues_of(api, 100, **own)
         agent = await api.agent(issue_id=ids[0])
         with watched(api.database) as sent:
             body = {

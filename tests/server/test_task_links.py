@@ -34,6 +34,7 @@ DECIDED = {
     # who set it going: a person's chats and quick-creates end when that person leaves
     "initiator_id": "remembered",
     "session_id": "the provider's",
+    "agent_owner_id": "remembered",
 }
 
 _LINKS = """
