@@ -116,11 +116,12 @@ TABLE: Final = (
     Rule("issue", "read", MEMBERS, ALL),
     Rule("issue", "create", MEMBERS, ALL),
     Rule("issue", "update", MEMBERS, WORK, note="status, labels, metadata, followers"),
-    Rule("issue", "delete", MEMBERS, WORK, note="agents: only those they made"),
+    Rule("issue", "rewrite", MEMBERS, WORK, note="title, description; agents: of what they made"),
+    Rule("issue", "delete", MEMBERS, WORK, note="agents: what they made and nobody wrote into"),
     Rule("issue", "quick-create", MEMBERS, NEVER),
     Rule("comment", "create", MEMBERS, WORK),
     Rule("comment", "update", MANAGERS, WORK, note="agents: what they wrote"),
-    Rule("comment", "delete", MANAGERS, WORK, note="agents: what they wrote"),
+    Rule("comment", "delete", MANAGERS, WORK, note="agents: what they wrote, unanswered"),
     Rule("comment", "resolve", MEMBERS, WORK),
     Rule("comment", "react", MEMBERS, ALL),
     Rule("attachment", "read", MEMBERS, ALL),
@@ -330,7 +331,9 @@ def _agent_may(rule: Rule, caller: Caller, thing: Thing) -> bool:
             return False
 
 
-_WIDE_WORK: Final = frozenset({("issue", "update"), ("comment", "create"), ("comment", "resolve")})
+_WIDE_WORK: Final = frozenset(
+    {("issue", "update"), ("issue", "rewrite"), ("comment", "create"), ("comment", "resolve")}
+)
 
 
 def can_ever(caller: Caller | None, right: str) -> bool:
