@@ -9,7 +9,7 @@ leaves by leaving the ticket's block: cancelled while waiting or done, the next 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +85,7 @@ def _overlap(one: Path, other: Path) -> bool:
 
 async def enter_local_directory(
     task: ClaimedTask,
-    place: ExitStack,
+    place: ExitStack | AsyncExitStack,
     *,
     client: Client,
     config: Config,

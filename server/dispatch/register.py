@@ -24,6 +24,7 @@ from shared.wire.runtime import (
     CLAIM_MANY,
     OFFLINE,
     ONLINE,
+    UNIQUE_ROWS,
     FailedProfile,
     RegisterReply,
     RegisterRequest,
@@ -85,7 +86,7 @@ async def register(
         repos=repos,
         repos_version=repos_version(repos),
         settings=workspace["settings"] or None,
-        capabilities=[CLAIM_MANY, BEAT_MANY],
+        capabilities=[CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS],
     )
     return reply, [events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))]
 
@@ -153,6 +154,7 @@ def _entry(
             "version": spec.version,
             "cli_version": request.cli_version,
             "launched_by": request.launched_by,
+            **({"bullpen_version": request.bullpen_version} if request.bullpen_version else {}),
         },
     }
 
