@@ -8,6 +8,7 @@ carry on without it. It ends by being cancelled.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -83,20 +84,43 @@ Connect = Callable[[str, Headers], AbstractAsyncContextManager[Socket]]
 async def connect(url: str, headers: Headers) -> AsyncIterator[Socket]:
     """Open a websocket over the network, every limit set. Raises TooSlowError, or a group.
 
-    Its reader lives in a nursery of ours, so that nothing of it outlives the block, or a handshake
-    that takes too long.
+    The stream and the library's reader are ours, so that nothing of them outlives the block, or a
+    handshake that takes too long.
     """
-    async with trio.open_nursery() as reader:
-        with trio.fail_after(HANDSHAKE):
-            socket = await trio_websocket.connect_websocket_url(
-                reader, url, extra_headers=headers, max_message_size=LONGEST_FRAME
-            )
-        try:
-            yield socket
-        finally:
-            with trio.move_on_after(CLOSE, shield=True):
-                await socket.aclose()
-            reader.cancel_scope.cancel(reason="websocket closed")
+    deadline = trio.current_time() + HANDSHAKE
+    with trio.fail_at(deadline):
+        stream = await _open_stream(url)
+    try:
+        async with trio.open_nursery() as reader:
+            parts = urlsplit(url)
+            with trio.fail_at(deadline):
+                socket = await trio_websocket.wrap_client_stream(
+                    reader,
+                    stream,
+                    parts.netloc.rpartition("@")[2],
+                    f"{parts.path}?{parts.query}",
+                    extra_headers=headers,
+                    max_message_size=LONGEST_FRAME,
+                )
+            try:
+                yield socket
+            finally:
+                with trio.move_on_after(CLOSE, shield=True):
+                    await socket.aclose()
+                reader.cancel_scope.cancel(reason="websocket closed")
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _open_stream(url: str) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "ws":
+        return await trio.open_tcp_stream(host, parts.port or 80)
+    context = ssl.create_default_context()
+    return await trio.open_ssl_over_tcp_stream(
+        host, parts.port or 443, ssl_context=context, https_compatible=True
+    )
 
 
 def socket_url(server_url: str, runtime_ids: tuple[str, ...]) -> str:

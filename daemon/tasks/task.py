@@ -169,8 +169,6 @@ class TaskRunner:
             with shutdown, trio.move_on_after(REPORT_WITHIN):
                 await report.settle(self.client, task.id, [], broken)
             return
-        if journal is None:
-            return
         told = False
         try:
             await journal.save()
@@ -181,14 +179,19 @@ class TaskRunner:
             if not told:
                 self.backlog.leave(task.id, job.runtime.id)
 
-    async def _open_journal(self, claim: Claim, shutdown: trio.CancelScope) -> Journal | None:
-        """Open a task's journal; None when cut while waiting for the machine, before it began."""
+    async def _open_journal(self, claim: Claim, shutdown: trio.CancelScope) -> Journal:
+        """Open a task's journal, waiting for a machine in trouble unless `shutdown` is due.
+
+        Raises JournalError, Stays.
+        """
         opening = partial(
             threads.in_thread, partial(open_journal, self.config.home.journals, claim)
         )
-        with shutdown:
-            return await patiently("opening a journal", opening, _say_nothing)
-        return None
+
+        def hurried() -> bool:
+            return trio.current_time() >= shutdown.deadline
+
+        return await patiently("opening a journal", opening, _say_nothing, hurried=hurried)
 
 
 class _TaskRun:

@@ -32,11 +32,16 @@ class Stays(Exception):
 
 
 async def patiently(
-    what: str, work: Callable[[], Awaitable[T]], say: Callable[[str], Awaitable[None]]
+    what: str,
+    work: Callable[[], Awaitable[T]],
+    say: Callable[[str], Awaitable[None]],
+    *,
+    hurried: Callable[[], bool] = lambda: False,
 ) -> T:
     """Do `work`, again while it meets trouble that passes; `say` tells whoever watches.
 
-    `work` must leave nothing behind where it fails. Raises Stays, and whatever else `work` raises.
+    `work` must leave nothing behind where it fails; once `hurried` it is not tried again. Raises
+    Stays, and whatever else `work` raises.
     """
     began, attempt = trio.current_time(), 0
     while True:
@@ -49,7 +54,7 @@ async def patiently(
                 raise
         wait = _WAITS[min(attempt, len(_WAITS) - 1)]
         waited = trio.current_time() - began
-        if waited + wait > PATIENCE:
+        if waited + wait > PATIENCE or hurried():
             text = f"{trouble} (it has been so for {waited:.0f} s)"
             raise Stays(text) from trouble
         log.warning("this machine is in trouble; trying again", what=what, error=str(trouble))

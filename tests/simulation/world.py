@@ -8,12 +8,14 @@ is noted here, and has to be on the server in the end, once and in order.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +25,7 @@ import httpx
 import structlog
 import trio
 
-from daemon.agents.contract import Agent, AgentRun
+from daemon.agents.contract import Agent, AgentError, AgentRun
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import open_client
 from daemon.tasks.journal import Journal
@@ -219,6 +221,11 @@ class Life(httpx.AsyncBaseTransport):
     @asynccontextmanager
     async def open_agent(self, run: AgentRun) -> AsyncIterator[Agent]:
         task_id = run.env["MULTICA_TASK_ID"]
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() < self.world.troubled_until:
+            if next(self.world.troubles) % 2:
+                raise AgentError("claude executable not found", passing=True)
+            raise OSError(errno.EMFILE, "too many open files")
         for other, place in self.working.items():
             if place.is_relative_to(run.cwd) or run.cwd.is_relative_to(place):
                 self.world.wrong.append(f"two agents in one place: {other} and {task_id}")
@@ -295,6 +302,9 @@ class World:
         self.said: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.decided: dict[str, list[Outcome]] = defaultdict(list)
         self.wrong: list[str] = []
+        self.troubled_until = 0.0
+        """Until when this machine starts no process."""
+        self.troubles = count()
         self.life = Life(self)
 
     def start(self) -> None:
@@ -377,6 +387,7 @@ class World:
         server = self.server
         server.windows.clear()
         server.refuse_sockets, server.answer_beats = None, True
+        server.stall_sockets, self.troubled_until = False, 0.0
         server.workspaces.setdefault(WORKSPACE, "Bullpen")
         await self._until_told()
         await self.leave()
@@ -407,6 +418,8 @@ class World:
             told = [(row["seq"], row.get("content") or row.get("output", "")) for row in rows]
             if told != [(row["seq"], row["text"]) for row in self.said[task.id]]:
                 wrong.append(f"{task.id}: journalled {self.said[task.id]}, stored {told}")
+            if task.doubled:
+                wrong.append(f"{task.id}: rows {task.doubled} were sent twice")
             if task.id not in server.ended_by_server and not is_open(task):
                 wrong += self._check_outcome(task)
         return wrong
