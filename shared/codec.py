@@ -22,6 +22,7 @@ from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from shared import depth
+from shared.text import json_text
 
 T = TypeVar("T")
 
@@ -43,11 +44,11 @@ def loads(data: bytes | str, *, cut: bool = False) -> Any:
     """Read the first JSON value of `data` into plain Python values. Raises DecodeError.
 
     What is nested deeper than `depth.DEEPEST` is refused, or with `cut` replaced by a mark.
+    Its text is clean (`shared.text`): whatever reads it can store and send it.
     """
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        value, _ = json.JSONDecoder().raw_decode(json_text(data).lstrip("\ufeff").lstrip())
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON: {error}") from error
     if cut:
         return depth.cut(value)

@@ -57,6 +57,7 @@ from daemon.workdir.prepare import (
 )
 from daemon.workdir.prompt import render_prompt, thread_name
 from shared import failure, ids, times
+from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
@@ -173,7 +174,9 @@ class TaskRunner:
         try:
             await journal.save()
             async with AsyncExitStack() as guards:
-                told = await _TaskRun(self, job, journal, guards).run(shutdown)
+                run = _TaskRun(self, job, journal, guards)
+                with hiding(run.redactor):  # in what is logged of it, its agent's own words too
+                    told = await run.run(shutdown)
         finally:
             journal.close()
             if not told:
@@ -216,9 +219,9 @@ class _TaskRun:
         self._journal = journal
         self._guards = guards
         self._checkout_secret = mint_secret() if runner.desk is not None else ""
-        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
+        self.redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
-        self._transcript = Transcript(journal, self._redactor)
+        self._transcript = Transcript(journal, self.redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
         self._thinking_level = ""
@@ -260,7 +263,7 @@ class _TaskRun:
         outcome = self._outcome
         if self._decided or outcome is None or not outcomes.is_long(outcome.text):
             return
-        text, path = self._redactor.text(outcome.text), self._whole
+        text, path = self.redactor.text(outcome.text), self._whole
         if path is not None and not await threads.in_thread(partial(keep_whole, path, text)):
             path = None
         kept_in = "" if path is None else str(path)
@@ -278,7 +281,7 @@ class _TaskRun:
         if usage:
             self._note(partial(self._journal.note_usage, usage))
         if outcome is not None:
-            text = self._redactor.text(outcome.text)
+            text = self.redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
         else:
             self._note(self._journal.note_unwanted)
@@ -338,9 +341,7 @@ class _TaskRun:
         try:
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(watch_cancel, self._client, self._task.id, server_stop)
-                async with (
-                    AsyncExitStack() as place
-                ):  # a user's directory is given back before the report
+                async with AsyncExitStack() as place:  # given back before the report
                     outcome = await self._pipeline(server_stop, watchers, place)
                 watchers.cancel_scope.cancel(reason="the work is done")
         except* Exception as group:  # noqa: BLE001 - a task's failure is reported, not raised
@@ -349,7 +350,9 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            reason = getattr(next(_leaves(raised)), "reason", "")
+            first = next(_leaves(raised))
+            # other exceptions have a `reason` too, and mean something else by it
+            reason = first.reason if isinstance(first, PrepareError | TaskError) else ""
             outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
@@ -390,7 +393,7 @@ class _TaskRun:
         shortened = threads.in_threads(short_path(chosen.layout.tmp))
         self._tmp = await self._guards.enter_async_context(shortened)
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
-        self._grant_checkouts(chosen)
+        await self._grant_checkouts(chosen)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -423,7 +426,7 @@ class _TaskRun:
         self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
         return chosen
 
-    def _grant_checkouts(self, chosen: Prepared) -> None:
+    async def _grant_checkouts(self, chosen: Prepared) -> None:
         """Let the agent check out repositories, until the task's end."""
         task, desk = self._task, self._runner.desk
         if desk is not None:
@@ -435,6 +438,7 @@ class _TaskRun:
                 issue_id=task.issue_id,
                 urls=frozenset(repo.url.strip() for repo in task.repos),
             )
+            await desk.prepare(grant)
             self._guards.enter_context(desk.grant(self._checkout_secret, grant))
 
     def _kept_before(self) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from daemon.tasks.backlog import Backlog
 from daemon.tasks.journal import Journal, JournalError
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import TaskRunner
+from shared import failure
 from shared.failure import RETRYABLE
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.conftest import ExpectedErrors
@@ -310,6 +311,16 @@ async def test_the_secret_of_checkouts_reaches_no_transcript(
             task = await bench.run(bench.add())
         assert secret in bench.agents.runs[0].env.values()
         assert secret not in json.dumps([task.rows, task.result])
+
+
+async def test_the_reason_of_a_failure_is_never_any_exceptions_own(
+    autojump_clock: Clock, tmp_path: Path, error_log: ExpectedErrors
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+        task = await bench.run(bench.add())
+        error_log.expect("task failed unexpectedly")
+        assert task.failure_reason in failure.REASONS
 
 
 async def test_a_bug_in_the_pipeline_fails_the_task_and_is_logged(
