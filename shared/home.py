@@ -11,9 +11,13 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import attrs
 import platformdirs
+
+OURS: Final = "x-bullpen"
+"""The header by which our own commands ask a daemon how it is (`daemon/control.py`)."""
 
 
 @attrs.frozen

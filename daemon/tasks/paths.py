@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +110,7 @@ def check_named(named: Path, config: Config) -> Path:
 
 async def enter_local_directory(
     task: ClaimedTask,
-    place: ExitStack,
+    place: ExitStack | AsyncExitStack,
     *,
     client: Client,
     config: Config,

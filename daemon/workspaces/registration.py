@@ -16,6 +16,7 @@ from daemon.config import Config
 from daemon.identity import machine_proof
 from daemon.runtimes.info import RuntimeInfo
 from shared import __version__
+from shared.version import PROTOCOL_VERSION
 from shared.wire.runtime import (
     FailedProfile,
     RegisterReply,
@@ -139,7 +140,8 @@ def registration(
         daemon_id=config.daemon_id,
         legacy_daemon_ids=list(config.legacy_daemon_ids),
         device_name=config.device_name,
-        cli_version=__version__,
+        cli_version=PROTOCOL_VERSION,
+        bullpen_version=__version__,
         launched_by=config.launched_by,
         runtimes=[wanted.spec for wanted in plan.wanted],
         failed_profiles=list(plan.failed),

@@ -24,6 +24,7 @@ from shared.wire.runtime import (
     CLAIM_MANY,
     OFFLINE,
     ONLINE,
+    UNIQUE_ROWS,
     FailedProfile,
     RegisterReply,
     RegisterRequest,
@@ -98,7 +99,7 @@ async def register(
         repos=repos,
         repos_version=repos_version(repos),
         settings=workspace["settings"],
-        capabilities=[CLAIM_MANY, BEAT_MANY],
+        capabilities=[CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS],
     )
     shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
     ready = sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows)
@@ -174,6 +175,7 @@ def _entry(
             "version": spec.version,
             "cli_version": request.cli_version,
             "launched_by": request.launched_by,
+            **({"bullpen_version": request.bullpen_version} if request.bullpen_version else {}),
         },
     }
 

@@ -14,6 +14,7 @@ import attrs
 
 from server.errors import Foreign, NotFound
 from server.store.queries import Connection, Record, load
+from shared import depth
 from shared.times import fine_stamp, parse_stamp, stamp
 from shared.wire.task import Task, TaskMessagePayload, kind_of
 
@@ -142,7 +143,7 @@ def message_of(row: Mapping[str, Any]) -> TaskMessagePayload:
         type=row["type"],
         tool=row["tool"] or "",
         content=row["content"] or "",
-        input=row["input"],
+        input=depth.cut(row["input"]),  # what was stored before there was a bound
         output=row["output"] or "",
         created_at=fine_stamp(row["created_at"]),
     )

@@ -29,7 +29,7 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import id_of, text_of
-from server.web.issue_changes import existing
+from server.web.issue_changes import existing, work_thing
 from server.web.unit import path_id, read, write, wrote
 
 LARGEST: Final = 25 * 1024 * 1024
@@ -183,10 +183,14 @@ async def _check_place(conn: Connection, caller: Membership, place: dict[str, st
         found = await work.hold_issue(conn, caller.workspace_id, place["issue_id"])
         if found is None:
             raise Forbidden("issue not found in this workspace")
-    if place["comment_id"] and not await conn.fetchval(
-        SQL.comment_of, caller.workspace_id, place["comment_id"]
-    ):
-        raise Forbidden("comment not found in this workspace")
+        caller.check(work_thing(caller, found))
+    if place["comment_id"]:
+        on = await conn.fetchval(SQL.comment_of, caller.workspace_id, place["comment_id"])
+        if on is None:
+            raise Forbidden("comment not found in this workspace")
+        if caller.actor.agent_id is not None:
+            issue = existing(await work.get_issue(conn, caller.workspace_id, on))
+            caller.check(work_thing(caller, issue))
     if place["chat_session_id"]:
         owner = await conn.fetchval(SQL.chat_of, caller.workspace_id, place["chat_session_id"])
         if not caller.may("chat.write", Thing(people=(owner,))):

@@ -297,6 +297,9 @@ async def check_parent(conn: Connection, caller: Membership, parent_id: str) -> 
     parent = await work.find_parent(conn, caller.workspace_id, parent_id)
     if parent is None:
         raise Invalid("parent issue not found in this workspace")
+    if caller.actor.agent_id is not None:
+        issue = existing(await work.get_issue(conn, caller.workspace_id, parent_id))
+        caller.check(work_thing(caller, issue), "issue.update")  # its children are part of it
     return parent
 
 

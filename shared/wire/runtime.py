@@ -18,8 +18,10 @@ SKILL_BUNDLES: Final = "skill-bundles-v1"
 
 CLAIM_MANY: Final = "claim-many-v1"
 BEAT_MANY: Final = "beat-many-v1"
+UNIQUE_ROWS: Final = "unique-rows-v1"
 """Ours: what a server may offer daemons beyond the protocol, in its answer to a registration: claims
-for many runtimes in one call, and one frame for the beats of many (`frame.heartbeats`)."""
+for many runtimes in one call, one frame for the beats of many (`frame.heartbeats`), and transcripts
+that keep one row for each number, so that a batch may be sent again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +49,8 @@ class RegisterRequest:
     legacy_daemon_ids: list[str] = attrs.field(factory=list)
     device_name: str = ""
     cli_version: str = ""
+    bullpen_version: str = omitted("")
+    """Ours: what the daemon is, where `cli_version` says which protocol it speaks."""
     launched_by: str = ""
     runtimes: list[RuntimeSpec] = attrs.field(factory=list)
     failed_profiles: list[FailedProfile] = attrs.field(factory=list)
