@@ -14,12 +14,20 @@ from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.allowed import allow_directory, forget_directory
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.paths import PathLocks, Ticket
+from daemon.tasks.pool import open_pool
 from daemon.workdir import local
 from shared.home import Home
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.daemon.tasks_support import Script, open_bench, text
-from tests.support.fake_server import FakeTask, make_config, uid
+from tests.support.fake_server import (
+    FakeTask,
+    client_of,
+    make_config,
+    open_fake_server,
+    uid,
+)
 from tests.support.network import REFUSE
 
 pytestmark = pytest.mark.fast
@@ -419,7 +427,12 @@ async def test_a_new_daemon_gives_back_what_the_last_one_held(
     loan.put(planned, "CLAUDE.md", None)
     assert loan.write_brief("CLAUDE.md", "brief")
     assert content(project) != {"CLAUDE.md": b"rules"}
-    async with open_bench(home):
+    config = make_config(home)
+    async with (
+        open_fake_server() as server,
+        client_of(server, config) as client,
+        open_pool(config, client, Backlog(client, config.home.journals)),
+    ):
         assert content(project) == {"CLAUDE.md": b"rules"}
         assert list(record.iterdir()) == []
 
