@@ -73,9 +73,12 @@ async def beat(request: Request) -> Response:
 async def workspace_repos(request: Request) -> Response:
     caller = await daemon_caller(request)
     workspace_id = path_id(request, "workspace_id")
-    row = await services(request).database.read(
-        partial(register.see_workspace, workspace_id=workspace_id, caller=caller)
-    )
+    try:
+        row = await services(request).database.read(
+            partial(register.see_workspace, workspace_id=workspace_id, caller=caller)
+        )
+    except NotFound:  # an absent one answers as a foreign one: strangers learn no ids
+        raise Foreign from None
     repos = register.repos_of(row["repos"])
     return answer(
         ReposReply(

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from server.web import auth
 from tests.support.api import Api, open_api
+from tests.support.rows import make_session
 from tests.support.server import make_config
 
 OPEN = {"BULLPEN_ALLOW_SIGNUP": "true"}
@@ -30,9 +31,7 @@ def browser(api: Api) -> httpx.AsyncClient:
 
 async def signed_in(api: Api, page: httpx.AsyncClient) -> str:
     """Give the browser the owner's session; returns the CSRF proof of a form."""
-    session = auth.mint_session(
-        api.app.state.services.config, api.owner.user_id, "o@example.org", "O"
-    )
+    session = await make_session(api.database, api.app.state.services.config, api.owner.user_id)
     page.cookies.set(auth.AUTH_COOKIE, session)
     return auth.mint_csrf(session)
 

@@ -4,7 +4,7 @@ import { api, ApiError, slug } from "./api.js";
 import { clearError, make, part, showError } from "./dom.js";
 import { onRefresh, refresh } from "./page.js";
 
-const page = (path) => `/${slug}/${path}`;
+const page = (path) => `${root}/${slug}/${path}`;
 
 function fields(form) {
   return Object.fromEntries(new FormData(form));
