@@ -26,7 +26,6 @@ from server.dispatch.rules import (
 from server.errors import Conflict, Invalid
 from server.store.queries import Connection, Record, load
 from server.store.tasks import get_task, task_of
-from shared.ids import TASK_TOKEN
 from shared.wire.task import Task
 
 __all__ = [
@@ -228,13 +227,8 @@ async def preview_comment(
 
 
 def gate(actor: Actor) -> str | None:
-    """The user whose right to private agents is checked, or None: an agent may use all.
-
-    Only a task token makes an agent here. A member who names an agent in headers speaks in its
-    name, but may use no more than before. The server's own actors carry no credential.
-    """
-    trusted = getattr(actor, "token_kind", TASK_TOKEN) == TASK_TOKEN
-    return None if actor.actor_type == "agent" and trusted else actor.user_id
+    """Whose right to private agents is checked; None: the server's own, which may use all."""
+    return actor.actor_id if actor.actor_type == "agent" else actor.user_id
 
 
 async def candidates(

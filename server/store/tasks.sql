@@ -299,7 +299,8 @@ where not exists (select from changed);
 -- name: set_progress
 -- Remember the last progress for readers who come later. $4 the progress
 with task as (
-    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id,
+    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id, t.agent_private,
+           t.agent_owner_id,
            coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
            or exists (select from member m
                       where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
@@ -339,6 +340,7 @@ select * from task;
 -- the batch goes behind all there is. No new row: one row without a seq. $4 the batch
 with task as (
     select t.id, t.issue_id, t.workspace_id, t.chat_session_id, t.initiator_id, t.seq_base,
+           t.agent_private, t.agent_owner_id,
            coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
            or exists (select from member m
                       where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
@@ -372,7 +374,7 @@ with task as (
     returning *
 )
 select task.allowed, task.workspace_id, task.issue_id, task.chat_session_id, task.initiator_id,
-       added.*
+       task.agent_private, task.agent_owner_id, added.*
 from task left join added on true
 order by added.seq;
 

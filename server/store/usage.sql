@@ -107,7 +107,7 @@ order by 1 desc;
 select t.agent_id, count(*)::int as run_count
 from agent_task_queue t join agent a on a.id = t.agent_id
 where t.workspace_id = $3 and t.created_at >= $1 and $2::text is not null
-  and ($4::uuid is null or a.visibility <> 'private' or a.owner_id = $4)
+  and may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $4::uuid)
 group by 1
 order by 1;
 
@@ -118,6 +118,6 @@ select t.agent_id, date_trunc('day', t.completed_at at time zone $2) at time zon
        (count(*) filter (where t.status = 'failed'))::int as failed_count
 from agent_task_queue t join agent a on a.id = t.agent_id
 where t.workspace_id = $3 and t.completed_at >= $1 and t.status in ('completed', 'failed')
-  and ($4::uuid is null or a.visibility <> 'private' or a.owner_id = $4)
+  and may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $4::uuid)
 group by 1, 2
 order by 1, 2;

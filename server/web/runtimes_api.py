@@ -15,13 +15,15 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import finish
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import agents
 from server.store.queries import Connection
 from server.web import auth
+from server.web.agents_api import agent_event
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
 
@@ -95,7 +97,7 @@ async def archive_agents_and_delete(request: Request) -> Response:
             )
         archived = await agents.archive_on_runtime(conn, runtime_id, caller.actor.user_id)
         told: list[Consequence] = [
-            event(caller, "agent:archived", agent=agent) for agent in archived
+            agent_event(caller, "agent:archived", agent) for agent in archived
         ]
         told += await _delete(conn, caller, runtime_id)
         result = {
@@ -140,9 +142,7 @@ async def _managed(conn: Connection, caller: Membership, runtime_id: str) -> Run
     runtime = await agents.lock_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    viewer = viewer_of(caller)
-    if viewer.is_agent or not viewer.may_manage(runtime.owner_id):
-        raise Forbidden("insufficient permissions")
+    caller.check(Thing(people=(runtime.owner_id,)))
     return runtime
 
 

@@ -11,15 +11,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import skills
 from server.store.queries import Connection
 from server.web import auth
-from server.web.agents_api import managed_agent, usable_agent
+from server.web.agents_api import agent_event, managed_agent, usable_agent
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields, text_of
-from server.web.unit import event, fields, path_id, read, viewer_of, write
+from server.web.unit import event, fields, path_id, read, write
 from shared.skillbundle import is_safe_path
 from shared.wire.teamwork import FullSkill, SkillFileRow, SkillSummary
 
@@ -196,11 +197,11 @@ async def _give(request: Request, *, keep: bool) -> Response:
     skill_ids = sent.ids("skill_ids", most=MOST_SKILLS)
 
     async def unit(conn: Connection) -> tuple[list[SkillSummary], _Told]:
-        await managed_agent(conn, caller, agent_id)
+        agent = (await managed_agent(conn, caller, agent_id)).shown
         given = await skills.give_skills(conn, caller.workspace_id, agent_id, skill_ids, keep=keep)
         if given is None:
             raise NotFound("skill not found")
-        return given, (event(caller, "agent:status", agent_id=agent_id, skills=given),)
+        return given, (agent_event(caller, "agent:status", agent, agent_id=agent_id, skills=given),)
 
     return answer(await write(request, unit))
 
@@ -219,8 +220,7 @@ async def _managed(conn: Connection, caller: Membership, skill_id: str) -> Skill
     found = await skills.lock_skill(conn, caller.workspace_id, skill_id)
     if found is None:
         raise NotFound("skill not found")
-    if not viewer_of(caller).may_manage(found.created_by):
-        raise Forbidden("only the skill's creator, an admin or an owner can change it")
+    caller.check(Thing(people=(found.created_by,)))
     return found
 
 

@@ -22,7 +22,7 @@ from server.store.queries import Connection, Record, load
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.unit import path_id, query, read, viewer_of
+from server.web.unit import path_id, query, read
 from shared import times
 from shared.times import stamp
 
@@ -71,11 +71,11 @@ async def of_workspace(request: Request, statement: str) -> Response:
 async def of_agents(request: Request, statement: str) -> Response:
     """GET /api/agent-run-counts and /api/agent-activity-30d: of agents the caller may use."""
     caller = await auth.workspace(request)
-    only = viewer_of(caller).sees_private_of
+    gate = caller.caller.gate
 
     async def unit(conn: Connection) -> list[Record]:
         span = await _span(conn, request, caller, 30)
-        return await conn.fetch(SQL[statement], span.start, span.zone, caller.workspace_id, only)
+        return await conn.fetch(SQL[statement], span.start, span.zone, caller.workspace_id, gate)
 
     return answer([_shown(row) for row in await read(request, unit)])
 

@@ -273,7 +273,8 @@ async def test_an_agent_answers_where_it_was_asked() -> None:
         reply = await agent.ok(201, "POST", path, {"content": "Done", "parent_id": ids["a"]})
         assert (reply["author_type"], reply["author_id"]) == ("agent", api.world.agent_id)
         assert api.events("comment:created")[0].actor_type == "agent"
-        await agent.ok(201, "POST", f"/api/issues/{other['id']}/comments", {"content": "See"})
+        there = f"/api/issues/{other['id']}/comments"
+        assert "own work" in await agent.refused(403, "POST", there, {"content": "See"})
         # Once the question is gone there is nothing to answer.
         await api.run(
             lambda conn: conn.execute("update agent_task_queue set trigger_comment_id = null")

@@ -193,3 +193,28 @@ async def test_the_cookies_demand_tls_where_there_is_tls() -> None:
         assert "SameSite=strict" in said
         assert "HttpOnly" in said
     assert make_config().secure is False
+
+
+async def test_the_page_of_sessions_signs_out_here_and_everywhere() -> None:
+    async with open_api() as api, browser(api) as page:
+        asked = await page.get("/auth/sessions")
+        assert asked.headers["location"] == "/login?next=/auth/sessions"
+        await signed_in(api, page)
+        other = await make_session(api.database, api.app.state.services.config, api.owner.user_id)
+        seen = await page.get("/auth/sessions")
+        rows = re.findall(r'name="session" value="([^"]+)"', seen.text)
+        assert len(rows) == 3  # two sessions, and all of them
+        assert seen.text.count("this browser") == 1
+        proof = re.findall(r'name="proof" value="([^"]+)"', seen.text)[0]
+        forged = await page.post("/auth/sessions", data={"session": "all", "proof": "x"})
+        assert forged.headers["location"].startswith("/login")
+        assert len(await api.fetch("select id from session")) == 2
+        for nonsense in ("", "nobody", api.world.workspace_id):
+            form = {"session": nonsense, "proof": proof}
+            await page.post("/auth/sessions", data=form)
+        assert len(await api.fetch("select id from session")) == 2
+        done = await page.post("/auth/sessions", data={"session": "all", "proof": proof})
+        assert done.headers["location"] == "/login"
+        assert await api.fetch("select id from session") == []
+        caller = await api.caller(api.owner.user_id, other, "")
+        await caller.refused(401, "GET", "/api/me")

@@ -138,7 +138,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
     ("POST /api/runtimes/{id}/local-skills/import", MAKER, {"skill_key": "x"}),
     ("POST /api/runtimes/{id}/models", MEMBERS, {}),
     ("POST /api/runtimes/{id}/ping", MEMBERS, {}),
-    ("POST /api/runtimes/{id}/update", MEMBERS, {"target_version": "9.9.10"}),
+    ("POST /api/runtimes/{id}/update", MANAGERS, {"target_version": "9.9.10"}),
     ("POST /api/skills", MEMBERS, NAME),
     ("PUT /api/skills/{id}", MANAGERS, NAME),
     ("DELETE /api/skills/{id}", MANAGERS, None),
@@ -180,6 +180,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
     ("POST /api/workspaces", ALL, NAME | {"slug": "new-one"}),
     ("POST /auth/link", ALL, None),
     ("POST /auth/logout", ALL, None),
+    ("DELETE /api/sessions", ALL, None),
 )
 
 ELSEWHERE = {
@@ -189,6 +190,8 @@ ELSEWHERE = {
     "POST /auth/verify-code": "before there is a caller; test_codes",
     "POST /login/code": "a form before there is a caller; test_login",
     "POST /login/verify": "a form before there is a caller; test_login",
+    "POST /auth/sessions": "a form with a proof of its own; test_login",
+    "DELETE /api/sessions/{id}": "the caller's own; test_attack_door",
     "POST /login/cli": "a form with a proof of its own; test_login",
 }
 

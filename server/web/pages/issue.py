@@ -183,8 +183,8 @@ async def issue(request: Request) -> Response:
         if found is None:
             raise NotFound("issue not found")
         comments = await conversation.list_comments(conn, found.id)
-        tasks = await history.list_tasks(conn, found.id)
-        notes = await store.run_notes(conn, found.id)
+        tasks = await history.list_tasks(conn, found.id, visit.viewer.gate)
+        notes = await store.run_notes(conn, found.id, visit.viewer.gate)
         entries = threads(comments, visit.people)
         shown = entries if everything else entries[-SHOWN_COMMENTS:]
         active = [task for task in reversed(tasks) if task.status in wire.ACTIVE]
