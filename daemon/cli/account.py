@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -75,7 +76,10 @@ def _token_by_browser(settings: Settings, server_url: str, *, opens: bool) -> st
         raise CliError(f"nobody signed in within {PATIENCE / 60:g} minutes")
     body = {"name": f"CLI ({platform.node() or 'unknown'})", "expires_in_days": _TOKEN_DAYS}
     with _bare_api(settings, server_url, session) as api:
-        return str(api.post("/api/tokens", body)["token"])
+        token = str(api.post("/api/tokens", body)["token"])
+        with suppress(CliError):  # the session has served its purpose
+            api.post("/auth/logout", {})
+    return token
 
 
 def _bare_api(settings: Settings, server_url: str, token: str) -> Api:

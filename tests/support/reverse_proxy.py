@@ -67,6 +67,6 @@ async def open_reverse_proxy(prefix: str) -> AsyncIterator[ReverseProxy]:
     port = listener.socket.getsockname()[1]
     proxy = ReverseProxy(url=f"http://127.0.0.1:{port}{prefix}", prefix=prefix)
     async with trio.open_nursery() as serving:
-        serving.start_soon(trio.serve_listeners, proxy.serve, [listener])
+        await serving.start(trio.serve_listeners, proxy.serve, [listener])
         yield proxy
         serving.cancel_scope.cancel()

@@ -1,6 +1,6 @@
 // Forms: what they send, what happens then, drafts that survive a failure and a reload.
 
-import { api, ApiError, slug } from "./api.js";
+import { api, ApiError, root, slug } from "./api.js";
 import { clearError, make, part, showError } from "./dom.js";
 import { onRefresh, refresh } from "./page.js";
 
