@@ -188,6 +188,7 @@ class Health:
         problems = [
             self.sync.problem if self.sync else "",
             self.pool.held_back if self.pool else "",
+            *(self.sync.refusals if self.sync else ()),
         ]
         if any(problems):
             told["problem"] = "; ".join(filter(None, problems))

@@ -61,6 +61,8 @@ class Machines(enum.Enum):
 
     OWN = "own"
     """With what belongs to the daemon id that the token is bound to."""
+    HERE = "here"
+    """With what belongs to the workspace that the token is bound to."""
     NEVER = "never"
 
 
@@ -79,7 +81,7 @@ class Rule:
 
 EVERYONE, USERS, MEMBERS, MANAGERS, ADMINS, OWNERS, SELF, HOLDER, NOBODY = People
 ALL, WORK, CIRCLE, SETTING, NEVER = Agents
-OWN, OFF = Machines
+OWN, HERE, OFF = Machines
 
 _NO_RUNTIME, _NO_TASK, _NO_WORKSPACE = "runtime not found", "task not found", "workspace not found"
 """Daemons act on these texts (spec 01 §1.5)."""
@@ -99,6 +101,7 @@ TABLE: Final = (
     # --- the workspace ---
     Rule("workspace", "create", USERS, NEVER),
     Rule("workspace", "read", MEMBERS, ALL, hidden=_NO_WORKSPACE),
+    Rule("page", "read", MEMBERS, NEVER, OFF, _NO_WORKSPACE, "in a browser"),
     Rule("workspace", "listen", MEMBERS, NEVER, note="the live feed; by the rows below"),
     Rule("workspace", "update", ADMINS, NEVER),
     Rule("workspace", "widen agents", OWNERS, NEVER, note="settings.agents_may"),
@@ -113,11 +116,12 @@ TABLE: Final = (
     Rule("issue", "read", MEMBERS, ALL),
     Rule("issue", "create", MEMBERS, ALL),
     Rule("issue", "update", MEMBERS, WORK, note="status, labels, metadata, followers"),
-    Rule("issue", "delete", MEMBERS, WORK, note="agents: only those they made"),
+    Rule("issue", "rewrite", MEMBERS, WORK, note="title, description; agents: of what they made"),
+    Rule("issue", "delete", MEMBERS, WORK, note="agents: what they made and nobody wrote into"),
     Rule("issue", "quick-create", MEMBERS, NEVER),
     Rule("comment", "create", MEMBERS, WORK),
     Rule("comment", "update", MANAGERS, WORK, note="agents: what they wrote"),
-    Rule("comment", "delete", MANAGERS, WORK, note="agents: what they wrote"),
+    Rule("comment", "delete", MANAGERS, WORK, note="agents: what they wrote, unanswered"),
     Rule("comment", "resolve", MEMBERS, WORK),
     Rule("comment", "react", MEMBERS, ALL),
     Rule("attachment", "read", MEMBERS, ALL),
@@ -153,7 +157,7 @@ TABLE: Final = (
     Rule("run", "rerun", MEMBERS, WORK, note="and the agent must be open to who asks"),
     Rule("run", "evaluate", NOBODY, WORK, note="a squad's leader, in its own run"),
     Rule("usage", "read", MEMBERS, ALL),
-    Rule("private usage", "read", MANAGERS, CIRCLE, note="left out of lists and sums"),
+    Rule("private usage", "read", MANAGERS, CIRCLE, note="left out of lists by agent"),
     Rule("squad", "read", MEMBERS, ALL),
     Rule("squad", "write", ADMINS, NEVER),
     Rule("skill", "read", MEMBERS, ALL),
@@ -176,11 +180,14 @@ TABLE: Final = (
     # --- machines ---
     Rule("runtime", "read", MEMBERS, ALL),
     Rule("runtime", "use", MEMBERS, WORK, note="agents: their own and their owner's"),
-    Rule("private runtime", "use", MANAGERS, WORK),
+    Rule("private runtime", "use", SELF, WORK, note="its owner opens it, or nobody does"),
     Rule("runtime", "update", MANAGERS, NEVER, note="visibility, removal"),
-    Rule("runtime", "hand over", ADMINS, NEVER, note="to another member"),
+    Rule("runtime", "open", SELF, NEVER, note="make it public"),
+    Rule("runtime", "hand over", MANAGERS, NEVER, note="the machine, to another member"),
+    Rule("runtime", "give along", SELF, NEVER, note="their agents and directories on it"),
     Rule("runtime", "ask models", MEMBERS, NEVER, note="models, ping"),
-    Rule("runtime", "ask update", MANAGERS, NEVER),
+    Rule("private runtime", "ask models", SELF, NEVER, note="models, ping"),
+    Rule("runtime", "ask update", SELF, NEVER),
     Rule("runtime", "ask skills", SELF, NEVER, note="reads files of the person's home"),
     Rule("runtime", "name directory", SELF, NEVER, note="a project's local_directory"),
     Rule("profile", "read", MEMBERS, ALL),
@@ -191,7 +198,7 @@ TABLE: Final = (
     Rule("machine", "register", MEMBERS, NEVER, OWN, _NO_WORKSPACE, "a machine of theirs"),
     Rule("machine", "act", SELF, NEVER, OWN, _NO_RUNTIME, "claim, beat, recover, leave"),
     Rule("machine", "report", SELF, NEVER, OWN, _NO_TASK, "start, rows, usage, end"),
-    Rule("machine", "read workspace", MEMBERS, NEVER, OWN, _NO_WORKSPACE),
+    Rule("machine", "read workspace", MEMBERS, NEVER, HERE, _NO_WORKSPACE),
     Rule("machine", "check directory", SELF, NEVER, OWN, "not found", "whose is closed"),
 )
 
@@ -254,6 +261,9 @@ class Thing:
     daemon_id: str | None = None
 
 
+GROUPS: Final = {"owners": ("owner",), "admins": _ADMINS}
+"""The roles of those who hear what is for owners, or for admins too."""
+
 KINDS: Final = ("", "private", "chat")
 
 NOTHING: Final = Thing()
@@ -274,7 +284,9 @@ def may(caller: Caller | None, right: str, thing: Thing = NOTHING) -> bool:
     if caller.is_machine:
         if rule.people is People.EVERYONE:
             return True
-        return rule.machines is Machines.OWN and caller.daemon_id == thing.daemon_id
+        if rule.machines is HERE:
+            return True  # its entrance has compared the workspaces
+        return rule.machines is OWN and caller.daemon_id == thing.daemon_id
     if caller.is_agent:
         return _agent_may(rule, caller, thing)
     return _person_may(rule, caller.role, owns=caller.user_id in thing.people)
@@ -319,7 +331,9 @@ def _agent_may(rule: Rule, caller: Caller, thing: Thing) -> bool:
             return False
 
 
-_WIDE_WORK: Final = frozenset({("issue", "update"), ("comment", "create"), ("comment", "resolve")})
+_WIDE_WORK: Final = frozenset(
+    {("issue", "update"), ("issue", "rewrite"), ("comment", "create"), ("comment", "resolve")}
+)
 
 
 def can_ever(caller: Caller | None, right: str) -> bool:

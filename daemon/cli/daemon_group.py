@@ -23,6 +23,7 @@ from typing import IO, Any, Final, TypeVar
 import attrs
 import click
 
+from daemon.cli.allow_dir import allow_dir
 from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
@@ -270,6 +271,7 @@ def logs(settings: Settings, follow: bool, lines: int) -> None:
 
 
 daemon.add_command(disk_usage)
+daemon.add_command(allow_dir)
 
 
 # -- the running daemon

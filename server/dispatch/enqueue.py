@@ -23,7 +23,7 @@ from server.dispatch.rules import (
     is_note,
     summarise,
 )
-from server.errors import Conflict, Invalid
+from server.errors import Conflict, Forbidden, Invalid
 from server.store.queries import Connection, Record, load
 from server.store.tasks import get_task, task_of
 from shared.wire.task import Task
@@ -164,8 +164,10 @@ async def rerun(
     if actor.actor_type == "agent" and issue.status in ("done", "cancelled"):
         raise Conflict(f"the issue is {issue.status}; only a person may run it again")
     found = (await candidates(conn, issue.workspace_id, [(issue.id, target)], actor)).get(issue.id)
-    if not found or not found[0].bound or not found[0].open:
+    if not found or not found[0].bound:
         raise Invalid("agent cannot take this task")
+    if not found[0].open:
+        raise Forbidden("you do not have access to this agent")
     choice = Choice(
         agent_id=found[0].agent_id,
         source="rerun",

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
-from server.rights import Thing
+from server.rights import GROUPS, Thing
 from server.rights_map import audience_of
 from shared.mailbox import Outbox, OutboxFull
 from shared.wire import event, frame
@@ -68,7 +68,7 @@ class Peer:
 
     def rank(self, workspace_id: str, role: str) -> None:
         """Hear what is for the workspace's owners or admins, or no longer."""
-        for group, roles in (("owners", ("owner",)), ("admins", ("owner", "admin"))):
+        for group, roles in GROUPS.items():
             change = self.subscribe if role in roles else self.unsubscribe
             change(f"{group}:{workspace_id}")
 

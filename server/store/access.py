@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from server.rights import WIDER
 from server.store.queries import Connection, Record, load
+from server.store.tasks import Caller
 
 SQL = load("access")
 
@@ -65,9 +66,11 @@ async def workspace_exists(conn: Connection, slug: str) -> bool:
     return await conn.fetchrow(SQL.workspace_by_slug, slug) is not None
 
 
-async def runtimes_for_socket(conn: Connection, runtime_ids: Sequence[str]) -> list[Record]:
-    """Rows (id, workspace_id, daemon_id) of the runtimes that exist."""
-    return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids)))
+async def runtimes_for_socket(
+    conn: Connection, runtime_ids: Sequence[str], caller: Caller
+) -> list[Record]:
+    """Rows (id, workspace_id, allowed) of the runtimes that exist."""
+    return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids), *caller.args))
 
 
 async def task_workspace(conn: Connection, task_id: str) -> Record | None:

@@ -16,8 +16,8 @@ update personal_access_token
    and (last_used_at is null or last_used_at < now() - interval '5 minutes');
 
 -- name: task_token
--- Whom a task token stands for: the runtime's owner, acting as the agent of one task; and what the
--- agent's work is: its issue and the parent of it, or its chat.
+-- Whom a task token stands for: the agent's owner (of an agent without one, its machine's), acting as
+-- the agent of one task; and what the agent's work is: its issue and the parent of it, or its chat.
 select t.user_id, u.email, t.agent_id, t.task_id, t.workspace_id, t.expires_at, a.owner_id,
        q.issue_id, i.parent_issue_id as parent_id, q.chat_session_id as chat_id
   from task_token t
@@ -59,8 +59,8 @@ select m.workspace_id, m.role, w.settings -> 'agents_may' as agents_may
 select id from workspace where slug = $1;
 
 -- name: runtimes_for_socket
--- The runtimes a daemon wants to hear of.
-select id, workspace_id, daemon_id from agent_runtime where id = any($1::uuid[]);
+-- The runtimes a daemon wants to hear of, with its right to them. $1 runtimes, $2 user, $3 bound
+select r.id, r.workspace_id, {own r} as allowed from agent_runtime r where r.id = any($1::uuid[]);
 
 -- name: task_workspace
 -- Where a task belongs, and whether it is about an issue.

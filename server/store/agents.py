@@ -272,4 +272,5 @@ def _agent(row: Record, viewer: Caller | None) -> Agent:
         updated_at=stamp(row["updated_at"]),
         archived_at=try_stamp(row["archived_at"]),
         archived_by=row["archived_by"],
+        placed_under=row["placed_under"] or "",
     )

@@ -53,6 +53,7 @@ update agent set
     avatar_url = case when $2::jsonb ? 'avatar_url' then $2->>'avatar_url' else avatar_url end,
     runtime_id = case when $2::jsonb ? 'runtime_id'
         then ($2->>'runtime_id')::uuid else runtime_id end,
+    placed_under = case when $2::jsonb ? 'runtime_id' then null else placed_under end,
     runtime_mode = case when $2::jsonb ? 'runtime_mode'
         then $2->>'runtime_mode' else runtime_mode end,
     runtime_config = case when $2::jsonb ? 'runtime_config'

@@ -14,11 +14,10 @@ with held as (
 )
 select t.*, i.title as issue_title, i.status as issue_status,
        a.archived_at is not null as agent_archived,
-       coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+       {own r} as allowed
 from agent_task_queue t
 join agent a on a.id = t.agent_id
+join agent_runtime r on r.id = t.runtime_id
 left join held i on i.id = t.issue_id
 where t.id = any($1::uuid[])
 order by a.id, t.id
@@ -324,9 +323,7 @@ where trigger_comment_id = $1
 -- name: in_flight_of_runtime
 -- $1 runtime, $2 user, $3 bound. No task: one row without a task.
 select r.id, t.id as task_id,
-       coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
+       {own r} as allowed
 from agent_runtime r
 left join agent_task_queue t on t.runtime_id = r.id
     and t.status in ('dispatched', 'waiting_local_directory', 'running')

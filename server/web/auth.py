@@ -153,7 +153,8 @@ async def user(request: HTTPConnection, *, proof: str | None = None) -> Actor:
     if token:
         actor = await actor_of_token(services(request), token, machine_tokens=True)
         if actor.agent_id is not None:
-            _enter(caller_of(actor, "owner"), right_of(request))  # as much as one could have
+            # As much as one could have; what it is in the workspace is asked there.
+            _enter(caller_of(actor, "owner", rights.WIDER), right_of(request))
         return actor
     if not cookie:
         raise UserUnauthenticated("missing authorization")

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
-from server.errors import Conflict, Invalid, NotFound
+from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store import comments, work
 from server.store.adornments import adorn_comment, adorn_comments
 from server.store.attachments import bind_to_comment, release_from_comment
@@ -212,6 +212,11 @@ async def delete_comment(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
         comment = await _own(conn, caller, comment_id)
+        agent_id = caller.actor.agent_id
+        if agent_id and await work.others_wrote(conn, agent_id, below=comment_id):
+            raise Forbidden(
+                "an agent does not delete what others wrote: there are replies of others"
+            )
         stopped = await finish.cancel_trigger(conn, comment_id)
         await comments.delete_comment(conn, comment_id)
         told = event(caller, "comment:deleted", comment_id=comment_id, issue_id=comment.issue_id)

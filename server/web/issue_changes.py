@@ -30,6 +30,9 @@ from shared.wire.work import PRIORITIES, STATUSES, Issue
 ASSIGNEES: Final = ("member", "agent", "squad")
 MOST_ATTACHMENTS: Final = 500
 
+_TEXTS: Final = ("title", "description")
+"""What somebody wrote, which agents leave as it is."""
+
 _FLAGS: Final = ("status", "priority", "start_date", "due_date", "title")
 _PREVIOUS: Final = (
     "title",
@@ -93,6 +96,8 @@ async def apply(
 ) -> tuple[Issue, list[Consequence]]:
     """Change a locked issue. Raises Invalid or Forbidden before anything is written."""
     caller.check(work_thing(caller, before), "issue.update")
+    if any(patch.changes.get(key, getattr(before, key)) != getattr(before, key) for key in _TEXTS):
+        caller.check(made(caller, before), "issue.rewrite")
     changes = dict(patch.changes)
     assigned = await _check_assignment(conn, caller, before, changes)
     if changes.get("parent_issue_id") is not None:

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence, ProfilesChanged, TokensRevoked
 from server.dispatch import finish, heartbeat
-from server.errors import Conflict, Invalid, NotFound
+from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection, Record, load
 from server.store.wire_rows import wire
@@ -169,6 +169,12 @@ async def create_daemon_token(request: Request) -> Response:
     token = mint_token(DAEMON_TOKEN)
 
     async def unit(conn: Connection) -> tuple[dict[str, Any], _Told]:
+        # The token acts as its maker, and a machine answers to nobody but its owner.
+        owner = await conn.fetchrow(SQL.machine_owner, caller.workspace_id, daemon_id)
+        if owner is not None and owner["owner_id"] != caller.actor.user_id:
+            raise Forbidden(
+                f"this machine belongs to {owner['name']}, who alone can make its tokens"
+            )
         row = await conn.fetchrow(
             SQL.create_token,
             caller.workspace_id,

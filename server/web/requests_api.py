@@ -145,7 +145,8 @@ async def _asked_of(conn: Connection, caller: Membership, runtime_id: str) -> Ru
     runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    caller.check(Thing(people=(runtime.owner_id,)))
+    kind = "private" if runtime.visibility == "private" else ""
+    caller.check(Thing(kind=kind, people=(runtime.owner_id,)))
     return runtime
 
 

@@ -349,9 +349,13 @@ async def delete_issues(request: Request) -> Response:
 async def _delete(
     conn: Connection, caller: Membership, issues: Sequence[Issue]
 ) -> list[Consequence]:
+    ids = [issue.id for issue in issues]
     for issue in issues:
         caller.check(made_by(caller, issue))
-    ids = [issue.id for issue in issues]
+    if caller.actor.agent_id is not None and await work.others_wrote(
+        conn, caller.actor.agent_id, issue_ids=ids
+    ):
+        raise Forbidden("an agent does not delete what others wrote: there are comments of others")
     told = await finish.cancel_issues(conn, ids)
     told += await issues_deleted(conn, ids)
     told += [event(caller, "issue:deleted", issue_id=issue.id) for issue in issues]

@@ -357,6 +357,11 @@ async def test_who_may_claim() -> None:
         world = await make_world(database)
         stranger = await make_world(database)
         await database.write(lambda conn: make_task(conn, world))
+        daemon_id = await database.read(
+            lambda conn: conn.fetchval(
+                "select daemon_id from agent_runtime where id = $1", world.runtime_id
+            )
+        )
 
         async def as_caller(runtime_id: str, caller: Caller) -> ClaimedTask | None:
             unit = partial(claim, runtime_id=runtime_id, caller=caller)
@@ -364,17 +369,19 @@ async def test_who_may_claim() -> None:
             return task
 
         with pytest.raises(Foreign):
-            await as_caller(world.runtime_id, Caller(user_id=stranger.user_id, workspace_id=None))
+            await as_caller(world.runtime_id, Caller(user_id=stranger.user_id))
         with pytest.raises(Foreign):
             await as_caller(
-                world.runtime_id, Caller(user_id=None, workspace_id=stranger.workspace_id)
+                world.runtime_id,
+                Caller(user_id=None, workspace_id=stranger.workspace_id, daemon_id=daemon_id),
             )
         with pytest.raises(Foreign):
-            await as_caller(world.runtime_id, Caller(user_id=None, workspace_id=None))
+            await as_caller(world.runtime_id, Caller(user_id=None))
         with pytest.raises(NotFound, match="runtime not found"):
-            await as_caller(new_id(), Caller(user_id=world.user_id, workspace_id=None))
+            await as_caller(new_id(), Caller(user_id=world.user_id))
         assert await as_caller(
-            world.runtime_id, Caller(user_id=None, workspace_id=world.workspace_id)
+            world.runtime_id,
+            Caller(user_id=None, workspace_id=world.workspace_id, daemon_id=daemon_id),
         )
 
 

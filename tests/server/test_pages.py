@@ -243,6 +243,19 @@ def test_a_live_run_says_where_it_stands(status: str, machine: str, word: str, d
     assert (shown.summary, shown.step, shown.total) == ("Launching", 1, 0)
 
 
+def test_a_run_whose_machine_changed_hands_says_so() -> None:
+    agent = Agent(id="a", name="Ann", runtime_id="r", owner_id="u", placed_under="u")
+    for owner_id, visibility, word in (
+        ("new", "private", "Waiting for machine"),
+        ("new", "public", "Queued"),
+        ("u", "private", "Queued"),
+    ):
+        runtime = Runtime(id="r", owner_id=owner_id, visibility=visibility, status="online")
+        shown = issue.live(task("queued"), view.Directory([], [agent], [runtime]), None, NOW)
+        assert shown.word == word
+        assert ("somebody else" in shown.detail) == (word == "Waiting for machine")
+
+
 def test_a_live_run_whose_machine_is_silent_goes_on() -> None:
     silent = task("running", unreachable_since=stamp(NOW - timedelta(minutes=3)))
     shown = issue.live(silent, people("offline"), None, NOW)

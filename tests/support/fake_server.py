@@ -44,6 +44,7 @@ def make_config(home: Path, **changes: Any) -> Config:
         "server_url": "http://server",
         "token": "mul_" + "0" * 40,
         "daemon_id": uid("daemon"),
+        "machine_key": "k" * 40,
         "device_name": "box",
         "workspaces_root": home / "workspaces",
         "min_free_disk": 0,
