@@ -1,9 +1,10 @@
 """Structured logging for server, daemon and command line: one set-up, one redaction.
 
 Lines go to stderr; people at a terminal get colours, everything else gets one JSON object a line.
-Secrets are redacted in every string value, including tracebacks. Logging never raises: a line that
-cannot be rendered is told as far as it goes, one that cannot be written (a full disk, a closed pipe)
-is counted, and the next that can be says how many are missing.
+Secrets are redacted in every value, however deep it lies, including tracebacks; inside `hiding` also
+those that are known by value, in all that the task and its children log. Logging never raises: a line
+that cannot be rendered is told as far as it goes, one that cannot be written (a full disk, a closed
+pipe) is counted, and the next that can be says how many are missing.
 """
 
 from __future__ import annotations
@@ -11,15 +12,35 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TextIO
 
 import attrs
 import structlog
 
-from shared.redact import redact
+from shared.redact import Redactor
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+_redactor: ContextVar[Redactor] = ContextVar("redactor", default=Redactor())  # noqa: B039 - frozen
+
+
+@contextmanager
+def hiding(redactor: Redactor) -> Iterator[None]:
+    """Redact what this task, and tasks it starts, log inside the block with this redactor."""
+    token = _redactor.set(redactor)
+    try:
+        yield
+    finally:
+        _redactor.reset(token)
+
+
+def redacted(text: str) -> str:
+    """Return a text as it would be logged here; to be asked for before the text is cut."""
+    return _redactor.get().text(text)
 
 
 def set_up(level: str = "info", stream: TextIO | None = None) -> None:
@@ -106,7 +127,7 @@ class _Rendering:
     processors: Sequence[structlog.typing.Processor]
 
     def __call__(self, logger: Any, method: str, record: structlog.typing.EventDict) -> str:
-        event = str(record.get("event", ""))
+        event = record.get("event", "")
         value: Any = record
         try:
             for processor in self.processors:
@@ -115,11 +136,12 @@ class _Rendering:
         except structlog.DropEvent:
             raise
         except Exception as error:  # noqa: BLE001 - a value that cannot be shown must not end a task
-            return f"{method}: {redact(event)} (the rest cannot be shown: {type(error).__name__})"
+            said = redacted(event) if isinstance(event, str) else ""
+            return f"{method}: {said} (the rest cannot be shown: {type(error).__name__})"
 
 
 def _shown(value: object) -> str:
-    return redact(str(value))
+    return redacted(str(value))
 
 
 def _number(level: str) -> int:
@@ -132,6 +154,22 @@ def _number(level: str) -> int:
 def _redact_strings(
     _: Any, __: str, record: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    return {
-        key: redact(value) if isinstance(value, str) else value for key, value in record.items()
-    }
+    redactor = _redactor.get()
+    return {key: redactor.value(_plain(value)) for key, value in record.items()}
+
+
+_DEEPEST: Final = 12
+"""Nesting of what is logged; nobody reads what lies deeper, and logging must not fail of it."""
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as it will be written, so that nothing in it is written unseen."""
+    if depth > _DEEPEST:
+        return "…"
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(member, depth + 1) for key, member in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(member, depth + 1) for member in value]
+    return str(value)

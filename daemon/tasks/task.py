@@ -25,7 +25,7 @@ import trio
 from daemon import threads
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.agents.models import TakesLevel, any_level
-from daemon.client import SIGN_IN, ApiError, Transient
+from daemon.client import ApiError
 from daemon.repos.desk import Grant, mint_secret
 from daemon.repos.kept import kept_for_issue
 from daemon.tasks import outcome as outcomes
@@ -55,6 +55,7 @@ from daemon.workdir.prepare import (
 )
 from daemon.workdir.prompt import render_prompt, thread_name
 from shared import ids, times
+from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
@@ -166,7 +167,9 @@ class TaskRunner:
         try:
             await journal.save()
             with ExitStack() as guards:
-                told = await _TaskRun(self, job, journal, guards).run(shutdown)
+                run = _TaskRun(self, job, journal, guards)
+                with hiding(run.redactor):  # in what is logged of it, its agent's own words too
+                    told = await run.run(shutdown)
         finally:
             journal.close()
             if not told:
@@ -193,9 +196,9 @@ class _TaskRun:
         self._journal = journal
         self._guards = guards
         self._checkout_secret = mint_secret() if runner.desk is not None else ""
-        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
+        self.redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
-        self._transcript = Transcript(journal, self._redactor)
+        self._transcript = Transcript(journal, self.redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
         self._thinking_level = ""
@@ -243,7 +246,7 @@ class _TaskRun:
         if usage:
             self._note(partial(self._journal.note_usage, usage))
         if outcome is not None:
-            text = self._redactor.text(outcome.text)
+            text = self.redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
         else:
             self._note(self._journal.note_unwanted)
@@ -311,7 +314,9 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            reason = getattr(next(_leaves(raised)), "reason", "")
+            first = next(_leaves(raised))
+            # other exceptions have a `reason` too, and mean something else by it
+            reason = first.reason if isinstance(first, PrepareError) else ""
             outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
@@ -352,7 +357,7 @@ class _TaskRun:
         self._work_dir = str(chosen.layout.work_dir)
         self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
-        self._grant_checkouts(chosen)
+        await self._grant_checkouts(chosen)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -369,7 +374,7 @@ class _TaskRun:
             self._end = "cap"
         return self._judge(self._end)
 
-    def _grant_checkouts(self, chosen: Prepared) -> None:
+    async def _grant_checkouts(self, chosen: Prepared) -> None:
         """Let the agent check out repositories, until the task's end."""
         task, desk = self._task, self._runner.desk
         if desk is not None:
@@ -381,6 +386,7 @@ class _TaskRun:
                 issue_id=task.issue_id,
                 urls=frozenset(repo.url.strip() for repo in task.repos),
             )
+            await desk.prepare(grant)
             self._guards.enter_context(desk.grant(self._checkout_secret, grant))
 
     def _kept_before(self) -> list[tuple[str, str]]:
@@ -432,9 +438,9 @@ class _TaskRun:
                 return
             except ApiError as refusal:
                 error = refusal
-            if error.task_gone:
+            if error.task_gone and await client.surely_gone(task_id):
                 await _leave(server_stop, "gone")
-            if not isinstance(error, Transient) and error.status not in SIGN_IN:
+            if error.final and not error.task_gone:
                 status = await self._status()
                 if status in TERMINAL or status == "gone":
                     await _leave(server_stop, status)
@@ -451,7 +457,8 @@ class _TaskRun:
         try:
             return (await self._client.status(self._task.id)).status
         except ApiError as error:
-            return "gone" if error.task_gone else ""
+            sure = error.task_gone and await self._client.surely_gone(self._task.id)
+            return "gone" if sure else ""
 
     async def _run_again(self, chosen: Prepared, watchers: trio.Nursery) -> None:
         """Run once without resuming; if the agent does not start, the first result stands."""

@@ -99,7 +99,7 @@ class Sync:
             try:
                 await self._pass(children)
             except ApiError as error:
-                if error.unauthorized:
+                if error.unauthorized and await self.services.client.surely_unauthorized():
                     raise SignInRefused(
                         "the server refused this daemon's token: run `bullpen login` again"
                     ) from error

@@ -200,7 +200,8 @@ with decided as (
         -- waiting for the quota to come back uses no attempt up, within reason
         case when f.resume_at is null then f.max_attempts
              else greatest(f.max_attempts, least(f.max_attempts + 1, 10)) end,
-        f.trigger_summary, f.force_fresh_session or f.fresh,
+        -- a rerun goes on in the session that is its own by now
+        f.trigger_summary, f.fresh or (f.force_fresh_session and f.session_id is null),
         f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note, f.depth, f.resume_at
     from failed f
     join agent a on a.id = f.agent_id

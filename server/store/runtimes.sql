@@ -241,6 +241,12 @@ from unnest($1::uuid[], $2::uuid[]) as m (id, new_id)
 where a.runtime_id = m.id;
 
 -- name: merge_tasks
+-- With the chats whose agents left off there.
+with chats as (
+    update chat_session c set runtime_id = m.new_id
+    from unnest($1::uuid[], $2::uuid[]) as m (id, new_id)
+    where c.runtime_id = m.id
+)
 update agent_task_queue t set runtime_id = m.new_id
 from unnest($1::uuid[], $2::uuid[]) as m (id, new_id)
 where t.runtime_id = m.id;

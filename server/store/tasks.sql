@@ -155,18 +155,22 @@ left join app_user starter on coalesce(t.initiator_type, c.author_type) = 'membe
 left join agent starter_agent on coalesce(t.initiator_type, c.author_type) = 'agent'
     and starter_agent.id = coalesce(t.initiator_id, c.author_id)
 left join lateral (
-    -- a session that some run spoilt is not good again because an older run was
+    -- where the agent left off, on the issue or in the chat. A session that some run spoilt is not
+    -- good again because an older run was, and a rerun leaves behind what was before it
     select p.session_id, p.work_dir, p.runtime_id
     from (
         select q.*, bool_or(q.status = 'failed' and (
                    coalesce(q.failure_reason, '') = any($7::text[])
                    or (coalesce(q.error, '') ilike '%invalid_request_error%'
-                       and q.error like '%400%'))) over (partition by q.session_id) as spoilt
+                       and q.error like '%400%'))) over (partition by q.session_id) as spoilt,
+               max(q.created_at) filter (where q.force_fresh_session and q.parent_task_id is null)
+                   over () as rerun_at
         from agent_task_queue q
-        where q.issue_id = t.issue_id and q.agent_id = t.agent_id and q.session_id is not null
-          and q.status in ('completed', 'failed')
+        where (q.issue_id = t.issue_id or q.chat_session_id = t.chat_session_id)
+          and q.agent_id = t.agent_id and q.status in ('completed', 'failed', 'cancelled')
     ) p
-    where not p.spoilt and not t.force_fresh_session
+    where p.session_id is not null and not p.spoilt and not t.force_fresh_session
+      and p.created_at >= coalesce(p.rerun_at, '-infinity')
     order by coalesce(p.completed_at, p.started_at, p.dispatched_at, p.created_at) desc
     limit 1
 ) prior on true

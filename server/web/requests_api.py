@@ -31,7 +31,7 @@ from server.web.daemon_calls import change, daemon_caller
 from server.web.daemon_calls import path_id as daemon_id
 from server.web.fields import Fields, json_of, text_of
 from server.web.unit import fields, path_id, read, write
-from shared.skillbundle import is_safe_path
+from shared.skillbundle import clash, path_fault
 from shared.times import fine_stamp
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
@@ -298,7 +298,7 @@ async def _failed(conn: Connection, row: Record, error: str) -> list[Consequence
 def _skill(
     sent: Fields, runtime_id: str, params: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a machine sent as a skill; files at unsafe places are left out."""
+    """What a machine sent as a skill. Raises Invalid for one that no other machine could write."""
     skill = Fields(sent.object("skill"))
     name = params["name"] or skill.text("name").strip()
     if not name:
@@ -313,9 +313,11 @@ def _skill(
         if isinstance(item, dict)
         and isinstance(item.get("path"), str)
         and isinstance(item.get("content") or "", str)
-        and is_safe_path(item["path"])
         and item["path"].lower() != "skill.md"
     }
+    faults = [*map(path_fault, files), clash(files)]
+    if fault := next(filter(None, faults), ""):
+        raise Invalid(fault)
     if len(content.encode()) + sum(len(text.encode()) for text in files.values()) > LARGEST_SKILL:
         raise Invalid(f"the skill is larger than {LARGEST_SKILL} bytes")
     origin = {

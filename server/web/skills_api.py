@@ -21,7 +21,7 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields, text_of
 from server.web.unit import event, fields, path_id, read, write
-from shared.skillbundle import is_safe_path
+from shared.skillbundle import clash, path_fault
 from shared.wire.teamwork import FullSkill, SkillFileRow, SkillSummary
 
 LARGEST_FILE: Final = 1024 * 1024
@@ -63,7 +63,7 @@ async def create_skill(request: Request) -> Response:
         "config": sent.object("config"),
     }
     files = _files(sent) or {}
-    _check_size(values["content"], files)
+    _check_together(values["content"], files)
 
     async def unit(conn: Connection) -> tuple[FullSkill, _Told]:
         made = await skills.create_skill(
@@ -91,7 +91,7 @@ async def update_skill(request: Request) -> Response:
     if sent.given("config"):
         changes["config"] = sent.object("config")
     files = _files(sent)
-    _check_size(changes.get("content", ""), files or {})
+    _check_together(changes.get("content", ""), files or {})
 
     async def unit(conn: Connection) -> tuple[FullSkill, _Told]:
         before = await _managed(conn, caller, skill_id)
@@ -141,7 +141,7 @@ async def put_file(request: Request) -> Response:
     async def unit(conn: Connection) -> tuple[SkillFileRow, _Told]:
         await _managed(conn, caller, skill_id)
         known = {file.path: file.content for file in await skills.list_files(conn, skill_id)}
-        _check_size("", known | {path: content})
+        _check_together("", known | {path: content})
         written = await skills.put_file(conn, skill_id, path, content)
         shown = await _known(conn, caller, skill_id)
         return written, (_told(caller, "skill:updated", shown),)
@@ -256,8 +256,8 @@ def _path(text: str) -> str:
     path = text.strip()
     if not path:
         raise Invalid("path is required")
-    if not is_safe_path(path):
-        raise Invalid(f"invalid file path {path!r}: it must be relative, without '..'")
+    if fault := path_fault(path):
+        raise Invalid(fault)
     return path
 
 
@@ -281,7 +281,9 @@ def _files(sent: Fields) -> dict[str, str] | None:
     return found
 
 
-def _check_size(content: str, files: dict[str, str]) -> None:
+def _check_together(content: str, files: dict[str, str]) -> None:
+    if fault := clash(files):
+        raise Invalid(fault)
     if len(files) > MOST_FILES:
         raise Invalid(f"a skill may have at most {MOST_FILES} files")
     size = len(content.encode()) + sum(len(text.encode()) for text in files.values())

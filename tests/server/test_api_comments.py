@@ -46,6 +46,28 @@ def names(comments: list[Any]) -> list[str]:
     return [comment["content"] for comment in comments]
 
 
+async def test_a_mention_that_is_only_shown_starts_nobody() -> None:
+    async with open_api() as api:
+        issue = await api.owner.ok(201, "POST", "/api/issues", {"title": "T"})
+        call = f"[@A](mention://agent/{api.world.agent_id})"
+        shown = [
+            f"The syntax is:\n\n```markdown\n{call} do it\n```",
+            f"write `{call}` to mention",
+            f"~~~~\n{call}\n~~~~",
+            f"```\n{call}",
+            f"para\n\n    {call}\n\nafter",
+            f"<!-- {call} -->",
+        ]
+        path = f"/api/issues/{issue['id']}/comments"
+        runs = f"/api/issues/{issue['id']}/task-runs"
+        for content in shown:
+            await api.member.ok(201, "POST", path, {"content": content})
+        assert await api.member.get(runs) == []
+        content = f"```\ncode\n```\n{call} now you"
+        await api.member.ok(201, "POST", path, {"content": content})
+        assert len(await api.member.get(runs)) == 1
+
+
 @pytest.mark.spec("06 §7.2", "POST /api/issues/{id}/comments")
 async def test_a_comment_is_shown_whole() -> None:
     async with open_api() as api:

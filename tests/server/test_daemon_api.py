@@ -225,7 +225,7 @@ async def test_messages_survive_what_postgres_cannot_store() -> None:
         answer = await rig.http.post(f"/api/daemon{path}", content=raw)
         assert answer.status_code == 200, answer.text
         rows = await rig.get(path)
-        assert rows[0]["output"] == "ab ? [REDACTED GITHUB TOKEN]"
+        assert rows[0]["output"] == "ab \ufffd [REDACTED GITHUB TOKEN]"
         assert rows[1]["input"] == {"deep": {"list": ["[REDACTED GITHUB TOKEN]"]}, "n": None}
 
 
@@ -293,6 +293,15 @@ async def test_registering() -> None:
             )
             await conn.execute("update agent set runtime_id = $1", old)
             await make_task(conn, world, runtime_id=old)
+            await insert(
+                conn,
+                "chat_session",
+                workspace_id=world.workspace_id,
+                agent_id=world.agent_id,
+                creator_id=world.user_id,
+                session_id="left off",
+                runtime_id=old,
+            )
             return profiles[0], profiles[1], profiles[2]
 
         acme, broken, off = await rig.database.write(prepare)
@@ -342,6 +351,8 @@ async def test_registering() -> None:
         )
         task = await rig.post(f"/runtimes/{claude['id']}/tasks/claim", {})
         assert task["task"]["runtime_id"] == claude["id"]
+        chat = await rig.database.read(lambda conn: conn.fetchrow("select * from chat_session"))
+        assert (chat["session_id"], chat["runtime_id"]) == ("left off", claude["id"])
         assert len(rig.events("daemon:register")) == 2
 
         def wanting(**changes: Any) -> dict[str, Any]:

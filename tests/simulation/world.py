@@ -290,7 +290,7 @@ class World:
             (self.projects / place).mkdir(parents=True, exist_ok=True)
             (self.projects / place / "AGENTS.md").write_text("the user's")
         self.untouched = read_tree(self.projects)
-        allow_directory(Home(home), self.projects)
+        allow_directory(Home(self.home), self.projects)
         self.settings = settings
         self.server = ModelServer(nursery)
         self.nursery = nursery
