@@ -40,10 +40,14 @@ else:
 log = structlog.get_logger(__name__)
 
 EXCHANGE: Final = 10.0
-"""Seconds for one connection's only request and answer."""
+"""Seconds for one connection's answer."""
 
-CONNECTIONS: Final = 32
-"""Connections served at a time; more are closed at once. Long answers are not counted."""
+ASKING: Final = 10.0
+"""Seconds for the whole request, from the connection on."""
+
+WAITING: Final = 64
+"""Connections whose request has not come yet. One more, and the oldest of them is closed: silence
+keeps nobody out."""
 
 LONG_ANSWERS: Final = 256
 """Answers of `routes` under way at a time."""
@@ -85,10 +89,22 @@ Handler = Callable[[Asked], Awaitable[Answer]]
 
 @attrs.define(eq=False)
 class _Seats:
-    """How many connections are served; one that waits for a long answer has left its seat."""
+    """Who is at the door: connections that have not asked yet, oldest first, and long answers."""
 
-    busy: int = 0
+    waiting: dict[int, trio.CancelScope] = attrs.field(factory=dict)
     long: int = 0
+
+    @contextmanager
+    def wait(self) -> Iterator[trio.CancelScope]:
+        """A place among those who have not asked yet; the scope ends by time, or for a newcomer."""
+        while len(self.waiting) >= WAITING:
+            self.waiting.pop(next(iter(self.waiting))).cancel(reason="others wait too")
+        with trio.move_on_after(ASKING) as asking:
+            self.waiting[id(asking)] = asking
+            try:
+                yield asking
+            finally:
+                self.waiting.pop(id(asking), None)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -130,54 +146,43 @@ class Control:
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Answer the one request of a connection and close it; never raises for the peer's sake."""
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         try:
-            with trio.move_on_after(EXCHANGE) as limit:
-                await self._exchange(stream, limit)
+            asked: Asked | Answer | None = None
+            with self.seats.wait():
+                asked = await _receive(stream, connection)
+            if asked is not None:
+                with trio.move_on_after(EXCHANGE) as limit:
+                    await self._exchange(stream, connection, asked, limit)
         except (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("control connection broken", error=str(error))
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _exchange(self, stream: trio.abc.Stream, limit: trio.CancelScope) -> None:
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
-        request: h11.Request | None = None
-        body = bytearray()
-        answer: Answer | None = None
-        while True:
-            try:
-                event = connection.next_event()
-            except h11.RemoteProtocolError as error:
-                answer = Answer(status=error.error_status_hint, text="bad request\n")
-                break
-            if event is h11.NEED_DATA:
-                connection.receive_data(bytes(await stream.receive_some(4096)))
-            elif isinstance(event, h11.Request):
-                request = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > LONGEST_BODY:
-                    answer = Answer(status=413, text="request too large\n")
-                    break
-            elif isinstance(event, h11.ConnectionClosed):
-                return
+    async def _exchange(
+        self,
+        stream: trio.abc.Stream,
+        connection: h11.Connection,
+        asked: Asked | Answer,
+        limit: trio.CancelScope,
+    ) -> None:
+        if isinstance(asked, Answer):  # it was no request
+            await _send(stream, connection, asked, head=False)
+            return
+        answer: Answer | None
+        try:
+            route = None if _is_foreign(asked) else self.routes.get(asked.path)
+            if route is None:
+                answer = self.answer(asked)
             else:
-                break
-        asked = None if request is None else _asked(request, bytes(body))
-        if answer is None:
-            assert asked is not None
-            try:
-                route = None if _is_foreign(asked) else self.routes.get(asked.path)
-                if route is None:
-                    answer = self.answer(asked)
-                else:
-                    answer = await self._answer_long(route, asked, stream, limit)
-                    if answer is None:
-                        return
-            except Exception:
-                log.exception("control request failed", path=asked.path)
-                answer = Answer(status=500, text="internal error\n")
-        await _send(stream, connection, answer, head=asked is not None and asked.method == "HEAD")
-        if asked is not None and asked.path == "/shutdown" and answer.status == 200:
+                answer = await self._answer_long(route, asked, stream, limit)
+                if answer is None:
+                    return
+        except Exception:
+            log.exception("control request failed", path=asked.path)
+            answer = Answer(status=500, text="internal error\n")
+        await _send(stream, connection, answer, head=asked.method == "HEAD")
+        if asked.path == "/shutdown" and answer.status == 200:
             self.stop("asked to by /shutdown")
 
     async def _answer_long(
@@ -188,7 +193,6 @@ class Control:
             return Answer(status=503, text="too many requests at a time\n")
         answer: Answer | None = None
         self.seats.long += 1
-        self.seats.busy -= 1
         limit.deadline = math.inf
         try:
             async with trio.open_nursery() as work:
@@ -208,7 +212,6 @@ class Control:
                 work.cancel_scope.cancel(reason="answered")
         finally:
             self.seats.long -= 1
-            self.seats.busy += 1
         limit.deadline = trio.current_time() + EXCHANGE
         return answer
 
@@ -247,6 +250,30 @@ def _who_has(port: int) -> str:
         f"a daemon of another product has it (pid {told.get('pid')}), which Bullpen leaves alone:"
         " stop that one yourself, or set BULLPEN_DAEMON_PORT to a free one"
     )
+
+
+async def _receive(stream: trio.abc.Stream, connection: h11.Connection) -> Asked | Answer | None:
+    """The whole request, or what to answer to something that is none; None when the peer left."""
+    request: h11.Request | None = None
+    body = bytearray()
+    while True:
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as error:
+            return Answer(status=error.error_status_hint, text="bad request\n")
+        if event is h11.NEED_DATA:
+            connection.receive_data(bytes(await stream.receive_some(4096)))
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > LONGEST_BODY:
+                return Answer(status=413, text="request too large\n")
+        elif isinstance(event, h11.ConnectionClosed):
+            return None
+        else:
+            assert request is not None
+            return _asked(request, bytes(body))
 
 
 def _is_foreign(asked: Asked) -> bool:
@@ -338,19 +365,7 @@ async def open_control(
 
 
 async def _accept(control: Control, listeners: list[trio.SocketListener]) -> None:
-    seats = control.seats
-
-    async def serve(stream: trio.SocketStream) -> None:
-        if seats.busy >= CONNECTIONS:
-            await trio.aclose_forcefully(stream)
-            return
-        seats.busy += 1
-        try:
-            await control.serve(stream)
-        finally:
-            seats.busy -= 1
-
-    await trio.serve_listeners(serve, listeners)
+    await trio.serve_listeners(control.serve, listeners)
 
 
 def _forget(path: Path, secret: str) -> None:

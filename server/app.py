@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -31,10 +32,11 @@ from server.push.hub import RESTART, Hub
 from server.push.relay import run_relay
 from server.setup import Setup, set_up
 from server.store.migrate import migrate
+from server.store.sessions import shared_secret
 from server.web.context import Services
 from server.web.routes import make_app
 from server.web.serve import open_listeners, serve, url_of
-from shared.home import private_secret, write_private
+from shared.home import write_private
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +61,6 @@ async def run_server(config: Config, options: Options = Options()) -> None:
 
     Raises EmbeddedError, BindError and what the database raises when it cannot start.
     """
-    if not config.jwt_secret:
-        config = attrs.evolve(
-            config, jwt_secret=private_secret(config.home.root / "session.secret")
-        )
     stop = trio.Event()
     async with trio.open_nursery() as watching:
         await watching.start(_watch_signals, stop, watching.cancel_scope)
@@ -80,6 +78,10 @@ async def _run_until(config: Config, options: Options, stop: trio.Event) -> None
         async with open_database(database_url, pool_size=config.database_pool) as database:
             applied = await database.write(migrate, deadline=_MIGRATION_LIMIT)
             log.info("database is ready", migrations_applied=len(applied))
+            if not config.jwt_secret:
+                config = attrs.evolve(config, jwt_secret=await _session_secret(database))
+                with suppress(OSError):  # earlier versions kept it where agents could read it
+                    (config.home.root / "session.secret").unlink()
             made = await _set_up(config, options, database)
             async with open_services(config, database) as services:
                 async with trio.open_nursery() as web:
@@ -117,6 +119,12 @@ async def open_services(config: Config, database: Database) -> AsyncIterator[Ser
         await services.start(run_scheduler, database, parts.hub)
         yield parts
         services.cancel_scope.cancel(reason="the server stops")
+
+
+async def _session_secret(database: Database) -> str:
+    """What signs sessions on every server of this database."""
+    unit: Any = partial(shared_secret, name="session", proposal=secrets.token_hex(32))
+    return str(await database.write(unit))
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
@@ -56,7 +56,7 @@ class Config:
     """None means the embedded Postgres below the home directory."""
     database_pool: int = 20
     jwt_secret: str = attrs.field(default="", repr=False)
-    """Signs sessions. Empty until the server fills in the one kept in the home directory."""
+    """Signs sessions. Empty until the server fills in the one kept in the database."""
     session_ttl: float = 30 * 86400.0
     public_url: str = ""
     """How people reach the server; empty means: as the request at hand did."""
@@ -91,11 +91,16 @@ class Config:
     allowed_email_domains: tuple[str, ...] = ()
     """Who may make one all the same; if anybody is named, nobody else may."""
     metrics_token: str = attrs.field(default="", repr=False)
-    """Without one, /metrics answers only to this machine."""
+    """What /metrics asks for; without one there is no /metrics."""
     log_level: str = "info"
     user_email: str = "local@bullpen.local"
     """Whom the first start creates."""
     user_name: str = "You"
+
+    @property
+    def root_path(self) -> str:
+        """The path the public address has, which a proxy takes off before it asks us; "" for none."""
+        return urlsplit(self.public_url).path.rstrip("/")
 
     @property
     def secure(self) -> bool:
@@ -277,17 +282,33 @@ def _jwt_secret(text: str) -> str:
 def _public_url(text: str) -> str:
     if not text:
         return ""
-    parts = urlsplit(text)
+    parts = _split(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ConfigError(f"BULLPEN_PUBLIC_URL must be an http or https address, not {text!r}")
+    if parts.query or parts.fragment or not _PATH.fullmatch(parts.path):
+        raise ConfigError(
+            "BULLPEN_PUBLIC_URL may have a path of plain segments, like https://host/bullpen, and"
+            f" nothing behind it, not {text!r}"
+        )
     return text.rstrip("/")
+
+
+def _split(text: str) -> SplitResult:
+    """The parts of an address; those of nothing for what is none, which is then refused."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit("")
+
+
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
 
 
 def _origins(items: tuple[str, ...]) -> tuple[str, ...]:
     """Scheme and host, as browsers say it; a star would let every page act for who is signed in."""
     found: list[str] = []
     for item in items:
-        parts = urlsplit(item.rstrip("/"))
+        parts = _split(item.rstrip("/"))
         if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path or parts.query:
             raise ConfigError(
                 f"BULLPEN_ALLOWED_ORIGINS must be like https://host or http://host:port, not {item!r}"

@@ -13,8 +13,8 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -22,6 +22,8 @@ import structlog
 import trio
 import trio_asyncio
 
+from server.errors import Unavailable
+from server.lanes import Lanes, Overloaded
 from server.stages import stage
 from server.store.queries import Connection
 
@@ -57,6 +59,71 @@ _LOST: Final = (
 )
 
 
+class TooSlow(Unavailable, trio.TooSlowError):
+    """The database did not answer in time, or a row stayed locked."""
+
+    def __init__(self) -> None:
+        super().__init__("the database does not answer in time; try again")
+
+
+class NoRoom(Unavailable):
+    """The database's disk is full."""
+
+    def __init__(self) -> None:
+        super().__init__("the disk of the server's database is full; make room there")
+
+
+@contextmanager
+def _in_time(deadline: float) -> Iterator[None]:
+    """Say of what passes by itself that it does: the caller shall come again."""
+    try:
+        yield
+    except (trio.TooSlowError, asyncpg.LockNotAvailableError) as error:
+        log.warning("the database is too slow", deadline=deadline, error=str(error))
+        raise TooSlow from error
+    except asyncpg.TooManyConnectionsError as error:
+        log.warning("the database takes no more connections", error=str(error))
+        raise Overloaded from error
+    except asyncpg.DiskFullError as error:
+        log.warning("disk full: the database cannot write", error=str(error))
+        raise NoRoom from error
+
+
+class NotSaid(Exception):
+    """The database did not take a notification, or did not say that it did."""
+
+
+class Line:
+    """A listening connection: what is said on its channel, and a voice there.
+
+    It waits behind no request. `heard` are the payloads, our own among them.
+    """
+
+    def __init__(
+        self,
+        channel: str,
+        heard: trio.MemoryReceiveChannel[str],
+        cross: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        conn: Any,
+    ) -> None:
+        self.heard = heard
+        self._channel = channel
+        self._cross = cross
+        self._conn = conn
+
+    async def notify(self, payloads: list[str], *, deadline: float = _DEADLINE) -> None:
+        """Tell all listeners, in one transaction; a payload has at most 7,999 bytes.
+
+        Raises NotSaid.
+        """
+        statement = "select pg_notify($1, payload) from unnest($2::text[]) payload"
+        try:
+            with trio.fail_after(deadline, shield=True):
+                await self._cross(self._conn.execute(statement, self._channel, payloads))
+        except (trio.TooSlowError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise NotSaid(str(error) or type(error).__name__) from error
+
+
 class Database:
     """A pool of connections. Made by `open_database`; used by any task inside it."""
 
@@ -64,14 +131,17 @@ class Database:
         self._url = url
         self._loop = loop
         self._pool = pool
+        self._lanes = Lanes.of(pool.get_max_size())
 
     async def read(self, unit: Unit[T], *, deadline: float = _DEADLINE) -> T:
         """Run a unit that changes nothing, without a transaction of its own.
 
-        Cancellable. Raises trio.TooSlowError after `deadline` seconds.
+        Cancellable. Raises Overloaded when it cannot begin soon, TooSlow after `deadline` seconds,
+        NoRoom when the database's disk is full.
         """
-        with trio.fail_after(deadline):
-            return await self._cross(self._plain(unit))
+        async with self._lanes.reading():
+            with _in_time(deadline), trio.fail_after(deadline):
+                return await self._cross(self._plain(unit))
 
     async def write(
         self, unit: Unit[T], *, deadline: float = _DEADLINE, one_statement: bool = False
@@ -79,34 +149,29 @@ class Database:
         """Run a unit in one transaction, to its end whatever the caller's scope says.
 
         Serialization failures and deadlocks are retried, what was deleted meanwhile is looked up
-        again, and so is done when a connection was lost before the commit was sent. Raises trio.TooSlowError after `deadline` seconds; the
+        again, and so is what a connection lost before the commit was sent. Raises Overloaded when
+        it cannot begin soon, and TooSlow after `deadline` seconds, or when a row stays locked; the
         transaction has then been rolled back, unless it was the answer to the commit that was
-        awaited. `one_statement` says that the unit is a single statement, which is a transaction
+        awaited; NoRoom when the database's disk is full. `one_statement` says that the unit is a
+        single statement, which is a transaction
         already: it saves two round trips.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.fail_after(deadline, shield=True):
-            return await self._cross(self._persistent(unit, one_statement))
+        async with self._lanes.writing():
+            with _in_time(deadline), trio.fail_after(deadline, shield=True):
+                return await self._cross(self._persistent(unit, one_statement))
 
     def connections(self) -> tuple[int, int, int]:
         """How many connections are open, how many of them idle, and how many there may be."""
         pool = self._pool
         return pool.get_size(), pool.get_idle_size(), pool.get_max_size()
 
-    async def notify(self, channel: str, payload: str) -> None:
-        """Tell all listeners of a channel; at most 7,999 bytes."""
-
-        async def send(conn: Connection) -> None:
-            await conn.execute("select pg_notify($1, $2)", channel, payload)
-
-        await self.write(send, one_statement=True)
-
     @asynccontextmanager
-    async def listen(self, channel: str) -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
-        """Open a connection of its own that listens to a channel; yields the payloads.
+    async def listen(self, channel: str) -> AsyncIterator[Line]:
+        """Open a connection of its own, outside the pool, that listens to a channel.
 
-        The receive channel ends when the connection dies or the reader falls too far behind:
-        what was missed then is unknown.
+        Its `heard` ends when the connection dies or the reader falls too far behind: what was
+        missed then is unknown.
         """
         send, receive = trio.open_memory_channel[str](_NOTIFICATIONS)
 
@@ -130,7 +195,7 @@ class Database:
 
         conn = await self._cross(connect())
         try:
-            yield receive
+            yield Line(channel, receive, self._cross, conn)
         finally:
             send.close()
             receive.close()
@@ -239,6 +304,8 @@ _SETTINGS: Final[dict[str, Any]] = {
         "application_name": "bullpen",
         "jit": "off",
         "plan_cache_mode": "force_generic_plan",
+        # Whoever waits for a row longer gives its connection back and is told to come again.
+        "lock_timeout": "5s",
         "timezone": "UTC",
     },
     "timeout": 10.0,

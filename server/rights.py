@@ -89,7 +89,7 @@ _NO_RUNTIME, _NO_TASK, _NO_WORKSPACE = "runtime not found", "task not found", "w
 TABLE: Final = (
     # object, action                 people       agents
     Rule("server", "look", EVERYONE, ALL, OWN, note="health, sign-in pages, styles"),
-    Rule("server", "measure", NOBODY, NEVER, note="this machine, or the metrics token"),
+    Rule("server", "measure", NOBODY, NEVER, note="who has the metrics token"),
     Rule("session", "begin", EVERYONE, ALL, OWN, note="with a code or a link"),
     Rule("session", "end", EVERYONE, ALL, OWN, note="the caller's own cookie"),
     Rule("account", "read", USERS, ALL, note="the caller's own"),

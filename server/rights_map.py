@@ -42,6 +42,11 @@ ROUTES: Final[dict[str, str]] = {
     "POST /api/cli-token": "credential.create",
     "POST /auth/link": "credential.create",
     "POST /login/cli": "credential.create",
+    "GET /api/sessions": "credential.read",
+    "DELETE /api/sessions": "credential.delete",
+    "DELETE /api/sessions/{id}": "credential.delete",
+    "GET /auth/sessions": "credential.read",
+    "POST /auth/sessions": "credential.delete",
     # --- workspaces and members ---
     "GET /api/workspaces": "account.read",
     "POST /api/workspaces": "workspace.create",

@@ -35,7 +35,8 @@ class Setup:
 async def set_up(conn: Connection, *, email: str, name: str) -> Setup:
     """Make or find the user and their workspace, and mint a personal token.
 
-    Tokens of earlier starts are revoked: nobody has them any more but by accident.
+    Tokens of earlier starts are revoked: nobody has them any more but by accident. Browsers that were
+    signed in with one stay so, as if with the new one.
     """
     user_id = await conn.fetchval(SQL.user, email, name)
     workspace = await conn.fetchrow(SQL.workspace_of, user_id)
@@ -46,14 +47,15 @@ async def set_up(conn: Connection, *, email: str, name: str) -> Setup:
         assert workspace is not None
         await conn.execute(SQL.make_owner, workspace["id"], user_id)
     token = ids.mint_token(ids.PERSONAL_TOKEN)
-    await conn.execute(SQL.revoke_tokens, user_id, TOKEN_NAME)
-    await conn.execute(
+    retired = await conn.fetch(SQL.revoke_tokens, user_id, TOKEN_NAME)
+    token_id = await conn.fetchval(
         SQL.make_token,
         user_id,
         ids.hash_token(token),
         token[: ids.TOKEN_PREFIX_LENGTH],
         TOKEN_NAME,
     )
+    await conn.execute(SQL.hand_on_sessions, [row["id"] for row in retired], token_id)
     return Setup(
         token=token,
         user_id=str(user_id),

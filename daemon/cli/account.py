@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import sys
+from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
 from daemon.cli.api import Api, open_api
 from daemon.cli.errors import REFUSED, CliError
-from daemon.cli.output import notice, output_option, print_fields, print_json
+from daemon.cli.output import notice, output_option, print_fields, print_json, print_table
 from daemon.cli.settings import Settings
 from shared import __version__
 from shared.ids import PERSONAL_TOKEN, TOKEN_PREFIX_LENGTH
@@ -74,7 +76,10 @@ def _token_by_browser(settings: Settings, server_url: str, *, opens: bool) -> st
         raise CliError(f"nobody signed in within {PATIENCE / 60:g} minutes")
     body = {"name": f"CLI ({platform.node() or 'unknown'})", "expires_in_days": _TOKEN_DAYS}
     with _bare_api(settings, server_url, session) as api:
-        return str(api.post("/api/tokens", body)["token"])
+        token = str(api.post("/api/tokens", body)["token"])
+        with suppress(CliError):  # the session has served its purpose
+            api.post("/auth/logout", {})
+    return token
 
 
 def _bare_api(settings: Settings, server_url: str, token: str) -> Api:
@@ -110,11 +115,54 @@ def status(settings: Settings) -> None:
 
 
 @auth.command()
+@click.option(
+    "--everywhere",
+    is_flag=True,
+    help="End your sessions in all browsers and command lines instead; tokens stay valid.",
+)
 @click.pass_obj
-def logout(settings: Settings) -> None:
+def logout(settings: Settings, everywhere: bool) -> None:
     """Forget the token on this machine; it stays valid on the server."""
+    if everywhere:
+        with open_api(settings, workspace=False) as api:
+            ended = api.delete("/api/sessions")["ended"]
+        notice(f"ended {ended} session{'' if ended == 1 else 's'}; personal access tokens stay")
+        return
     settings.save(token=None)
     notice("signed out")
+
+
+_KINDS: Final = {"link": "browser (link)", "code": "browser (code)", "command_line": "command line"}
+
+
+@auth.command()
+@output_option("table")
+@click.option("--end", "session_id", metavar="ID", help="End this session instead.")
+@click.pass_obj
+def sessions(settings: Settings, output: str, session_id: str | None) -> None:
+    """List where you are signed in, or end one session."""
+    with open_api(settings, workspace=False) as api:
+        if session_id is not None:
+            api.delete(f"/api/sessions/{quote(session_id, safe='')}")
+            notice("ended the session")
+            return
+        told = api.get("/api/sessions")["sessions"]
+    if output == "json":
+        print_json(told)
+        return
+    print_table(
+        ("ID", "KIND", "LAST USED", "EXPIRES", "PROGRAM"),
+        [
+            (
+                each["id"],
+                _KINDS.get(each["kind"], each["kind"]),
+                each["last_used_at"],
+                each["expires_at"],
+                each["user_agent"],
+            )
+            for each in told
+        ],
+    )
 
 
 @click.group()

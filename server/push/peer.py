@@ -63,6 +63,15 @@ def control_of(websocket: WebSocket) -> Control:
     return _NoControl() if found is None else found
 
 
+async def receive_text(websocket: WebSocket) -> str | None:
+    """The next message; None for a binary one. Raises WebSocketDisconnect."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
+    text: str | None = message.get("text")
+    return text
+
+
 async def run_peer(
     websocket: WebSocket,
     peer: Peer,
@@ -83,10 +92,10 @@ async def run_peer(
         nonlocal left
         while True:
             try:
-                text = await websocket.receive_text()
+                text = await receive_text(websocket)
             except WebSocketDisconnect:
                 break
-            except KeyError:
+            if text is None:
                 continue  # a binary message: nothing of ours
             peer.tally.frames[name] += 1
             take(text)

@@ -1,7 +1,7 @@
 """Carries announcements to the other server processes on the same database, and theirs to us.
 
-One connection listens on a Postgres channel; a queue in the hub feeds a publisher, outside the
-transactions that caused the announcements. What one process publishes arrives complete and in
+One connection of its own listens on a Postgres channel and speaks there, so that no load of requests
+holds it up; a queue in the hub feeds it, outside the transactions that caused the announcements. What one process publishes arrives complete and in
 order, so a gap in a sender's numbers means something was missed: every socket is then sent off to
 reconnect and catch up, as after a lost listener. Ends only by cancellation; its supervisor restarts
 it for ever, because a database that is away comes back.
@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Awaitable
-from functools import partial
 from typing import Any, Final
 
 import structlog
 import trio
 
 from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
-from server.database import Database
+from server.database import Database, Line, NotSaid
 from server.push.hub import RESTART, Hub
-from server.store.queries import Connection
 from shared import codec
 from shared.supervise import Backoff, supervise
 from shared.wire.event import Event
@@ -36,6 +33,8 @@ _PART: Final = 7800
 _BATCH: Final = 200
 _GATHER: Final = 0.005
 """Seconds to wait for more after the first of a batch: a commit per batch, not per event."""
+
+_AGAIN: Final = Backoff(first=0.1, limit=2.0)
 
 _KINDS: Final[dict[str, type[Any]]] = {
     "event": Event,
@@ -96,9 +95,11 @@ class Inbox:
         parts.append(piece)
         if index + 1 < count:
             return None
-        gap = sender in self._last and number != self._last[sender] + 1
+        text, last = "".join(self._parts.pop(sender)), self._last.get(sender)
+        if last is not None and number <= last:
+            return None  # said again, since its sender was not sure
         self._last[sender] = number
-        return "".join(self._parts.pop(sender)), gap
+        return text, last is not None and number != last + 1
 
 
 async def run_relay(  # noqa: ASYNC128 - the relay's first listener calls it
@@ -122,16 +123,16 @@ class _Relay:
 
     async def run(self) -> None:
         """One life of the listener. Raises ListenerLost, or what the database raises."""
-        async with self._database.listen(CHANNEL) as notifications:
-            if self._ran_before:
+        async with self._database.listen(CHANNEL) as line:
+            again, self._ran_before = self._ran_before, True
+            if again:
                 self._catch_up("the listener was lost")
             else:
                 self._task_status.started()
-            self._ran_before = True
             with self._hub.relaying() as outgoing:
                 async with trio.open_nursery() as directions:
-                    directions.start_soon(self._publish, outgoing)
-                    await self._receive(notifications)
+                    directions.start_soon(self._publish, outgoing, line, again)
+                    await self._receive(line.heard)
                     raise ListenerLost
 
     def _catch_up(self, why: str) -> None:
@@ -158,7 +159,12 @@ class _Relay:
             for consequence in batch:
                 self._hub.deliver(consequence)
 
-    async def _publish(self, outgoing: trio.MemoryReceiveChannel[Consequence]) -> None:
+    async def _publish(
+        self, outgoing: trio.MemoryReceiveChannel[Consequence], line: Line, again: bool
+    ) -> None:
+        if again:  # what the last line did not get out is a gap: others are to notice it now
+            self._number += 1
+            await self._notify(line, split(self._me, self._number, write([])))
         while True:
             batch = [await outgoing.receive()]
             await trio.sleep(_GATHER)
@@ -169,11 +175,24 @@ class _Relay:
                     break
             # The number is used up before sending: others notice what does not arrive.
             self._number += 1 + self._hub.take_missed()
-            parts = split(self._me, self._number, write(batch))
-            unit: Any = partial(_notify, parts=parts)
-            await self._database.write(unit, one_statement=True)
+            await self._notify(line, split(self._me, self._number, write(batch)))
             self._hub.tally.relayed["out"] += len(batch)
 
+    async def _notify(self, line: Line, parts: list[str]) -> None:
+        """Say it, however often that takes: what one database does not take now it takes later.
 
-def _notify(conn: Connection, parts: list[str]) -> Awaitable[Any]:
-    return conn.execute("select pg_notify($1, part) from unnest($2::text[]) part", CHANNEL, parts)
+        Meanwhile the queue fills; what it has no room for is a gap that others notice. A connection
+        that is lost ends the whole line, not this.
+        """
+        failures = 0
+        while True:
+            try:
+                return await line.notify(parts)
+            except NotSaid as error:
+                failures += 1
+                log.warning(
+                    "announcements cannot be told to other servers; trying again",
+                    error=str(error),
+                    failures=failures,
+                )
+            await trio.sleep(_AGAIN.wait(failures))

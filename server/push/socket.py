@@ -8,10 +8,8 @@ than they can be answered is closed.
 
 from __future__ import annotations
 
-import ipaddress
 from functools import partial
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -21,13 +19,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import DomainError, Forbidden, Invalid, NotFound, Unauthenticated
 from server.push.hub import POLICY, TRY_AGAIN, Peer
-from server.push.peer import close, control_of, run_peer
+from server.push.peer import close, control_of, receive_text, run_peer
 from server.store import access
 from server.store.access import Seat
-from server.web import auth
+from server.web import address, auth
 from server.web.answers import PLAIN, status_of
 from server.web.auth import Actor
 from server.web.context import Services, services
+from server.web.limits import is_trusted_peer
 from shared import codec, ids
 from shared.wire import frame
 from shared.wire.frame import Frame
@@ -45,12 +44,6 @@ _MAX_MESSAGE: Final = 64 * 1024
 """Bytes; commands and tokens are short."""
 
 _SCOPES: Final = frozenset({"workspace", "user", "task", "chat"})
-
-_LOCAL_DEVELOPMENT: Final = (
-    "http://localhost:3000",
-    "http://localhost:5173",
-    "http://localhost:5174",
-)
 
 
 async def browser_socket(websocket: WebSocket) -> None:
@@ -81,30 +74,22 @@ async def browser_socket(websocket: WebSocket) -> None:
 
 def _check_origin(websocket: WebSocket) -> None:
     """Refuse pages of other sites: they would carry our cookie (spec 01 §5.1)."""
-    origin = websocket.headers.get("origin")
-    if origin is None:
+    said = websocket.headers.get("origin")
+    if said is None:
         return
-    parts = services(websocket)
-    host = urlsplit(origin).netloc.lower()
-    if host and host == websocket.headers.get("host", "").lower():
+    config = services(websocket).config
+    origin = address.origin_of(said)
+    if origin is None:
+        raise Forbidden("origin not allowed")
+    scheme, host = origin
+    if host == websocket.headers.get("host", "").lower():
         return
     forwarded = websocket.headers.get("x-forwarded-host", "").split(",")[0].strip().lower()
-    if forwarded and host == forwarded and _from_proxy(websocket, parts):
+    if host == forwarded and is_trusted_peer(websocket, config):
         return
-    config = parts.config
-    allowed = config.allowed_origins or (
-        (config.public_url,) if config.public_url else _LOCAL_DEVELOPMENT
-    )
-    if origin.rstrip("/") not in allowed:
+    ours = address.origin_of(config.public_url)
+    if origin != ours and f"{scheme}://{host}" not in config.allowed_origins:
         raise Forbidden("origin not allowed")
-
-
-def _from_proxy(websocket: WebSocket, parts: Services) -> bool:
-    try:
-        peer = ipaddress.ip_address(websocket.client.host if websocket.client else "")
-    except ValueError:
-        return False
-    return any(peer in network for network in parts.config.trusted_proxies)
 
 
 async def _cookie_actor(websocket: WebSocket) -> Actor | None:
@@ -159,8 +144,6 @@ async def _first_frame(
             error = refused.text
         except WebSocketDisconnect:
             return None
-        except KeyError:
-            error = "expected auth message as first frame"
     try:
         await websocket.send_text(codec.encode({"error": error}).decode())
     except WebSocketDisconnect:
@@ -170,9 +153,9 @@ async def _first_frame(
 
 
 async def _token_actor(websocket: WebSocket, parts: Services) -> Actor:
-    text = await websocket.receive_text()
+    text = await receive_text(websocket)
     try:
-        first = frame.read(text)
+        first = frame.read(text or "")
     except codec.DecodeError:
         first = Frame(type="")
     if first.type != "auth":

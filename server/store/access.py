@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 from server.rights import WIDER
@@ -77,14 +76,3 @@ async def runtimes_for_socket(
 async def task_workspace(conn: Connection, task_id: str) -> Record | None:
     """Row (workspace_id, issue_id) of a task."""
     return await conn.fetchrow(SQL.task_workspace, task_id)
-
-
-async def add_link(conn: Connection, code_hash: str, user_id: str, expires_at: datetime) -> None:
-    """Keep a sign-in link, and forget old ones."""
-    await conn.execute(SQL.drop_old_links)
-    await conn.execute(SQL.add_link, code_hash, user_id, expires_at)
-
-
-async def spend_link(conn: Connection, code_hash: str) -> Record | None:
-    """Row (user_id, email, name) the first time, None ever after."""
-    return await conn.fetchrow(SQL.spend_link, code_hash)

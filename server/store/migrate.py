@@ -30,6 +30,7 @@ def known() -> list[str]:
 async def migrate(conn: Connection) -> list[str]:
     """Apply what is missing; return the names applied. May take as long as the data is large."""
     async with conn.transaction():
+        await conn.execute("set local lock_timeout = 0")  # others' migrations are waited for
         await conn.execute("select pg_advisory_xact_lock($1)", _LOCK)
         await conn.execute(_TABLE)
         missing = await pending(conn)

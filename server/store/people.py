@@ -135,10 +135,10 @@ async def list_tokens(conn: Connection, user_id: str) -> list[AccessToken]:
     return [_token(row) for row in await conn.fetch(SQL.list_tokens, user_id)]
 
 
-async def revoke_token(conn: Connection, user_id: str, token_id: str) -> str | None:
-    """Revoke one of the user's tokens; return its hash, or None when there was nothing to do."""
-    found: str | None = await conn.fetchval(SQL.revoke_token, token_id, user_id)
-    return found
+async def revoke_token(conn: Connection, user_id: str, token_id: str) -> tuple[str, ...]:
+    """Revoke one of the user's tokens; return its hash and those of the sessions that end with it."""
+    rows = await conn.fetch(SQL.revoke_token, token_id, user_id)
+    return tuple(row["token_hash"] for row in rows)
 
 
 async def renew_token(conn: Connection, user_id: str, token_hash: str) -> datetime | None:

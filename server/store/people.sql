@@ -81,10 +81,17 @@ order by created_at desc, id
 limit 1000;
 
 -- name: revoke_token
--- No row when it is not this user's or already revoked.
-update personal_access_token set revoked = true
-where id = $1 and user_id = $2 and not revoked
-returning token_hash;
+-- With the sessions and links made with it. No row when it is not this user's or already revoked.
+with dead as (
+    update personal_access_token set revoked = true
+    where id = $1 and user_id = $2 and not revoked
+    returning id, token_hash
+), links as (
+    delete from sign_in_link where personal_token_id in (select id from dead) and used_at is null
+), ended as (
+    delete from session where personal_token_id in (select id from dead) returning token_hash
+)
+select token_hash from dead union all select token_hash from ended;
 
 -- name: renew_token
 -- Extend a token in its last week. The condition makes parallel renewals extend exactly once.

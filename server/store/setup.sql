@@ -33,9 +33,15 @@ update personal_access_token
    set revoked = true
  where user_id = $1
    and name = $2
-   and not revoked;
+   and not revoked
+returning id;
 
 -- name: make_token
 -- Keep a new personal token, by its hash.
 insert into personal_access_token (user_id, token_hash, token_prefix, name)
-values ($1, $2, $3, $4);
+values ($1, $2, $3, $4)
+returning id;
+
+-- name: hand_on_sessions
+-- A restart changes the token and signs nobody out. $1 retired tokens, $2 the new one
+update session set personal_token_id = $2 where personal_token_id = any($1::uuid[]);

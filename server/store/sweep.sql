@@ -194,6 +194,9 @@ with calls as (
 ), codes as (
     delete from verification_code where id in (
         select id from verification_code where expires_at < now() - interval '1 day' limit 1000)
+), sessions as (
+    delete from session where id in (
+        select id from session where expires_at < now() - interval '1 day' limit 1000)
 ), runs as (
     delete from autopilot_run where id in (
         select id from autopilot_run

@@ -87,7 +87,7 @@ class AccessCache:
     async def identity(
         self, key: str, look_up: Callable[[], Awaitable[Identity | None]]
     ) -> Identity | None:
-        """The identity kept under a token hash (or `user:<id>` for sessions), or the looked-up."""
+        """The identity kept under a token's or session's hash, or the looked-up."""
         kept = self._identities.get(key)
         if kept is not None:
             return kept

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -24,10 +27,13 @@ from server import rights
 from server.config import Config
 from server.errors import Forbidden, Invalid, NotFound, Unauthenticated
 from server.rights import NOTHING, Thing
-from server.store import access
+from server.store import access, sessions
 from server.store.access import Seat
+from server.store.queries import Connection
+from server.web import address
 from server.web.access import Identity, seconds_left
 from server.web.context import Services, services
+from server.web.fields import text_of
 from shared import times
 from shared.ids import (
     DAEMON_TOKEN,
@@ -242,10 +248,22 @@ async def actor_of_token(parts: Services, token: str, *, machine_tokens: bool) -
 
 
 Find = Callable[..., Awaitable[Any | None]]
+Note = Callable[..., Awaitable[None]]
+
+_SESSION_REMEMBERED: Final = 5.0
+"""Seconds: how long an ended session may go on in another process that did not hear of it."""
 
 
-async def _stored(parts: Services, token: str, kind: TokenKind, find: Find) -> Actor:
-    """The actor of a token that has a row."""
+async def _stored(
+    parts: Services,
+    token: str,
+    kind: TokenKind,
+    find: Find,
+    *,
+    note_use: Note = access.personal_token_used,
+    longest: float = math.inf,
+) -> Actor:
+    """The actor of a token that has a row; who it is may be remembered for `longest` seconds."""
     token_hash = hash_token(token)
 
     async def look_up() -> Identity | None:
@@ -253,7 +271,7 @@ async def _stored(parts: Services, token: str, kind: TokenKind, find: Find) -> A
         if row is None:
             return None
         if row.get("stale"):
-            await parts.database.write(partial(access.personal_token_used, token_hash=token_hash))
+            await parts.database.write(partial(note_use, token_hash=token_hash))
         return Identity(
             user_id=str(row.get("user_id") or ""),
             email=row.get("email") or "",
@@ -265,7 +283,7 @@ async def _stored(parts: Services, token: str, kind: TokenKind, find: Find) -> A
             issue_id=_text(row.get("issue_id")),
             parent_id=_text(row.get("parent_id")),
             chat_id=_text(row.get("chat_id")),
-            expires_in=seconds_left(row["expires_at"]),
+            expires_in=_soonest(longest, seconds_left(row["expires_at"])),
         )
 
     identity = await parts.access.identity(token_hash, look_up)
@@ -273,6 +291,10 @@ async def _stored(parts: Services, token: str, kind: TokenKind, find: Find) -> A
         raise UserUnauthenticated("invalid token")
     parts.metrics.users.note(identity.user_id)
     return _actor(identity, kind, token_hash)
+
+
+def _soonest(longest: float, left: float | None) -> float:
+    return longest if left is None else min(longest, left)
 
 
 def _text(value: object) -> str | None:
@@ -287,18 +309,14 @@ async def _daemon_token(parts: Services, token: str) -> Actor:
 
 
 async def actor_of_session(parts: Services, token: str, kind: TokenKind = "cookie") -> Actor:
-    """The actor a signed session stands for."""
+    """The actor an open session stands for: it is signed, and it has a row."""
     user_id = session_user(parts.config, token)
-
-    async def look_up() -> Identity | None:
-        row = await parts.database.read(lambda conn: access.user(conn, user_id))
-        return None if row is None else Identity(user_id=str(row["user_id"]), email=row["email"])
-
-    identity = await parts.access.identity(f"user:{user_id}", look_up)
-    if identity is None:
+    actor = await _stored(
+        parts, token, kind, sessions.by_token, note_use=sessions.used, longest=_SESSION_REMEMBERED
+    )
+    if actor.user_id != user_id:
         raise UserUnauthenticated("invalid token")
-    parts.metrics.users.note(identity.user_id)
-    return _actor(identity, kind, "")
+    return actor
 
 
 def _actor(identity: Identity, kind: TokenKind, token_hash: str) -> Actor:
@@ -321,17 +339,59 @@ def _actor(identity: Identity, kind: TokenKind, token_hash: str) -> Actor:
 # --- sessions and CSRF ----------------------------------------------------------------------------
 
 
-def mint_session(config: Config, user_id: str, email: str, name: str) -> str:
-    """A signed session for a user, valid for the configured time (spec 01 §2.1)."""
+SessionKind = Literal["link", "code", "command_line"]
+
+
+async def open_session(
+    conn: Connection,
+    config: Config,
+    user: Mapping[str, Any],
+    *,
+    kind: SessionKind,
+    user_agent: str = "",
+    made_with: str = "",
+    personal_token_id: str | None = None,
+) -> str:
+    """A signed session for a user (user_id, email, name), kept as a row (spec 01 §2.1).
+
+    `made_with` is the hash of the token that asks for it, `personal_token_id` the one a link hands
+    on: a session never outlives the personal token at its beginning. Raises UserUnauthenticated
+    when the former has ended meanwhile.
+    """
     issued = int(times.now().timestamp())
+    ends = issued + int(config.session_ttl)
     claims = {
-        "sub": user_id,
-        "email": email,
-        "name": name,
+        "sub": str(user["user_id"]),
+        "email": user["email"],
+        "name": user["name"],
         "iat": issued,
-        "exp": issued + int(config.session_ttl),
+        "exp": ends,
+        "jti": str(uuid.uuid4()),
     }
-    return jwt.encode(claims, config.jwt_secret, algorithm="HS256")
+    token = jwt.encode(claims, config.jwt_secret, algorithm="HS256")
+    opened = await sessions.open_session(
+        conn,
+        user_id=claims["sub"],
+        token_hash=hash_token(token),
+        kind=kind,
+        user_agent=user_agent,
+        expires_at=datetime.fromtimestamp(ends, UTC),
+        made_with=made_with,
+        personal_token_id=personal_token_id,
+    )
+    if not opened:
+        raise UserUnauthenticated("invalid token")
+    return token
+
+
+def session_of(request: HTTPConnection) -> str:
+    """The text of the session or token a request carries, valid or not."""
+    return _bearer(request) or request.cookies.get(AUTH_COOKIE, "")
+
+
+def user_agent(request: HTTPConnection) -> str:
+    """What the caller says it is, fit to be stored."""
+    return text_of(request.headers.get("user-agent", ""))
 
 
 def session_user(config: Config, token: str) -> str:
@@ -373,9 +433,9 @@ def _csrf_hash(session: str, nonce: bytes) -> str:
     return hmac.new(session.encode(), nonce, hashlib.sha256).hexdigest()
 
 
-def set_cookies(response: Response, config: Config, session: str) -> None:
+def set_cookies(request: HTTPConnection, response: Response, session: str) -> None:
     """Sign a browser in: the session, unreadable to scripts, and the readable CSRF proof."""
-    age = int(config.session_ttl)
+    age = int(services(request).config.session_ttl)
     for name, value, http_only in (
         (AUTH_COOKIE, session, True),
         (CSRF_COOKIE, mint_csrf(session), False),
@@ -384,18 +444,22 @@ def set_cookies(response: Response, config: Config, session: str) -> None:
             name,
             value,
             max_age=age,
-            path="/",
-            secure=config.secure,
+            path=address.here("/"),
+            secure=address.is_secure(request),
             httponly=http_only,
             samesite="strict",
         )
 
 
-def clear_cookies(response: Response, config: Config) -> None:
+def clear_cookies(request: HTTPConnection, response: Response) -> None:
     """Sign a browser out."""
     for name, http_only in ((AUTH_COOKIE, True), (CSRF_COOKIE, False)):
         response.delete_cookie(
-            name, path="/", secure=config.secure, httponly=http_only, samesite="strict"
+            name,
+            path=address.here("/"),
+            secure=address.is_secure(request),
+            httponly=http_only,
+            samesite="strict",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from typing import Any, Final
 
 import attrs
@@ -62,19 +61,17 @@ async def _check(request: Request) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: the counters, for this machine or with the configured token."""
-    if not _may_measure(request):
-        return PlainTextResponse("404 page not found\n", 404)
+    """GET /metrics: the counters, for who has the configured token; without one there are none."""
+    if (refused := _refused(request)) is not None:
+        return refused
     text = await services(request).metrics.text()
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def realtime(request: Request) -> Response:
     """GET /health/realtime: the numbers of the websockets of this process."""
-    if not _may_measure(request):
-        if services(request).config.metrics_token:
-            return PlainTextResponse("unauthorized", 401)
-        return PlainTextResponse("404 page not found\n", 404)
+    if (refused := _refused(request)) is not None:
+        return refused
     hub = services(request).hub
     tally = hub.tally
     return answer(
@@ -93,18 +90,18 @@ async def realtime(request: Request) -> Response:
     )
 
 
-def _may_measure(request: Request) -> bool:
-    """With the token where there is one; otherwise from this machine, and not through a proxy."""
+def _refused(request: Request) -> Response | None:
+    """Why these numbers are not shown; None with the token.
+
+    Without a configured token nobody sees them, this machine's processes neither: agents are some.
+    """
     token = services(request).config.metrics_token
-    if token:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode(), token.encode())
-    if "x-forwarded-for" in request.headers or "forwarded" in request.headers:
-        return False
-    try:
-        return ipaddress.ip_address(request.client.host if request.client else "").is_loopback
-    except ValueError:
-        return False
+    if not token:
+        return PlainTextResponse("404 page not found\n", 404)
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if hmac.compare_digest(given.encode(), token.encode()):
+        return None
+    return PlainTextResponse("unauthorized", 401, {"WWW-Authenticate": "Bearer"})
 
 
 routes: list[BaseRoute] = [

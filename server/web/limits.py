@@ -67,6 +67,12 @@ def peer_of(connection: HTTPConnection, config: Config) -> str:
     return peer
 
 
+def is_trusted_peer(connection: HTTPConnection, config: Config) -> bool:
+    """Whether the connection comes from a trusted proxy, whose X-Forwarded-* headers are believed."""
+    peer = connection.client.host if connection.client else ""
+    return _is_trusted(peer, config.trusted_proxies)
+
+
 def _is_trusted(host: str, networks: tuple[Network, ...]) -> bool:
     try:
         address = ipaddress.ip_address(host)

@@ -18,10 +18,12 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import stages
+from server.lanes import lane
 from server.metrics import Metrics
 from server.push import daemon_socket, socket
 from server.rights_map import ROUTES
 from server.web import (
+    address,
     agent_env_api,
     answers,
     attachments_api,
@@ -171,12 +173,14 @@ class _Frame:
         if scope["type"] not in {"http", "websocket"}:
             return  # no lifespan: resources are opened round the server
         path = scope["path"]
+        address.ROOT.set(self._app.state.services.config.root_path)
         if len(path) > 1 and path.endswith("/"):
             scope = {**scope, "path": path.rstrip("/") or "/"}
-        if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        else:
-            await self._http(scope, receive, send)
+        with lane("daemons" if path.startswith("/api/daemon/") else "people"):
+            if scope["type"] == "websocket":
+                await self._websocket(scope, receive, send)
+            else:
+                await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -196,7 +200,8 @@ class _Frame:
                 extra += cors
                 if scope["path"].startswith("/api/") and b"cache-control" not in given:
                     extra.append((b"cache-control", b"no-store"))
-                message = {**message, "headers": [*message["headers"], *extra]}
+                answered = [_placed(name, value) for name, value in message["headers"]]
+                message = {**message, "headers": [*answered, *extra]}
                 metrics.answered(
                     scope["method"] if scope["method"] in health.METHODS else "other",
                     message["status"],
@@ -246,6 +251,13 @@ class _Frame:
         except Exception:
             log.exception("websocket failed", path=scope["path"])
             raise
+
+
+def _placed(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A redirect to a path of ours leads below the root path, as browsers see it."""
+    if name.lower() == b"location" and value.startswith(b"/") and not value.startswith(b"//"):
+        return name, address.here(value.decode("latin-1")).encode("latin-1")
+    return name, value
 
 
 def _asks_first(scope: Scope) -> bool:

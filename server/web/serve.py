@@ -390,7 +390,8 @@ class _Tasks(TaskGroup):
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         inbox = _Inbox("websocket" if scope["type"] == "websocket" else "http")
-        self.spawn(_run_app, app, scope, inbox, send)
+        run = _run_read if scope.get("method") in {"GET", "HEAD"} else _run_app
+        self.spawn(run, app, scope, inbox, send)
         await trio.lowlevel.checkpoint()
         return inbox.put
 
@@ -409,6 +410,25 @@ async def _run_app(
     await send(None)
 
 
+async def _run_read(
+    app: ASGIApp, scope: Scope, inbox: _Inbox, send: Callable[[Any], Awaitable[None]]
+) -> None:
+    """As `_run_app`, for what changes nothing: nobody waits for its answer once the peer has gone."""
+    with trio.CancelScope() as reading:
+        inbox.gone = partial(reading.cancel, reason="the client has gone")
+
+        async def send_and_note(message: Any) -> None:
+            if message is None or message["type"] == "http.response.body":
+                inbox.gone = _ignore  # it ends by itself now
+            await send(message)
+
+        await _run_app(app, scope, inbox, send_and_note)
+
+
+def _ignore() -> None:
+    pass
+
+
 class _Inbox:
     """What the peer says, on its way to the application.
 
@@ -419,6 +439,8 @@ class _Inbox:
     def __init__(self, kind: str) -> None:
         self._send, self._receive = trio.open_memory_channel[Message](_INBOX)
         self._end: Message = {"type": f"{kind}.disconnect"}
+        self.gone: Callable[[], object] = _ignore
+        """Called when the peer has left; whoever runs the application sets it."""
         if kind == "websocket":
             self._end["code"] = 1006
 
@@ -426,6 +448,7 @@ class _Inbox:
         if message["type"] == self._end["type"]:
             self._end = message
             self._send.close()
+            self.gone()
             return
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._send.send(message)
@@ -454,6 +477,12 @@ class _Http(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         headers = list(request.headers)
         values = {name.lower(): value.lower() for name, value in headers}
+        if b"transfer-encoding" in values and (
+            b"content-length" in values or request.http_version < b"1.1"
+        ):  # a proxy before us may see its end elsewhere (RFC 9112 6.1)
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
         tokens = {token.strip() for token in values.get(b"connection", b"").split(b",")}
         upgrade = values.get(b"upgrade", b"").strip() == b"websocket" and b"upgrade" in tokens
         shared = (self.app, self.config, self.context, self.task_group, self.ssl)

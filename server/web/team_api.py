@@ -204,7 +204,7 @@ async def create_token(request: Request) -> Response:
     actor = await auth.human(request)
     sent = await fields(request)
     name = _name(sent)
-    days = sent.whole("expires_in_days", low=-LONGEST_LIFE, high=LONGEST_LIFE)
+    days = sent.whole("expires_in_days", low=1, high=LONGEST_LIFE)
     token = mint_token(PERSONAL_TOKEN)
 
     async def unit(conn: Connection) -> tuple[AccessToken, Sequence[Consequence]]:
@@ -214,7 +214,7 @@ async def create_token(request: Request) -> Response:
             token_hash=hash_token(token),
             token_prefix=token[:TOKEN_PREFIX_LENGTH],
             name=name,
-            expires_in_days=days if days is not None and days > 0 else None,
+            expires_in_days=days,
         )
         return attrs.evolve(made, token=token), ()
 
@@ -234,7 +234,7 @@ async def delete_token(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
         revoked = await people.revoke_token(conn, actor.user_id, token_id)
-        return None, () if revoked is None else (TokensRevoked((revoked,)),)
+        return None, (TokensRevoked(revoked),) if revoked else ()
 
     await write(request, unit)
     return nothing()

@@ -1,14 +1,15 @@
 """The public entry for webhooks that start autopilots, and the record of calls (spec 06 §15).
 
-Whoever knows a trigger's address may call it; with a signing secret they must also sign. Calls are
+Whoever knows a trigger's address may call it; with a signing secret they must also sign, and what is
+signed starts one run however often it comes: a repeat is answered as a success, which is what an
+honest sender's retry needs, and does nothing. Calls are
 counted per trigger in Postgres, so that several servers count together, and per peer in the process.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from server.dispatch.autopilot import SQL as AUTOPILOTS
 from server.dispatch.autopilot import start_run
 from server.errors import Conflict, Invalid, NotFound, TooLarge, TooMany
 from server.store.queries import Connection, Record, load
-from server.web import auth, body
+from server.web import auth, body, signatures
 from server.web.answers import answer
 from server.web.autopilots_api import autopilot_thing, known_autopilot
 from server.web.context import services
@@ -71,10 +72,13 @@ async def receive(request: Request) -> Response:
         envelope = _envelope(headers, given)
         key, kind = _key(headers, trigger["provider"]), text_of(headers.get("content-type", ""))
         call = _Call(trigger, envelope, raw, content_type=kind, key=key)
-        signature = _signature(headers, raw, trigger["signing_secret"])
-        if signature in {"missing", "invalid"}:
-            delivery_id = await call.record(conn, "rejected", signature, f"signature {signature}")
-            said = {"status": "rejected", "delivery_id": delivery_id, "reason": signature}
+        checked = signatures.check(headers, raw, trigger["signing_secret"], time.time())
+        signature, call.signed_key = checked.status, checked.key
+        if checked.reason:
+            delivery_id = await call.record(
+                conn, "rejected", signature, f"signature {checked.reason}"
+            )
+            said = {"status": "rejected", "delivery_id": delivery_id, "reason": checked.reason}
             return (said, 401), ()
         if reason := _ignored(trigger, envelope):
             await call.record(conn, "ignored", signature, reason)
@@ -134,6 +138,8 @@ class _Call:
     ) -> None:
         self._trigger = trigger
         self._key = key
+        self.signed_key = ""
+        """What was signed, once that is known; the same again is a repeat."""
         self._row = (
             trigger["workspace_id"],
             trigger["autopilot_id"],
@@ -148,7 +154,7 @@ class _Call:
     async def record(
         self, conn: Connection, status: str, signature: str, error: str = ""
     ) -> str | None:
-        """Put it on record; None when its key has been taken before."""
+        """Put it on record; None when its key, or what it signs, has been taken before."""
         made: str | None = await conn.fetchval(
             SQL.record,
             *self._row,
@@ -159,11 +165,12 @@ class _Call:
             self._raw,
             error,
             self._replayed,
+            self.signed_key,
         )
         return made
 
     async def duplicate(self, conn: Connection) -> dict[str, Any]:
-        earlier = await conn.fetchrow(SQL.earlier, self._trigger["id"], self._key)
+        earlier = await conn.fetchrow(SQL.earlier, self._trigger["id"], self._key, self.signed_key)
         said: dict[str, Any] = {"status": "duplicate"}
         if earlier is not None:
             said["delivery_id"] = earlier["id"]
@@ -256,16 +263,6 @@ def _key(headers: Mapping[str, str], provider: str) -> str:
     names = ("x-github-delivery", "idempotency-key")
     ordered = names if provider == "github" else tuple(reversed(names))
     return next((text_of(headers[name])[:255] for name in ordered if headers.get(name)), "")
-
-
-def _signature(headers: Mapping[str, str], raw: bytes, secret: str | None) -> str:
-    if not secret:
-        return "not_required"
-    sent = headers.get("x-hub-signature-256", "")
-    if not sent:
-        return "missing"
-    wanted = "sha256=" + hmac.new(secret.encode(), raw, hashlib.sha256).hexdigest()
-    return "valid" if hmac.compare_digest(wanted.encode(), sent.encode()) else "invalid"
 
 
 def _ignored(trigger: Record, envelope: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from daemon.control import CONNECTIONS, Answer, Asked, Control
+from daemon.control import WAITING, Answer, Asked, Control
 
 pytestmark = pytest.mark.fast
 
@@ -213,14 +213,13 @@ async def test_a_route_gets_the_body_and_may_take_its_time(autojump_clock: MockC
 
         nursery.start_soon(ask)
         await trio.sleep(600)
-        # the seat it left was never taken here: that is the listener's part
-        assert (door.control.seats.busy, door.control.seats.long) == (-1, 1)
+        assert (door.control.seats.waiting, door.control.seats.long) == ({}, 1)
         slow.go.set()
     assert got == [(200, '{"ok":true}\n')]
     [asked] = slow.asked
     assert (asked.method, asked.path, asked.body) == ("POST", "/slow", b"body")
     assert SECRET not in repr(asked)
-    assert (door.control.seats.busy, door.control.seats.long) == (0, 0)
+    assert door.control.seats.long == 0
 
 
 async def test_a_route_is_cancelled_when_the_asker_leaves(autojump_clock: MockClock) -> None:
@@ -232,7 +231,7 @@ async def test_a_route_is_cancelled_when_the_asker_leaves(autojump_clock: MockCl
         await trio.sleep(1)
         await ours.aclose()
         await slow.left.wait()
-    assert (door.control.seats.busy, door.control.seats.long) == (0, 0)
+    assert (door.control.seats.waiting, door.control.seats.long) == ({}, 0)
 
 
 async def test_a_web_page_reaches_no_route(autojump_clock: MockClock) -> None:
@@ -255,4 +254,20 @@ async def test_a_bug_in_a_route_is_contained(autojump_clock: MockClock, error_lo
 
 def test_the_secret_is_not_shown() -> None:
     assert SECRET not in repr(Door().control)
-    assert CONNECTIONS < 100
+
+
+async def test_silence_keeps_nobody_out(autojump_clock: MockClock) -> None:
+    door = Door()
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * WAITING):
+            ours, theirs = memory_stream_pair()
+            nursery.start_soon(door.control.serve, theirs)
+            if number % 2:  # some say a little, and no more
+                await ours.send_all(b"GET /health HTT")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(door.control.seats.waiting) == WAITING
+        began = trio.current_time()
+        assert (await door.request("GET /health", "Host: localhost"))[0] == 200
+        assert trio.current_time() == began
+    assert door.control.seats.waiting == {}
+    assert trio.current_time() - began <= 10  # and the silent are gone, too

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 import trio
 
-from server.database import Database, open_database
+from server.database import Database, NotSaid, open_database
 from server.store.migrate import known, migrate, pending
 from server.store.queries import Connection
 from tests.conftest import ExpectedErrors
@@ -312,19 +312,23 @@ async def test_an_open_transaction_is_reported_and_does_not_survive(
 async def test_listening() -> None:
     async with (
         open_test_database() as (database, _),
-        database.listen("news") as heard,
+        database.listen("news") as line,
     ):
-        await database.notify("news", "one")
-        await database.notify("news", "zwei ü")
+        await line.notify(["one", "zwei ü"])
         with trio.fail_after(5):
-            assert await heard.receive() == "one"
-            assert await heard.receive() == "zwei ü"
+            assert await line.heard.receive() == "one"
+            assert await line.heard.receive() == "zwei ü"
+        with pytest.raises(NotSaid):
+            await line.notify(["x" * 9000])
+        await line.notify(["and on"])
+        with trio.fail_after(5):
+            assert await line.heard.receive() == "and on"
 
 
 async def test_a_dead_listener_ends_its_channel() -> None:
     async with (
         open_test_database() as (database, _),
-        database.listen("news") as heard,
+        database.listen("news") as line,
     ):
         killed = await database.write(
             lambda conn: conn.fetchval(
@@ -334,7 +338,7 @@ async def test_a_dead_listener_ends_its_channel() -> None:
         )
         assert killed == 1
         with trio.fail_after(5), pytest.raises(trio.EndOfChannel):
-            await heard.receive()
+            await line.heard.receive()
 
 
 async def test_errors_in_the_block_come_out_as_they_are() -> None:

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from server.web import auth
 from tests.support.api import Api, open_api
+from tests.support.rows import make_session
 from tests.support.server import make_config
 
 OPEN = {"BULLPEN_ALLOW_SIGNUP": "true"}
@@ -30,9 +31,7 @@ def browser(api: Api) -> httpx.AsyncClient:
 
 async def signed_in(api: Api, page: httpx.AsyncClient) -> str:
     """Give the browser the owner's session; returns the CSRF proof of a form."""
-    session = auth.mint_session(
-        api.app.state.services.config, api.owner.user_id, "o@example.org", "O"
-    )
+    session = await make_session(api.database, api.app.state.services.config, api.owner.user_id)
     page.cookies.set(auth.AUTH_COOKIE, session)
     return auth.mint_csrf(session)
 
@@ -229,3 +228,28 @@ async def test_an_invitation_is_taken_on_its_page() -> None:
         joined = await page.post(place, data={"proof": proof})
         assert (joined.status_code, joined.headers["location"]) == (303, "/")
         assert (await page.get(place)).status_code == 404
+
+
+async def test_the_page_of_sessions_signs_out_here_and_everywhere() -> None:
+    async with open_api() as api, browser(api) as page:
+        asked = await page.get("/auth/sessions")
+        assert asked.headers["location"] == "/login?next=/auth/sessions"
+        await signed_in(api, page)
+        other = await make_session(api.database, api.app.state.services.config, api.owner.user_id)
+        seen = await page.get("/auth/sessions")
+        rows = re.findall(r'name="session" value="([^"]+)"', seen.text)
+        assert len(rows) == 3  # two sessions, and all of them
+        assert seen.text.count("this browser") == 1
+        proof = re.findall(r'name="proof" value="([^"]+)"', seen.text)[0]
+        forged = await page.post("/auth/sessions", data={"session": "all", "proof": "x"})
+        assert forged.headers["location"].startswith("/login")
+        assert len(await api.fetch("select id from session")) == 2
+        for nonsense in ("", "nobody", api.world.workspace_id):
+            form = {"session": nonsense, "proof": proof}
+            await page.post("/auth/sessions", data=form)
+        assert len(await api.fetch("select id from session")) == 2
+        done = await page.post("/auth/sessions", data={"session": "all", "proof": proof})
+        assert done.headers["location"] == "/login"
+        assert await api.fetch("select id from session") == []
+        caller = await api.caller(api.owner.user_id, other, "")
+        await caller.refused(401, "GET", "/api/me")

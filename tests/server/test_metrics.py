@@ -16,12 +16,15 @@ from tests.support.server import open_server
 
 pytestmark = pytest.mark.postgres
 
+TOKEN = "for the scraper alone"
+SCRAPER = {"authorization": f"Bearer {TOKEN}"}
+
 WHERE = 'provider="claude",runtime_mode="local",source="issue"'
 
 
 async def figures(api: Api) -> dict[str, float]:
     """All figures by name and labels, labels in alphabetical order."""
-    answer = await api.owner.call("GET", "/metrics")
+    answer = await api.owner.call("GET", "/metrics", headers=SCRAPER)
     assert answer.status_code == 200, answer.text
     return parsed(answer.text)
 
@@ -56,7 +59,7 @@ async def run_a_task(api: Api, *, fail: str = "") -> str:
 
 
 async def test_a_tasks_life_is_counted_once() -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         await run_a_task(api)
         await run_a_task(api, fail="agent_blocked")
         for _ in range(2):
@@ -75,7 +78,10 @@ async def test_a_tasks_life_is_counted_once() -> None:
 
 
 async def test_two_applications_count_apart() -> None:
-    async with open_api() as one, open_api() as other:
+    async with (
+        open_api(BULLPEN_METRICS_TOKEN=TOKEN) as one,
+        open_api(BULLPEN_METRICS_TOKEN=TOKEN) as other,
+    ):
         await run_a_task(one)
         await one.owner.get("/api/issues")
         assert not [name for name in await figures(other) if "agent_task_enqueued_total{" in name]
@@ -83,7 +89,7 @@ async def test_two_applications_count_apart() -> None:
 
 
 async def test_hot_paths_pay_no_statement_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         read = api.database.read
         asked: list[Any] = []
 
@@ -101,7 +107,7 @@ async def test_hot_paths_pay_no_statement_for_it(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_without_an_answer_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         await run_a_task(api)
         read = api.database.read
 
@@ -118,7 +124,7 @@ async def test_what_nobody_asks_for_is_forgotten_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(metrics, "MOST_PENDING", 3)
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         await run_a_task(api)  # queued, dispatch, running, completed
         seen = await figures(api)
         assert seen["bullpen_task_moves_forgotten_total"] == 1
@@ -127,7 +133,7 @@ async def test_what_nobody_asks_for_is_forgotten_and_says_so(
 
 
 async def test_the_databases_state_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         body = {"assignee_type": "agent", "assignee_id": api.world.agent_id}
         issue = await api.owner.ok(201, "POST", "/api/issues", {"title": "x"} | body)
         await api.run(
@@ -157,7 +163,7 @@ async def test_the_databases_state_is_sampled(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_tokens_count_by_how_much_they_grew() -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         task_id = await run_a_task(api)
         for tokens in (5, 12, 12):
             used = {"model": "m", "input_tokens": tokens, "output_tokens": 1}
@@ -170,7 +176,7 @@ async def test_tokens_count_by_how_much_they_grew() -> None:
 
 
 async def test_requests_are_counted_by_area() -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
         await api.owner.get("/api/issues")
         await api.owner.call("GET", "/nowhere/at/all")
         seen = await figures(api)
@@ -182,18 +188,19 @@ async def test_requests_are_counted_by_area() -> None:
 
 @pytest.mark.spec("02 §11.6", "GET /health/realtime")
 async def test_the_numbers_of_sockets_are_for_who_may_know_them() -> None:
-    async with open_api() as api:
-        async with open_server(api.database) as server:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
+        async with open_server(api.database, metrics_token=TOKEN) as server:
             path = f"/ws?workspace_id={api.world.workspace_id}"
             async with server.socket(path) as socket:
                 auth = {"type": "auth", "payload": {"token": api.world.token}}
                 for sent in (auth, {"type": "ping"}):
                     await socket.send_message(json.dumps(sent))
                     await socket.get_message()  # auth_ack, then pong: it is served now
-                said = (await server.http.get("/health/realtime")).json()
+                answer = await server.http.get("/health/realtime", headers=SCRAPER)
+                said = answer.json()
                 assert (said["open"], said["evictions"]) == ({"browser": 1}, 0)
-            proxied = {"x-forwarded-for": "1.2.3.4"}
-            answer = await server.http.get("/health/realtime", headers=proxied)
+        async with open_server(api.database) as server:
+            answer = await server.http.get("/health/realtime")
             assert answer.status_code == 404
         async with open_server(api.database, metrics_token="t") as server:
             answer = await server.http.get("/health/realtime")

@@ -182,6 +182,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
     ("POST /api/workspaces", ALL, NAME | {"slug": "new-one"}),
     ("POST /auth/link", ALL, None),
     ("POST /auth/logout", ALL, None),
+    ("DELETE /api/sessions", ALL, None),
 )
 
 ELSEWHERE = {
@@ -192,6 +193,8 @@ ELSEWHERE = {
     "POST /auth/verify-code": "before there is a caller; test_codes",
     "POST /login/code": "a form before there is a caller; test_login",
     "POST /login/verify": "a form before there is a caller; test_login",
+    "POST /auth/sessions": "a form with a proof of its own; test_login",
+    "DELETE /api/sessions/{id}": "the caller's own; test_attack_door",
     "POST /login/cli": "a form with a proof of its own; test_login",
     "POST /workspaces/new": "a form with a proof of its own; test_login",
     "POST /invite/{id}": "a form with a proof of its own; test_login",

@@ -75,6 +75,7 @@ BESIDES: Final = {
 
 OWN_LIST: Final = frozenset(
     {
+        *("GET /api/sessions", "DELETE /api/sessions"),
         *("GET /api/tokens", "GET /api/invitations", "GET /api/chat/sessions"),
         *("GET /api/chat/pending-tasks", "GET /api/inbox", "GET /api/inbox/unread-count"),
         *("POST /api/inbox/archive-all", "POST /api/inbox/archive-all-read"),
@@ -108,8 +109,11 @@ ELSEWHERE: Final = {
     "GET /invite/{id}": "a page that leads to signing in; test_login",
     "POST /invite/{id}": "a form with a proof of its own; test_login",
     "GET /auth/link/{code}": "the code is the right; test_auth",
-    "GET /metrics": "asks from where; test_metrics",
-    "GET /health/realtime": "asks from where; test_metrics",
+    "DELETE /api/sessions/{id}": "another's is not there; test_attack_door",
+    "GET /auth/sessions": "a page of the caller's own; test_login",
+    "POST /auth/sessions": "a form with a proof of its own; test_login",
+    "GET /metrics": "asks for a token of its own; test_metrics",
+    "GET /health/realtime": "asks for a token of its own; test_metrics",
     "POST /api/webhooks/autopilots/{token}": "the address is the right; test_rights",
     "GET /api/invitations/{id}": "the outsider is invited; test_rights",
     "POST /api/invitations/{id}/accept": "the outsider is invited; test_rights",

@@ -247,23 +247,51 @@ async def test_row_5_a_peer_without_pongs_is_dropped_60_s_after_the_last_althoug
         assert trio.current_time() - start == pytest.approx(60, abs=1)
 
 
-async def test_row_6_a_handler_runs_to_its_end_after_the_client_has_left(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("method", ["POST", "GET", "HEAD"])
+async def test_row_6_after_the_client_has_left_a_write_runs_to_its_end_and_a_read_is_cut(
+    autojump_clock: MockClock, method: str
 ) -> None:
+    ended: list[tuple[str, float]] = []
     done = trio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await trio.sleep(5)
-        await hello(scope, receive, send)
-        done.set()
+        try:
+            await trio.sleep(5)
+            await hello(scope, receive, send)
+            ended.append(("finished", trio.current_time()))
+        except trio.Cancelled:
+            ended.append(("cut", trio.current_time()))
+            raise
+        finally:
+            done.set()
 
     async with open_memory_server(slow) as memory:
+        start = trio.current_time()
         stream = memory.connect()
-        await stream.send_all(GET)
+        await stream.send_all(GET.replace(b"GET", method.encode()))
         await trio.sleep(1)
         await stream.aclose()
         with trio.fail_after(10):
             await done.wait()
+    how, when = ended[0]
+    assert (how, round(when - start)) == (("finished", 5) if method == "POST" else ("cut", 1))
+
+
+async def test_a_read_that_was_answered_ends_by_itself(autojump_clock: MockClock) -> None:
+    ended: list[str] = []
+
+    async def tidy(scope: Scope, receive: Receive, send: Send) -> None:
+        await hello(scope, receive, send)
+        await trio.sleep(1)  # what an endpoint does behind its answer
+        ended.append("finished")
+
+    async with open_memory_server(tidy) as memory:
+        stream = memory.connect()
+        await stream.send_all(GET)
+        await trio.sleep(0.5)
+        await stream.aclose()
+        await trio.sleep(2)
+    assert ended == ["finished"]
 
 
 async def test_row_6_a_handler_may_finish_during_the_drain_and_is_cut_after_it(

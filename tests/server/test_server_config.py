@@ -38,6 +38,16 @@ def test_settings_are_read() -> None:
     assert config.kept.archived == DAY / 2
 
 
+def test_the_root_path_is_that_of_the_public_address() -> None:
+    for url, root in (
+        ("", ""),
+        ("https://example.org", ""),
+        ("https://example.org/", ""),
+        ("https://example.org/tools/bullpen/", "/tools/bullpen"),
+    ):
+        assert read(BULLPEN_PUBLIC_URL=url).root_path == root
+
+
 @pytest.mark.parametrize(
     ("name", "env"),
     [
@@ -54,6 +64,12 @@ def test_settings_are_read() -> None:
         ("ALLOWED_ORIGINS", {"ALLOWED_ORIGINS": "*"}),
         ("ALLOWED_ORIGINS", {"ALLOWED_ORIGINS": "example.org"}),
         ("ALLOWED_ORIGINS", {"ALLOWED_ORIGINS": "https://example.org/page"}),
+        ("ALLOWED_ORIGINS", {"ALLOWED_ORIGINS": "http://[::"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "http://[::"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "example.org"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "https://example.org/a b"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": "https://example.org/a?b"}),
+        ("PUBLIC_URL", {"PUBLIC_URL": 'https://example.org/"x'}),
         ("KEEP_DELIVERIES_DAYS", {"KEEP_DELIVERIES_DAYS": "0"}),
         ("KEEP_MACHINES_DAYS", {"KEEP_MACHINES_DAYS": "soon"}),
         ("OFFLINE_AFTER", {"OFFLINE_AFTER": "3"}),

@@ -26,6 +26,7 @@ from tests.support.rows import (
     insert,
     make_issue,
     make_runtime,
+    make_session,
     make_task,
     make_token,
     make_user,
@@ -54,8 +55,9 @@ class Rig:
             actor_id=self.world.user_id,
         )
 
-    def cookie(self) -> list[tuple[str, str]]:
-        session = auth.mint_session(self.server.services.config, self.world.user_id, "e", "n")
+    async def cookie(self) -> list[tuple[str, str]]:
+        parts = self.server.services
+        session = await make_session(parts.database, parts.config, self.world.user_id)
         return [("cookie", f"{auth.AUTH_COOKIE}={session}")]
 
 
@@ -106,7 +108,7 @@ async def sign_in(socket: WebSocketConnection, token: str) -> Any:
 async def test_a_page_with_a_cookie_is_live_at_once() -> None:
     async with open_rig() as rig:
         path = f"/ws?workspace_slug={rig.world.slug}"
-        async with rig.server.socket(path, headers=rig.cookie()) as page:
+        async with rig.server.socket(path, headers=await rig.cookie()) as page:
             await page.send_message('{"type":"ping"}')
             assert await take(page) == {"type": "pong"}, "no auth_ack comes before"
             rig.server.services.hub.announce([rig.news(issue={"id": "i"})])
@@ -153,7 +155,7 @@ async def test_what_a_first_frame_can_do_wrong() -> None:
 @pytest.mark.spec("01 §5.1", "WS /ws")
 async def test_what_is_refused_before_the_upgrade() -> None:
     async with open_rig() as rig:
-        slug, cookie = rig.world.slug, rig.cookie()
+        slug, cookie = rig.world.slug, await rig.cookie()
         assert await rejected(rig, "/ws") == (400, "workspace_id or workspace_slug required")
         assert await rejected(rig, "/ws?workspace_slug=nope") == (404, "workspace not found")
         wrong = [("cookie", f"{auth.AUTH_COOKIE}=nonsense")]
@@ -218,7 +220,7 @@ async def test_subscriptions_are_authorised() -> None:
             ("task", 7, "invalid payload"),
         ]
         path = f"/ws?workspace_id={world.workspace_id}"
-        async with rig.server.socket(path, headers=rig.cookie()) as page:
+        async with rig.server.socket(path, headers=await rig.cookie()) as page:
             for scope, key, error in wanted:
                 await page.send_message(frame.write("subscribe", {"scope": scope, "id": key}))
                 reply = await take(page)
@@ -254,7 +256,7 @@ async def test_personal_events_reach_only_the_person() -> None:
     async with open_rig() as rig:
         world = rig.world
         path = f"/ws?workspace_id={world.workspace_id}"
-        async with rig.server.socket(path, headers=rig.cookie()) as page:
+        async with rig.server.socket(path, headers=await rig.cookie()) as page:
             await page.send_message('{"type":"ping"}')
             await take(page)
             hub = rig.server.services.hub
@@ -267,7 +269,7 @@ async def test_a_lost_membership_closes_the_members_sockets() -> None:
     async with open_rig() as rig:
         world = rig.world
         async with rig.server.socket(
-            f"/ws?workspace_id={world.workspace_id}", headers=rig.cookie()
+            f"/ws?workspace_id={world.workspace_id}", headers=await rig.cookie()
         ) as page:
             await page.send_message('{"type":"ping"}')
             await take(page)
@@ -278,7 +280,7 @@ async def test_a_lost_membership_closes_the_members_sockets() -> None:
 async def test_a_page_that_sends_too_many_commands_is_closed() -> None:
     async with open_rig() as rig:
         path = f"/ws?workspace_id={rig.world.workspace_id}"
-        async with rig.server.socket(path, headers=rig.cookie()) as page:
+        async with rig.server.socket(path, headers=await rig.cookie()) as page:
             lock = frame.write("subscribe", {"scope": "task", "id": new_id()})
             with trio.fail_after(LIMIT), suppress(ConnectionClosed):
                 while True:
@@ -400,7 +402,7 @@ async def test_what_a_daemon_handshake_can_do_wrong() -> None:
         ]
         for path, token, wanted in cases:
             assert await rejected(rig, path, token) == wanted, path
-        cookie = rig.cookie()
+        cookie = await rig.cookie()
         assert (await rejected(rig, daemon_path(world.runtime_id), headers=cookie))[0] == 401
 
 
@@ -447,7 +449,7 @@ async def test_the_server_stops_in_time_with_peers_that_do_not_answer() -> None:
                 half = await trio.open_tcp_stream(host, int(port))
                 await half.send_all(b"POST /api/tokens HTTP/1.1\r\ncontent-length: 5\r\n")
                 deaf = await trio.open_tcp_stream(host, int(port))
-                session = auth.mint_session(server.services.config, world.user_id, "e", "n")
+                session = await make_session(database, server.services.config, world.user_id)
                 await deaf.send_all(
                     f"GET /ws?workspace_slug={world.slug} HTTP/1.1\r\nhost: {host}:{port}\r\n"
                     "upgrade: websocket\r\nconnection: upgrade\r\n"
@@ -470,7 +472,7 @@ async def test_the_server_stops_in_time_with_peers_that_do_not_answer() -> None:
 async def test_pages_are_told_that_the_server_restarts() -> None:
     async with open_rig() as rig:
         path = f"/ws?workspace_slug={rig.world.slug}"
-        async with rig.server.socket(path, headers=rig.cookie()) as page:
+        async with rig.server.socket(path, headers=await rig.cookie()) as page:
             await page.send_message('{"type":"ping"}')
             await take(page)
             rig.server.stop.set()
@@ -491,8 +493,8 @@ async def test_what_one_server_announces_is_heard_at_the_other_once() -> None:
     async with open_rig() as rig, open_second(rig) as second:
         path = f"/ws?workspace_slug={rig.world.slug}"
         async with (
-            second.socket(path, headers=rig.cookie()) as far,
-            rig.server.socket(path, headers=rig.cookie()) as near,
+            second.socket(path, headers=await rig.cookie()) as far,
+            rig.server.socket(path, headers=await rig.cookie()) as near,
         ):
             for page in (far, near):
                 await page.send_message('{"type":"ping"}')
@@ -536,7 +538,7 @@ async def test_a_revoked_token_is_dead_at_the_other_server_too() -> None:
 async def test_a_lost_listener_comes_back_and_sends_everybody_to_catch_up() -> None:
     async with open_rig() as rig, open_second(rig) as second:
         path = f"/ws?workspace_slug={rig.world.slug}"
-        async with second.socket(path, headers=rig.cookie()) as page:
+        async with second.socket(path, headers=await rig.cookie()) as page:
             await page.send_message('{"type":"ping"}')
             await take(page)
             await rig.database.write(
@@ -546,7 +548,7 @@ async def test_a_lost_listener_comes_back_and_sends_everybody_to_catch_up() -> N
                 )
             )
             assert await close_code(page) == 1012
-        async with second.socket(path, headers=rig.cookie()) as page:
+        async with second.socket(path, headers=await rig.cookie()) as page:
             await page.send_message('{"type":"ping"}')
             await take(page)
             with trio.fail_after(LIMIT):

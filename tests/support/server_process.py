@@ -35,9 +35,15 @@ class ServerProcess:
 
 @contextmanager
 def start_server(
-    database_url: str, env: Mapping[str, str] | None = None, *flags: str
+    database_url: str,
+    env: Mapping[str, str] | None = None,
+    *flags: str,
+    log_file: Path | None = None,
 ) -> Iterator[ServerProcess]:
-    """Run one server on a database; it is gone when the block is left."""
+    """Run one server on a database; it is gone when the block is left.
+
+    Its log goes to `log_file`, or beside its home. A setting that is empty is not set.
+    """
     with tempfile.TemporaryDirectory(prefix="bullpen-server-") as name:
         root = Path(name)
         ready = root / "ready.json"
@@ -48,7 +54,8 @@ def start_server(
             "BULLPEN_SWEEP_INTERVAL": "3600",
             "BULLPEN_DRAIN": "0.2",
         }
-        with (root / "server.log").open("wb") as log:
+        log_path = log_file or root / "server.log"
+        with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [*words, "--ready-file", str(ready), *flags],
                 env=clean_environment(**(settings | dict(env or {}))),
@@ -57,12 +64,12 @@ def start_server(
             )
 
         def listening() -> dict[str, Any] | None:
-            assert process.poll() is None, (root / "server.log").read_text()
+            assert process.poll() is None, log_path.read_text()
             return json.loads(ready.read_text()) if ready.exists() else None
 
         try:
             told = wait_for("the server", listening, seconds=60)
-            yield ServerProcess(url=told["url"], process=process, log=root / "server.log")
+            yield ServerProcess(url=told["url"], process=process, log=log_path)
         finally:
             if process.poll() is None:
                 process.terminate()

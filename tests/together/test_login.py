@@ -100,6 +100,8 @@ def test_a_person_signs_the_command_line_in(bullpen: Bullpen, screen: Screen) ->
     assert (screen.home / "config.json").stat().st_mode & 0o077 == 0
     with bullpen.api() as api:
         tokens = api.get("/api/tokens").json()
+        sessions = api.get("/api/sessions").json()["sessions"]
+    assert {each["kind"] for each in sessions} == {"link"}  # the handed-over one has ended
     made = next(each for each in tokens if kept["token"].startswith(each["token_prefix"]))
     assert made["name"].startswith("CLI (")
     assert made["expires_at"]

@@ -32,6 +32,8 @@ from daemon.cli.up.greeting import greet
 from daemon.cli.up.lock import HomeLock, has_ended, hold_home, is_alive, stop_leftovers
 from daemon.cli.up.plan import Plan, about_disk, check_home, choose_port
 from daemon.cli.up.voice import Voice
+from daemon.threads import in_thread
+from daemon.upkeep.disk import free_bytes
 from shared import log
 from shared.home import write_private
 from shared.supervise import every
@@ -49,6 +51,10 @@ _POSTGRES_LAST: Final = 0.8
 
 _POSTGRES_LOOK: Final = 1.0
 """Seconds between looks whether it is still there."""
+
+_DISK_LOOK: Final = 5.0
+_LITTLE: Final = 16 * 2**20
+"""Bytes: one segment of the database's log, less than which nothing can be written any more."""
 
 _SERVER_PATIENCE: Final = 240.0
 """A first start makes a database; on a slow disk that takes minutes."""
@@ -83,6 +89,7 @@ class _Up:
         self._pids: dict[str, int] = {}
         self._told: dict[str, Any] = {}
         self._is_up = False
+        self._disk_full = False
         self._port = 0
         self._mint = not read_config(plan.home).get("token")
         self._server_back = trio.Event()
@@ -146,6 +153,7 @@ class _Up:
                     )
                 self._server_is_useful(told)
                 services.start_soon(every, _POSTGRES_LOOK, self._look_after_postgres)
+                services.start_soon(every, _DISK_LOOK, self._look_at_disk)
                 await self._run_daemon()
             self._stopping.begin()
             services.cancel_scope.cancel(reason="the daemon has stopped")
@@ -211,6 +219,19 @@ class _Up:
                     f"{name} was asked for, but no usable one was found on this machine; set "
                     f"BULLPEN_{name.upper()}_PATH if it is not in PATH"
                 )
+
+    async def _look_at_disk(self) -> None:
+        """Say it once when the home's disk is full, and once when it has room again."""
+        free = await in_thread(lambda: free_bytes(self._home.root))
+        full = free is not None and free < _LITTLE
+        if full and not self._disk_full:
+            self._voice.warn(
+                f"disk full: {self._home.root} has {(free or 0) // 2**20} MiB left. Bullpen runs on, but"
+                " keeps nothing new until there is room"
+            )
+        elif self._disk_full and not full:
+            self._voice.say("The disk has room again.")
+        self._disk_full = full
 
     # --- the children -----------------------------------------------------------------------------
 

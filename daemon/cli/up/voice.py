@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,20 +32,25 @@ class Voice:
         """Show that something is being done, then how long it took."""
         started = time.monotonic()
         if not self.console.is_terminal:
-            self.console.print(f"{what} …", markup=False)
+            self._print(escape(f"{what} …"))
             yield
             return
         with self.console.status(escape(what)):
             yield
         took = time.monotonic() - started
-        self.console.print(f"[green]✓[/] {escape(what)} [dim]{took:.1f} s[/]")
+        self._print(f"[green]✓[/] {escape(what)} [dim]{took:.1f} s[/]")
 
     def say(self, text: str = "") -> None:
         """Print a line of ours; rich's markup counts."""
-        self.console.print(text)
+        self._print(text)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]![/] {escape(text)}")
+        self._print(f"[yellow]![/] {escape(text)}")
+
+    def _print(self, text: str) -> None:
+        """Print, if that can be done: a full disk under a redirected output stops no work."""
+        with suppress(OSError):
+            self.console.print(text)
 
 
 def log_tail(path: Path, start: int) -> str:

@@ -9,12 +9,13 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
-from server.web.pages import agents, assets, board, entry, issue, login, runtimes
+from server.web.pages import agents, assets, board, entry, issue, login, runtimes, sessions
 
 routes: Final[list[BaseRoute]] = [
     *assets.routes,
     *login.routes,
     *entry.routes,
+    *sessions.routes,
     *board.routes,
     *issue.routes,
     *agents.routes,

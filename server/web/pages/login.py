@@ -19,9 +19,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.errors import DomainError, Forbidden
-from server.store import access, people
+from server.store import people
 from server.store.queries import Connection
-from server.web import answers, auth, body, codes_api
+from server.web import address, answers, auth, body, codes_api, session_api
 from server.web.context import services
 from server.web.fields import text_of
 from server.web.pages import shell
@@ -103,26 +103,27 @@ async def ask_code(request: Request) -> Response:
     step = _Step(after=own_path(form.get("next", "/")), email=form.get("email", "").strip())
     try:
         _check_door(request)
-        await codes_api.send(request, step.email)
+        await codes_api.send(request, step.email, nonce := codes_api.nonce_of(request))
     except codes_api.CodeOut as error:
         return _code_step(request, attrs.evolve(step, error=error, wait=error.after))
     except DomainError as error:
         return _address_step(request, attrs.evolve(step, error=error))
-    return _code_step(request, attrs.evolve(step, wait=codes_api.PAUSE.total_seconds()))
+    asked = _code_step(request, attrs.evolve(step, wait=codes_api.PAUSE.total_seconds()))
+    codes_api.remember(request, asked, nonce)
+    return asked
 
 
 async def try_code(request: Request) -> Response:
     """POST /login/verify: with the right code the session cookies, and on to `next`."""
     form = await form_of(request)
     step = _Step(after=own_path(form.get("next", "/")), email=form.get("email", "").strip())
-    parts = services(request)
     try:
         _check_door(request)
         _, session = await codes_api.verify(request, step.email, form.get("code", ""))
     except DomainError as error:
         return _code_step(request, attrs.evolve(step, error=error))
     response = RedirectResponse(step.after, 303)
-    auth.set_cookies(response, parts.config, session)
+    auth.set_cookies(request, response, session)
     return response
 
 
@@ -136,10 +137,7 @@ async def let_command_line_in(request: Request) -> Response:
         actor = await auth.human(request, proof=form.get("proof", ""))
     except DomainError:  # signed out meanwhile, or as somebody else: the page shows how it is now
         return RedirectResponse(wish.path, 303)
-    parts = services(request)
-    row = await parts.database.read(partial(access.user, user_id=actor.user_id))
-    assert row is not None  # signed in
-    session = auth.mint_session(parts.config, actor.user_id, row["email"], row["name"])
+    session = await session_api.session_for_command_line(request, actor)
     return RedirectResponse(wish.answer(session), 303, {"Cache-Control": "no-store"})
 
 
@@ -213,7 +211,12 @@ def _show(
         mailed=parts.mailer.is_set_up, **more,
     )  # fmt: skip
     response.set_cookie(
-        _DOOR, "1", path="/login", secure=parts.config.secure, httponly=True, samesite="strict"
+        _DOOR,
+        "1",
+        path=address.here("/login"),
+        secure=address.is_secure(request),
+        httponly=True,
+        samesite="strict",
     )
     return response
 

@@ -7,6 +7,7 @@ page that says so. Wakes for a request, owns nothing, ends with its answer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -25,7 +26,7 @@ from server.errors import DomainError, NotFound, Unauthenticated
 from server.rights import Caller
 from server.store import people
 from server.store.queries import Connection
-from server.web import auth
+from server.web import address, auth
 from server.web.context import services
 from server.web.pages import assets, markdown, view
 from shared import times
@@ -41,6 +42,10 @@ class _Slug(StringConvertor):
     """A workspace's slug; never the first word of an address that is no page."""
 
     regex = rf"(?!(?:{_NOT_SLUGS})(?:/|$))[a-z0-9]+(?:-[a-z0-9]+)*"
+
+
+_ADDRESS: Final = re.compile(r'(?<=\s)(href|src|action)="/(?!/)')
+"""A path of this server in an attribute. Quotes in what people wrote are escaped, so it is ours."""
 
 
 register_url_convertor("slug", _Slug())
@@ -135,9 +140,12 @@ def page(
 ) -> Response:
     """Render a template with the page headers and those given."""
     values.setdefault("now", times.now())
+    root = address.here("")
     text = _templates.get_template(template).render(
-        now_stamp=times.fine_stamp(values["now"]), **values
+        now_stamp=times.fine_stamp(values["now"]), root=root, **values
     )
+    if root:  # templates and markdown name pages by their path on this server
+        text = _ADDRESS.sub(rf'\1="{root}/', text)
     return HTMLResponse(text, status, {**HEADERS, **(headers or {})})
 
 

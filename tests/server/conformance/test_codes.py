@@ -102,8 +102,8 @@ async def test_codes_are_sent_seldom() -> None:
         await later(api, "61 seconds")
         await api.run(
             lambda conn: conn.execute(
-                "insert into verification_code (email, code_hash, expires_at, created_at) select"
-                " email, code_hash, expires_at, created_at from verification_code,"
+                "insert into verification_code (email, code_hash, expires_at, created_at, peer)"
+                " select email, code_hash, expires_at, created_at, peer from verification_code,"
                 " generate_series(1, 9)"
             )
         )

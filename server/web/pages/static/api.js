@@ -10,6 +10,9 @@ export class ApiError extends Error {
 
 export const slug = document.body.dataset.slug ?? "";
 
+// The path this server's addresses begin with; a proxy in front of it may give it one.
+export const root = document.body.dataset.root ?? "";
+
 function cookie(name) {
   const found = document.cookie.split("; ").find((part) => part.startsWith(`${name}=`));
   return found ? decodeURIComponent(found.slice(name.length + 1)) : "";
@@ -20,7 +23,7 @@ export async function api(method, path, body) {
   const headers = { "X-Workspace-Slug": slug, "X-Client-Platform": "web" };
   if (method !== "GET") headers["X-CSRF-Token"] = cookie("multica_csrf");
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const answer = await reach(path, {
+  const answer = await reach(root + path, {
     method,
     headers,
     body: body === undefined ? undefined : JSON.stringify(body),
@@ -39,7 +42,7 @@ export async function api(method, path, body) {
 // Fetches a page of ours and answers its parsed document.
 export async function fetchPage(address) {
   const answer = await reach(address, { headers: { Accept: "text/html" } });
-  if (new URL(answer.url).pathname === "/login") throw new ApiError(401, "Signed out.");
+  if (new URL(answer.url).pathname === `${root}/login`) throw new ApiError(401, "Signed out.");
   const text = await answer.text();
   const parsed = new DOMParser().parseFromString(text, "text/html");
   if (!answer.ok) {

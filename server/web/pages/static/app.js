@@ -4,7 +4,7 @@
 // issue (live cards), board (filter), forms (sending and drafts), door (signing in), dom and times
 // (small tools).
 
-import { api } from "./api.js";
+import { api, root } from "./api.js";
 import * as board from "./board.js";
 import { Connection } from "./connection.js";
 import { showError } from "./dom.js";
@@ -27,7 +27,7 @@ const actions = {
   theme: nextTheme,
   async "sign-out"() {
     await api("POST", "/auth/logout", {}).catch(() => {});
-    location.assign("/login");
+    location.assign(`${root}/login`);
   },
   edit: (button) => edit(button.closest(".editable")),
   "stop-edit": (button) => stopEditing(button.form, { discard: true }),
@@ -133,7 +133,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.timeStamp - going < 1500 && event.key in PLACES) {
-    location.assign(`/${slug}/${PLACES[event.key]}`);
+    location.assign(`${root}/${slug}/${PLACES[event.key]}`);
     return;
   }
   going = -Infinity;

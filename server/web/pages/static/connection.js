@@ -1,7 +1,7 @@
 // The live connection: one websocket that is opened again for ever, a mark that says whether the
 // page is live, and plain HTTP every few seconds while it is not.
 
-import { slug } from "./api.js";
+import { root, slug } from "./api.js";
 
 const PING_EVERY = 20_000; // a proxy that cuts silent connections rarely waits less than 30 s
 const PONG_WITHIN = 8_000;
@@ -51,7 +51,7 @@ export class Connection {
     clearTimeout(this.timers.retry);
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const query = `workspace_slug=${encodeURIComponent(slug)}&client_platform=web`;
-    const socket = new WebSocket(`${scheme}://${location.host}/ws?${query}`);
+    const socket = new WebSocket(`${scheme}://${location.host}${root}/ws?${query}`);
     this.socket = socket;
     socket.onopen = () => socket === this.socket && this.#opened();
     socket.onclose = () => socket === this.socket && this.#down();
@@ -149,7 +149,7 @@ export class Connection {
     banner.dataset.state = state;
     if (state === "out") {
       const link = document.createElement("a");
-      link.href = `/login?next=${encodeURIComponent(location.pathname)}`;
+      link.href = `${root}/login?next=${encodeURIComponent(location.pathname.slice(root.length))}`;
       link.textContent = "Sign in again";
       banner.replaceChildren("You were signed out. ", link, "; what you wrote is kept.");
     } else {

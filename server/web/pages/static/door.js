@@ -1,7 +1,7 @@
 // The sign-in page: goes on by itself where somebody is signed in after all, and counts down until
 // another code may be asked for. Without it the forms work the same.
 
-import { api } from "./api.js";
+import { api, root } from "./api.js";
 
 // Someone who followed a link from another site is signed in, but that request did not say so.
 export async function startDoor() {
@@ -17,7 +17,7 @@ export async function startDoor() {
   }
   sessionStorage.setItem("bullpen.door", String(Date.now()));
   document.querySelector('[data-part="checking"]').hidden = false;
-  location.replace(document.body.dataset.next);
+  location.replace(root + document.body.dataset.next);
 }
 
 function countDown(button) {

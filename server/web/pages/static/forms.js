@@ -1,10 +1,10 @@
 // Forms: what they send, what happens then, drafts that survive a failure and a reload.
 
-import { api, ApiError, slug } from "./api.js";
+import { api, ApiError, root, slug } from "./api.js";
 import { clearError, make, part, showError } from "./dom.js";
 import { onRefresh, refresh } from "./page.js";
 
-const page = (path) => `/${slug}/${path}`;
+const page = (path) => `${root}/${slug}/${path}`;
 
 function fields(form) {
   return Object.fromEntries(new FormData(form));
