@@ -164,8 +164,8 @@ class Api:
         except httpx.TransportError:
             return False
 
-    def upload(self, path: Path, *, issue_id: str) -> dict[str, Any]:
-        """Send a file for an issue and return the attachment. Raises CliError."""
+    def upload(self, path: Path, **place: str) -> dict[str, Any]:
+        """Send a file and return the attachment. `place` says what it is for. Raises CliError."""
         try:
             if path.stat().st_size > _BODY_LIMIT:
                 raise CliError(f"{path} is larger than {_BODY_LIMIT // 2**20} MiB")
@@ -176,7 +176,7 @@ class Api:
             "POST",
             lambda: self._client.post(
                 f"{self.server_url}/api/upload-file",
-                data={"issue_id": issue_id},
+                data=place,
                 files={"file": (path.name, data)},
             ),
         )

@@ -30,6 +30,7 @@ from daemon.workdir.local import (
     find_excludes,
     named_directory,
 )
+from shared.ids import short_id
 from shared.wire.task import ClaimedTask
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ async def enter_local_directory(
     ticket = place.enter_context(locks.join(path, task.id))
     holder = locks.blocker(ticket)
     if holder is not None:
-        reason = f"local_directory {named} (held by task {holder.task_id[:8]})"
+        reason = f"local_directory {named} (held by task {short_id(holder.task_id)})"
         log.info("waiting for a directory", task_id=task.id, reason=reason)
         try:
             await client.wait_local_directory(task.id, reason)

@@ -97,7 +97,7 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         "started_at": try_moment(row["started_at"]),
         "completed_at": try_moment(row["completed_at"]),
         "result": row["result"],
-        "error": row["error"],
+        "error": row["error"] or _out_of_reach(row),
         "failure_reason": row["failure_reason"] or "",
         "attempt": row["attempt"],
         "max_attempts": row["max_attempts"],
@@ -121,6 +121,12 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
             trigger_comment_id=row["trigger_comment_id"] or "",
         ),
     }
+
+
+def _out_of_reach(row: Mapping[str, Any]) -> str | None:
+    """What tables that know no `unreachable_since` show of a run whose machine is silent."""
+    since = try_moment(row["unreachable_since"])
+    return f"its machine cannot be reached since {since}" if since else None
 
 
 def task_of(row: Mapping[str, Any]) -> Task:

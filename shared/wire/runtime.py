@@ -68,6 +68,7 @@ class Runtime:
     workspace_id: str = ""
     daemon_id: str | None = None
     name: str = ""
+    custom_name: str | None = omitted(None)
     runtime_mode: str = "local"
     provider: str = ""
     launch_header: str = ""
@@ -94,6 +95,24 @@ class RegisterReply:
 @attrs.frozen(kw_only=True)
 class DeregisterRequest:
     runtime_ids: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class DayUsage:
+    """What one program has used of one model on one day of the machine's calendar."""
+
+    date: str
+    provider: str = ""
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class UsageReport:
+    entries: list[DayUsage] = attrs.field(factory=list)
 
 
 @attrs.frozen(kw_only=True)

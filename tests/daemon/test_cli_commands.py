@@ -142,6 +142,26 @@ def test_files_are_attached(bench: Bench, tmp_path: Path) -> None:
     assert bench.requests[-1].url.path == "/api/upload-file"
 
 
+def test_a_file_is_attached_to_what_a_task_is_about(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    file.write_bytes(b"log")
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/upload-file":
+            assert b'name="task_id"' in request.content
+            assert TASK.encode() in request.content
+            return httpx.Response(200, json={"id": AGENT})
+        return bench.ordinary(request)
+
+    bench.respond = respond
+    code, out, _ = bench.run("attachment", "upload", str(file), "--task", TASK)
+    assert (code, json.loads(out)) == (0, {"id": AGENT})
+    for words in ((), ("--task", TASK, "--issue", "BUL-1")):
+        code, _, err = bench.run("attachment", "upload", str(file), *words)
+        assert code == 1
+        assert "give one of --issue, --comment and --task" in err
+
+
 def test_a_file_that_cannot_be_sent_keeps_a_comment_back_but_not_an_issue(bench: Bench) -> None:
     missing = ("--attachment", "/nowhere/a.png")
     code, _, err = bench.run("issue", "comment", "add", "BUL-1", "--content", "x", *missing)
