@@ -27,15 +27,19 @@ CLAIM = "POST /api/daemon/runtimes/.*/tasks/claim"
 async def _work(client: Client, job: Job, shutdown: trio.CancelScope) -> None:
     """A task that takes as many seconds as its thread name says, then reports within a shield."""
     await client.start(job.task.id)
-    with shutdown:
-        await trio.sleep(float(job.task.thread_name))
-    with trio.move_on_after(5, shield=True):
-        if shutdown.cancelled_caught:
-            await trio.sleep(1)  # reporting takes time, too
-            request = FailRequest(error="cut", failure_reason="runtime_recovery")
-            await client.fail(job.task.id, request)
-        else:
-            await client.complete(job.task.id, CompleteRequest(output="done"))
+    done = False
+    try:
+        with shutdown:
+            await trio.sleep(float(job.task.thread_name))
+            done = True
+    finally:  # also when everything is cancelled
+        with trio.move_on_after(5, shield=True):
+            if done:
+                await client.complete(job.task.id, CompleteRequest(output="done"))
+            else:
+                await trio.sleep(1)  # reporting takes time, too
+                request = FailRequest(error="cut", failure_reason="runtime_recovery")
+                await client.fail(job.task.id, request)
 
 
 open_working_rig = functools.partial(open_rig, run_job=_work)
@@ -226,7 +230,7 @@ async def test_a_crash_at_the_root_stops_the_daemon_and_tasks_still_report(
                 await trio.sleep_forever()
         assert trio.current_time() < 60
         assert len(server.deregistered) == 1
-        assert task.status == "running"
+        assert (task.status, task.failure_reason) == ("failed", "runtime_recovery")
         assert rig.pool.idle
 
 

@@ -259,7 +259,7 @@ MUTANTS = {
         "if isinstance(error, AgentError) and error.passing:",
         "if False:",
         (Event(at=0.0, what="trouble", amount=60.0),),
-        coming=(arrival(at=1.0), arrival(at=2.0)),
+        coming=(arrival(at=1.0), arrival(at=60.0)),
     ),
     "a user's directory is not given back": Mutant(
         prepare,
