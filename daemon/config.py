@@ -25,7 +25,7 @@ import attrs
 from daemon.agents.providers import PROVIDERS
 from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id
 from shared.codec import DecodeError, loads
-from shared.home import Home, find_home
+from shared.home import Home, find_home, gather_secrets
 from shared.ids import InvalidId, canonical_id
 from shared.log import LEVELS
 
@@ -295,6 +295,7 @@ def _disk_settings(read: _Reader, home: Home) -> DiskSettings:
 
 def read_config_file(home: Home) -> dict[str, Any]:
     """Read the config file's object; a missing file is an empty one. Raises ConfigError."""
+    gather_secrets(home)
     try:
         value = loads(home.config_file.read_bytes())
     except FileNotFoundError:

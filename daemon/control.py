@@ -249,7 +249,7 @@ async def _send(
 @contextmanager
 def hold_home(home: Home) -> Iterator[None]:
     """Hold the home's lock; the system drops it however the process ends. Raises AlreadyRunning."""
-    path = home.daemon_file.with_suffix(".lock")
+    path = home.daemon_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if fcntl is not None:

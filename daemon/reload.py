@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from daemon.config import Config, ConfigError
+from shared.home import gather_secrets
 from shared.supervise import every
 
 log = structlog.get_logger(__name__)
@@ -84,6 +85,7 @@ async def run_reload(now: Config, load: Load, adopt: Callable[[Config], None]) -
     async def look() -> None:
         nonlocal current, seen
         await trio.lowlevel.checkpoint()
+        gather_secrets(now.home)
         found = _look_of(file)
         if found == seen:
             return

@@ -34,7 +34,7 @@ from server.store.migrate import migrate
 from server.web.context import Services
 from server.web.routes import make_app
 from server.web.serve import open_listeners, serve, url_of
-from shared.home import private_secret, write_private
+from shared.home import gather_secrets, private_secret, write_private
 
 log = structlog.get_logger(__name__)
 
@@ -60,9 +60,8 @@ async def run_server(config: Config, options: Options = Options()) -> None:
     Raises EmbeddedError, BindError and what the database raises when it cannot start.
     """
     if not config.jwt_secret:
-        config = attrs.evolve(
-            config, jwt_secret=private_secret(config.home.root / "session.secret")
-        )
+        gather_secrets(config.home)
+        config = attrs.evolve(config, jwt_secret=private_secret(config.home.session_secret))
     stop = trio.Event()
     async with trio.open_nursery() as watching:
         await watching.start(_watch_signals, stop, watching.cancel_scope)

@@ -28,7 +28,7 @@ from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.service import Manager, ServiceError, find_manager
 from daemon.cli.settings import Settings
-from shared.home import Home
+from shared.home import Home, gather_secrets
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -292,6 +292,7 @@ def find_running(settings: Settings) -> Running | None:
 
 def _find(home: Home, timeout: float = PROBE) -> Running | None:
     """Ask the daemon of this home; None if nobody answers as it would."""
+    gather_secrets(home)  # a daemon of an earlier version may still run
     try:
         told = json.loads(home.daemon_file.read_bytes())
         port, secret = int(told["port"]), str(told["secret"])
@@ -438,6 +439,7 @@ def service_of(settings: Settings) -> Manager | None:
 
 def up_pid(settings: Settings) -> int:
     """The `bullpen up` that runs this home's daemon and starts it again when it ends; 0 if none."""
+    gather_secrets(settings.home)
     try:
         pid = int(json.loads(settings.home.up_file.read_bytes())["pid"])
         os.kill(pid, 0)

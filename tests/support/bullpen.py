@@ -60,7 +60,7 @@ class Bullpen:
 
     @property
     def told(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.home / "up.json").read_text())
+        value: dict[str, Any] = json.loads((self.home / "secrets" / "up.json").read_text())
         return value
 
     def api(self, timeout: float = 15.0) -> httpx.Client:
@@ -148,7 +148,7 @@ def start_up(
     """Run `bullpen up` on `home` until the block is left; then it must stop within 15 s."""
     environment = clean_environment(BULLPEN_HOME=str(home), **(env or {}))
     home.mkdir(parents=True, exist_ok=True)
-    (home / "up.json").unlink(missing_ok=True)
+    (home / "secrets" / "up.json").unlink(missing_ok=True)
     with (home / "up.out").open("ab") as out:
         process = subprocess.Popen(
             [*CLI, "up", "--no-browser", "--port", "0", "--agents", agents, *flags],
@@ -162,7 +162,7 @@ def start_up(
 
     def ready() -> bool | None:
         assert process.poll() is None, f"up ended early:\n{(home / 'up.out').read_text()}"
-        return (home / "up.json").exists() or None
+        return (home / "secrets" / "up.json").exists() or None
 
     try:
         wait_for("up.json", ready, seconds=START_DEADLINE)

@@ -123,7 +123,7 @@ def test_only_a_tasks_own_command_checks_out(bullpen: Bullpen) -> None:
     assert outside.returncode != 0
     assert "inside a task" in outside.stderr
 
-    door = json.loads((bullpen.home / "daemon.json").read_text())
+    door = json.loads((bullpen.home / "secrets" / "daemon.json").read_text())
     work = next((bullpen.home / "workspaces").rglob("workdir"), bullpen.home)
     request = {
         "url": URL,
