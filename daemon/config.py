@@ -22,6 +22,7 @@ from uuid import UUID
 
 import attrs
 
+from daemon.agents.isolation import SETTINGS, Setting
 from daemon.agents.providers import PROVIDERS
 from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id
 from shared.codec import DecodeError, loads
@@ -104,6 +105,8 @@ class Config:
     codex_multi_agent: bool = False
     codex_memory: bool = False
     agents: tuple[str, ...] | None = None
+    agent_isolation: Setting = "auto"
+    agent_paths: tuple[Path, ...] = ()
     extra_args: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     models: Mapping[str, str] = attrs.field(factory=dict)
     commands: Mapping[str, str] = attrs.field(factory=dict)
@@ -230,6 +233,8 @@ def load_config(
         codex_multi_agent=read.value("BULLPEN_CODEX_MULTI_AGENT", _switch, False),
         codex_memory=read.value("BULLPEN_CODEX_MEMORY", _switch, False),
         agents=read.value("BULLPEN_AGENTS", _names, None),
+        agent_isolation=read.value("BULLPEN_AGENT_ISOLATION", _isolation, "auto"),
+        agent_paths=read.value("BULLPEN_AGENT_PATHS", _paths, ()),
         extra_args=_per_provider(read, "ARGS", _words),
         models=_per_provider(read, "MODEL", str),
         commands=commands,
@@ -388,6 +393,21 @@ def _level(text: str) -> str:
     if level not in LEVELS:
         raise ValueError(f"{text!r} is not one of {', '.join(LEVELS)}")
     return level
+
+
+def _isolation(text: str) -> Setting:
+    if text.lower() not in SETTINGS:
+        raise ValueError(f"{text!r} is none of {', '.join(SETTINGS)}")
+    chosen: Setting = text.lower()  # type: ignore[assignment]
+    return chosen
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    found = tuple(Path(part).expanduser() for part in text.split(os.pathsep) if part.strip())
+    for path in found:
+        if not path.is_absolute():
+            raise ValueError(f"{str(path)!r} is not an absolute path")
+    return found
 
 
 def _names(text: str) -> tuple[str, ...] | None:

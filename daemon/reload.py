@@ -27,6 +27,8 @@ LOOK: Final = 2.0
 
 FIXED: Final = frozenset(
     {
+        "agent_isolation",
+        "agent_paths",
         "control_port",
         "daemon_id",
         "device_name",

@@ -200,6 +200,7 @@ class _TaskRun:
         self._work_dir = ""
         self._thinking_level = ""
         self._tmp = Path()
+        self._view = View()
         self._end: End = "agent"
         self._silence = ""
         self._outcome: Outcome | None = None
@@ -350,7 +351,11 @@ class _TaskRun:
             await self._start(server_stop)
         self._journal.note_started()
         self._work_dir = str(chosen.layout.work_dir)
-        self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
+        if isolation.machine.get().is_on:
+            self._tmp = Path(isolation.TMP)
+        else:
+            self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
+        self._view = await threads.in_thread(partial(self._see, chosen.layout))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
         self._grant_checkouts(chosen)
 
@@ -368,6 +373,18 @@ class _TaskRun:
         if cap.cancelled_caught:
             self._end = "cap"
         return self._judge(self._end)
+
+    def _see(self, layout: Layout) -> View:
+        """What an isolated agent sees of Bullpen's directories. Makes those that come later."""
+        root = self._runner.config.workspaces_root
+        git = visible_to_git(root, self._task.workspace_id, layout.env_root)
+        for folder in git.read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        return View(
+            own=git.writable,
+            read_only=(self._runner.launcher, *git.read_only),
+            tmp=layout.tmp,
+        )
 
     def _grant_checkouts(self, chosen: Prepared) -> None:
         """Let the agent check out repositories, until the task's end."""
@@ -541,6 +558,7 @@ class _TaskRun:
             custom_args=tuple(agent.custom_args) if agent is not None else (),
             mcp_config=mcp if isinstance(mcp, Mapping) else None,
             thread_name=thread_name(task),
+            view=self._view,
         )
 
     async def _progress(self, summary: str, step: int) -> None:
