@@ -25,9 +25,32 @@ TIERS = (
 EMBEDDED = "tests/server/test_embedded.py"
 NO_SUCH_SERVER = 77
 
+# Some machines forbid it: then each of hundreds of processes compiles all it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+CORES = os.cpu_count() or 1
+WORKERS = {
+    "fast": CORES,
+    "simulation": CORES,
+    "postgres": CORES,
+    # These wait for processes most of the time.
+    "together": CORES + 1,
+    "browser": CORES,
+    "real_agents": CORES + 1,
+}
+"""Test processes side by side, by tier."""
+
 
 def _pytest(session: nox.Session, tier: str, *args: str) -> None:
-    session.run("python", "-m", "pytest", "-q", "-m", tier, *args, *session.posargs)
+    session.run("python", "-m", "pytest", "-q", *_chosen(session, tier), *args, *session.posargs)
+
+
+def _chosen(session: nox.Session, tier: str) -> list[str]:
+    """The tests of a tier, side by side unless some are named: what is debugged runs alone."""
+    alone = any(not arg.startswith("-") for arg in session.posargs)
+    # Tests of a module share what its fixtures start, so they stay together.
+    side_by_side = ["-n", str(WORKERS[tier]), "--dist", "loadfile"]
+    return ["-m", tier, *([] if alone else side_by_side)]
 
 
 @nox.session
@@ -35,7 +58,7 @@ def lint(session: nox.Session) -> None:
     """Is it written by the house rules?"""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("flake8", "--select=ASYNC", "server", "daemon", "shared", "tests", "bench")
+    session.run("python", "-m", "tests.support.async_lint")
     session.run("lint-imports", "--no-cache")
 
 
@@ -69,7 +92,7 @@ def postgres(session: nox.Session) -> None:
 def postgres15(session: nox.Session) -> None:
     """Does it work on Debian's PostgreSQL too, the oldest we support?"""
     runner = ("python", "-m", "tests.support.debian_postgres")
-    tests_ = ("python", "-m", "pytest", "-q", "-m", "postgres", "--ignore", EMBEDDED)
+    tests_ = ("python", "-m", "pytest", "-q", *_chosen(session, "postgres"), "--ignore", EMBEDDED)
     session.run(*runner, *tests_, *session.posargs, success_codes=[0, NO_SUCH_SERVER])
 
 

@@ -1,8 +1,9 @@
-"""A real Postgres for tests: one server a test process, one database a test.
+"""A real Postgres for tests: one server a test process, a database of its own for each test.
 
 The server is the embedded one in a temporary directory, without any durability, stopped when the
 process ends; or the one `BULLPEN_TEST_DATABASE_URL` names, where databases are made and dropped.
-The schema is applied once, to a template the tests' databases are copied from.
+The schema is applied once, to a template the tests' databases are copied from. A copy takes longer
+than most tests, so a database whose schema a test left as it was is emptied and used again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,40 @@ autovacuum_naptime = 10min
 
 _NAME = f"bullpen_test_{os.getpid()}_{secrets.token_hex(3)}"
 _made: set[str] = set()
+_used: list[str] = []
+"""Databases to empty and use again; changed by `open_test_database`."""
+
+_SCHEMA = """
+select md5(string_agg(shape, ' ' order by shape)) from (
+    select format('%s %s', relname, relnatts) from pg_class where relnamespace = 'public'::regnamespace
+    union all select format('%s %s', tgname, tgrelid::regclass) from pg_trigger where not tgisinternal
+    union all select format('%s %s', proname, md5(prosrc)) from pg_proc where pronamespace = 'public'::regnamespace
+    union all select format('%s %s', attrelid::regclass, attname) from pg_attribute
+        join pg_class on attrelid = pg_class.oid where relnamespace = 'public'::regnamespace
+) as shapes (shape)
+"""
+
+_ALONE = """
+select pg_terminate_backend(pid, 5000) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+"""
+"""Ends what a test left running in its database, so that it writes nothing into the next one."""
+
+_EMPTY = """
+do $$
+declare name text; held boolean;
+begin
+    set local session_replication_role = replica;
+    for name in select quote_ident(tablename) from pg_tables
+        where schemaname = 'public' and tablename <> 'schema_migration'
+    loop
+        execute format('select exists (select from %s)', name) into held;
+        if held then execute format('delete from %s', name); end if;
+    end loop;
+    perform setval(seqrelid, seqstart, false) from pg_sequence
+        join pg_class on pg_class.oid = seqrelid where relnamespace = 'public'::regnamespace;
+end $$
+"""
 
 
 @functools.cache
@@ -73,52 +108,74 @@ def url_of(name: str) -> str:
 @asynccontextmanager
 async def open_empty_database() -> AsyncIterator[str]:
     """Make a database without our schema; yields its URL and drops it afterwards."""
-    async with open_database(server_url(), pool_size=1) as admin, _copy(admin, "template0") as url:
-        yield url
+    name = await _new("template0")
+    try:
+        yield url_of(name)
+    finally:
+        await _drop(name)  # noqa: ASYNC102 - shielded there
 
 
 @asynccontextmanager
 async def open_test_database(*, pool_size: int = 20) -> AsyncIterator[tuple[Database, str]]:
-    """Make a database with our schema; yields it opened, and its URL; drops it afterwards."""
-    async with open_database(server_url(), pool_size=1) as admin:
-        template = await _template(admin)
-        async with _copy(admin, template) as url, open_database(url, pool_size=pool_size) as opened:
-            yield opened, url
+    """Make a database with our schema; yields it opened, and its URL."""
+    name = await _emptied(_used.pop()) if _used else await _new(await _template())
+    fit = False
+    try:
+        async with open_database(url_of(name), pool_size=pool_size) as opened:
+            before = await opened.read(lambda conn: conn.fetchval(_SCHEMA))
+            yield opened, url_of(name)
+            fit = before == await opened.read(lambda conn: conn.fetchval(_SCHEMA))
+    finally:
+        if fit:
+            _used.append(name)
+        else:
+            await _drop(name)  # noqa: ASYNC102 - shielded there
 
 
-async def _template(admin: Database) -> str:
+async def _template() -> str:
     name = f"{_NAME}_template"
     if name not in _made:
-        await _run(admin, f"create database {name} template template0")
+        await _maintain(f"create database {name} template template0")
         async with open_database(url_of(name), pool_size=1) as database:
             await database.write(migrate, deadline=60)
         _made.add(name)
-        atexit.register(_drop_at_exit, name)
+        atexit.register(_drop_at_exit)
     return name
 
 
-@asynccontextmanager
-async def _copy(admin: Database, template: str) -> AsyncIterator[str]:
+async def _new(template: str) -> str:
     name = f"{_NAME}_{secrets.token_hex(4)}"
-    await _run(admin, f"create database {name} template {template}")
-    try:
-        yield url_of(name)
-    finally:
-        with trio.move_on_after(60, shield=True):
-            await _run(admin, f"drop database {name} with (force)")
+    await _maintain(f"create database {name} template {template} strategy file_copy")
+    return name
 
 
-async def _run(admin: Database, statement: str) -> None:
-    await admin.write(lambda conn: conn.execute(statement), one_statement=True, deadline=60)
+async def _emptied(name: str) -> str:
+    async with open_database(url_of(name), pool_size=1) as database:
+        await _run(database, _ALONE)
+        await _run(database, _EMPTY)
+    return name
 
 
-def _drop_at_exit(name: str) -> None:
+async def _drop(name: str) -> None:
+    with trio.move_on_after(60, shield=True):
+        await _maintain(f"drop database {name} with (force)")
+
+
+async def _maintain(statement: str) -> None:
+    async with open_database(server_url(), pool_size=1) as admin:
+        await _run(admin, statement)
+
+
+async def _run(database: Database, statement: str) -> None:
+    await database.write(lambda conn: conn.execute(statement), one_statement=True, deadline=60)
+
+
+def _drop_at_exit() -> None:
     """Leave nothing on a server that outlives the tests; the embedded one is deleted whole."""
     if os.environ.get("BULLPEN_TEST_DATABASE_URL"):
-        import trio
 
         async def drop() -> None:
-            async with open_database(server_url(), pool_size=1) as admin:
-                await _run(admin, f"drop database if exists {name} with (force)")
+            for name in (*_used, *_made):
+                await _drop(name)
 
         trio.run(drop)
