@@ -109,7 +109,7 @@ class AgentRun:
     custom_args: tuple[str, ...] = ()
     mcp_config: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     thread_name: str = ""
-    view: View = View()
+    view: View = attrs.field(factory=View)
 
 
 class Agent(Protocol):

@@ -83,8 +83,12 @@ class Isolation:
         return self.backend != "none"
 
 
-machine: ContextVar[Isolation] = ContextVar("machine", default=Isolation())
+machine: ContextVar[Isolation] = ContextVar("machine", default=Isolation())  # noqa: B039 - frozen
 """How agents are isolated here; set once, by `probing.py`, before anything is started."""
+
+
+class NotIsolated(Exception):
+    """Agents must be isolated and cannot be; the text says why and what to do."""
 
 
 class Unsafe(Exception):
@@ -189,9 +193,8 @@ def plan(
     steps += [["ro", path, path] for path in _kept_of_run()]
     if runtime := _runtime_directory():
         steps.append(["tmpfs", "700", runtime])
-    cleared = ["/run", TMP, "/var/tmp", "/dev"]
-    tmp = _tmp_steps(view)
-    steps += tmp
+    cleared = ["/run", TMP, "/var/tmp", "/dev"]  # noqa: S108
+    steps += _tmp_steps(view)
 
     installation = _installation()
     back = [(path, "ro") for path in (*installation, *_program_directories(program, env))]
@@ -205,8 +208,8 @@ def plan(
         real = os.path.realpath(path)
         if not any(_is_below(each, [real]) or _is_below(real, [each]) for each in writable):
             steps.append(["ro", real, real])
-    for path in isolation.paths:
-        real = os.path.realpath(path)
+    for allowed in isolation.paths:
+        real = os.path.realpath(allowed)
         if not any(_is_below(real, [each]) or _is_below(each, [real]) for each in hidden):
             steps.append(["dev" if real.startswith("/dev/") else "bind", real, real])
 
@@ -264,9 +267,7 @@ def _devices() -> list[str]:
     except OSError:
         return []
     return [
-        f"/dev/{name}"
-        for name in names
-        if name in _DEVICES or name.startswith(_DEVICE_PREFIXES)
+        f"/dev/{name}" for name in names if name in _DEVICES or name.startswith(_DEVICE_PREFIXES)
     ]
 
 

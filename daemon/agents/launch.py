@@ -97,7 +97,9 @@ def _private_json(value: Mapping[str, Any] | None, folder: Path) -> Iterator[str
     if value is None:
         yield ""
         return
-    handle, name = tempfile.mkstemp(prefix="bullpen-mcp-", suffix=".json", dir=folder)  # created 0600
+    handle, name = tempfile.mkstemp(
+        prefix="bullpen-mcp-", suffix=".json", dir=folder
+    )  # created 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file)

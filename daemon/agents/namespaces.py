@@ -88,8 +88,8 @@ def build(steps: list[list[str]]) -> None:
     """Make the new root and step into it; called by process 1. Raises Refused."""
     _mount(None, "/", None, _MS_SLAVE | _MS_REC)
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV)  # noqa: S108 - any directory will do
-    os.mkdir("/tmp/new", 0o755)  # noqa: PTH102, S108 - no pathlib here
-    os.mkdir("/tmp/old", 0o755)  # noqa: PTH102, S108
+    os.mkdir("/tmp/new", 0o755)  # noqa: S108 - no pathlib here
+    os.mkdir("/tmp/old", 0o755)  # noqa: S108
     _mount("/tmp/new", "/tmp/new", None, _MS_BIND | _MS_REC)  # noqa: S108
     _pivot("/tmp", "/tmp/old")  # noqa: S108
     os.chdir("/")
@@ -166,9 +166,9 @@ def _make_devices(new: str) -> None:
                          ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"),
                          ("ptmx", "pts/ptmx"), ("core", "/proc/kcore")):  # fmt: skip
         os.symlink(target, f"{new}/{name}")
-    os.mkdir(f"{new}/shm", 0o1777)  # noqa: PTH102
-    os.chmod(f"{new}/shm", 0o1777)  # noqa: PTH101 - the umask had its say
-    os.mkdir(f"{new}/pts", 0o755)  # noqa: PTH102
+    os.mkdir(f"{new}/shm", 0o1777)
+    os.chmod(f"{new}/shm", 0o1777)  # noqa: S103 - the umask had its say
+    os.mkdir(f"{new}/pts", 0o755)
     options = "newinstance,ptmxmode=0666,mode=620"
     _mount("devpts", f"{new}/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, options)
 
@@ -176,22 +176,26 @@ def _make_devices(new: str) -> None:
 def _make_place(path: str, is_directory: bool) -> None:
     if os.path.lexists(path):
         return
-    parent = os.path.dirname(path)  # noqa: PTH120
-    os.makedirs(parent, 0o755, exist_ok=True)  # noqa: PTH103
+    parent = os.path.dirname(path)
+    os.makedirs(parent, 0o755, exist_ok=True)
     if is_directory:
-        os.mkdir(path, 0o755)  # noqa: PTH102
+        os.mkdir(path, 0o755)
     else:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
 
 
 def _restrict(place: str, kind: str) -> None:
     """Take away writing or devices, in what is mounted below as well."""
-    flags = {"bind": _MOUNT_ATTR_NODEV, "ro": _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NODEV, "dev": 0}[kind]
+    flags = {"bind": _MOUNT_ATTR_NODEV, "ro": _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NODEV, "dev": 0}[
+        kind
+    ]
     if not flags:
         return
     attributes = (ctypes.c_uint64 * 4)(flags, 0, 0, 0)
     size = ctypes.c_size_t(32)
-    done = _libc.syscall(_SYS_MOUNT_SETATTR, -100, os.fsencode(place), _AT_RECURSIVE, attributes, size)
+    done = _libc.syscall(
+        _SYS_MOUNT_SETATTR, -100, os.fsencode(place), _AT_RECURSIVE, attributes, size
+    )
     if done == 0:
         return
     kept = os.statvfs(place).f_flag & (_MS_NOSUID | _MS_NODEV | _MS_NOEXEC | 0x1C00)
@@ -243,5 +247,3 @@ def _pivot(new: str, old: str) -> None:
 def _call(what: str, result: int) -> None:
     if result != 0:
         raise Refused(f"{what}: {os.strerror(ctypes.get_errno())}")
-
-

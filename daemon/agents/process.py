@@ -92,7 +92,7 @@ class Launch:
     argv: Sequence[str] = attrs.field(repr=False)
     cwd: Path
     env: Mapping[str, str] = attrs.field(repr=False)
-    view: View = View()
+    view: View = attrs.field(factory=View)
 
 
 class AgentProcess:

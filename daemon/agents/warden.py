@@ -65,7 +65,7 @@ def _children_by_search() -> list[int]:
     """The same for kernels without that file; nothing where there is no /proc at all."""
     found = []
     with suppress(OSError):
-        for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - no pathlib here
+        for name in filter(str.isdecimal, os.listdir("/proc")):
             with suppress(OSError):
                 file = os.open(f"/proc/{name}/stat", os.O_RDONLY)
                 stat = os.read(file, 4096)
@@ -142,7 +142,7 @@ def _enter(plan: dict[str, Any], keeper: int) -> None:
 
     The process that was called stays outside until that one has ended, and ends as it did.
     """
-    sys.path.append(os.path.dirname(__file__))  # noqa: PTH120 - no pathlib here
+    sys.path.append(os.path.dirname(__file__))
     namespaces: Any = __import__("namespaces")
     try:
         if plan["mode"] == "own":

@@ -241,6 +241,7 @@ def status(settings: Settings, output: str) -> None:
             ("Tasks", str(health.get("active_task_count", ""))),
             ("Service", health.get("service")),
             ("Stopping", "when no task is left" if health.get("draining") else ""),
+            ("Isolation", health.get("isolation_problem") or health.get("isolation")),
             ("Problem", health.get("problem")),
         ]
     )
@@ -365,6 +366,8 @@ def launch(settings: Settings, env: Mapping[str, str]) -> None:
         if health.get("status") == "running":
             notice(f"Daemon{label} started (pid {child.pid}, version {health['cli_version']}).")
             notice(f"Log: {path}")
+            if health.get("isolation_problem"):
+                notice(f"Warning: {health['isolation_problem']}.")
             return
         if health.get("problem"):
             problem_since = problem_since or time.monotonic()

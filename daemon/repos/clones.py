@@ -1,5 +1,10 @@
 """One bare clone per workspace and repository: made on demand, brought up to date, mended.
 
+Only the daemon writes into a clone. Checkouts are repositories of their own that borrow its objects,
+so nothing an agent configures is ever in one; a clone whose settings were changed all the same, on a
+machine where agents can reach it, is mended before it is used, and that is told. As long as there
+are tasks' directories that borrow from a clone, no object of it is removed.
+
 A clone is made under another name and renamed when it is whole, so one that is there is complete.
 Making and fetching are shared by everybody who asks meanwhile and belong to the daemon, not to who
 asked; they hold no lock that a checkout needs. The clone's lock guards its worktrees and branches,
@@ -23,19 +28,19 @@ from typing import Final
 import structlog
 import trio
 
+from daemon import threads
+from daemon.repos.access import Access
+from daemon.repos.clone_files import borrowers, settle
 from daemon.repos.flights import Flights, KeyLocks
-from daemon.repos.git import CLONE, FETCH, GC, LOCAL, Git, GitError
+from daemon.repos.git import CLONE, FETCH, GC, Git, GitError
 from daemon.repos.kept import bundles, drop, list_kept, local_work
 from daemon.repos.names import SAVED, TASK_BRANCHES, clone_name
 from daemon.repos.snapshots import keep_commit
+from daemon.repos.visible import FOLDER
 from shared import times
 
 log = structlog.get_logger(__name__)
 
-FOLDER: Final = ".repos"
-"""Below the workspaces root; directories with a leading dot are no workspaces."""
-
-_REFSPEC: Final = "+refs/heads/*:refs/remotes/origin/*"
 _STALE_LOCK: Final = 600.0
 """Seconds after which a lock file belongs to a git that was killed: no command here runs longer
 while it holds one."""
@@ -45,12 +50,6 @@ TAKE_BACK: Final = 20.0
 
 _HELPER: Final = re.compile(r"[A-Za-z0-9+.-]*::")
 """Addresses of git's remote helpers, some of which run commands."""
-
-_REDIRECTS: Final = re.compile(
-    r"url\..*|include(if)?\..*|protocol\..*|core\.(gitproxy|worktree)|http\.(?!.*extraheader$).*"
-    r"|remote\.origin\.(uploadpack|vcs|proxy|proxyauthmethod)",
-    re.DOTALL,
-)
 
 _USED: Final = "bullpen-used"
 """A file in a clone whose time says when somebody last asked for it."""
@@ -69,6 +68,8 @@ class Clones:
         self.git = git
         self.folder = root.resolve() / FOLDER  # git names its directories without links
         self.locks: KeyLocks[Path] = KeyLocks()
+        self.mended: dict[Path, str] = {}
+        """What was changed in a clone and put right; whoever tells somebody takes it out."""
         self._flights: Flights[Path, None] = Flights(nursery)
 
     def path(self, workspace_id: str, url: str) -> Path:
@@ -86,7 +87,9 @@ class Clones:
         """Whether a git directory is one of the clones."""
         return path.parent.parent == self.folder
 
-    async def refresh(self, workspace_id: str, url: str, *, suspect: bool = False) -> Path:
+    async def refresh(
+        self, workspace_id: str, url: str, *, suspect: bool = False, access: Access | None = None
+    ) -> Path:
         """Return the repository's clone, made or brought up to date.
 
         An existing clone whose server cannot be reached is good enough, with a warning in the log.
@@ -96,32 +99,34 @@ class Clones:
         if url.startswith("-") or _HELPER.match(url) or any(ord(letter) < 32 for letter in url):
             raise GitError("that is not the address of a repository")
         clone = self.path(workspace_id, url)
-        await self._flights.share(clone, partial(self._refresh, clone, url, suspect))
+        await self._flights.share(clone, partial(self._refresh, clone, url, suspect, access))
         return clone
 
-    async def _refresh(self, clone: Path, url: str, suspect: bool) -> None:
+    async def _refresh(self, clone: Path, url: str, suspect: bool, access: Access | None) -> None:
         if _is_there(clone):
             _mark_used(clone)
+            await self._settle(clone, url)
             if await self._is_readable(clone):
                 try:
-                    await self._fetch(clone, url)
+                    await self._fetch(clone, access)
                 except GitError as error:
                     log.warning("clone not brought up to date", clone=clone.name, error=str(error))
                     suspect = True
                 if not suspect or await self._is_whole(clone):
                     return
             await self._set_aside(clone)
-        await self._make(clone, url)
+        await self._make(clone, url, access)
 
-    async def _make(self, clone: Path, url: str) -> None:
+    async def _make(self, clone: Path, url: str, access: Access | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)  # addresses in clones may hold passwords
+        self.folder.chmod(0o700)  # whoever has an account here need not read the code
         clone.parent.mkdir(exist_ok=True)
         new = clone.with_name(f".{clone.name}.{secrets.token_hex(4)}.new")
         try:
             new.mkdir()
-            await self.git.clone(new, "init", "--bare", "-q", str(new))
-            await self._fetch(new, url, "--tags", deadline=CLONE)
+            await self.git.clone(new, "init", "--bare", "-q", "--template=", str(new))
+            await threads.in_thread(partial(settle, new, url))
+            await self._fetch(new, access, "--tags", deadline=CLONE)
             _mark_used(new)
             new.rename(clone)
         except OSError as error:
@@ -132,53 +137,45 @@ class Clones:
                     await remove_tree(new)
         log.info("cloned", clone=clone.name)
 
-    async def _fetch(self, clone: Path, url: str, *extra: str, deadline: float = FETCH) -> None:
+    async def _settle(self, clone: Path, url: str) -> None:
+        """Make a clone's settings what they are to be, and remember it if others had changed them."""
+        try:
+            changed = await threads.in_thread(partial(settle, clone, url))
+        except OSError as error:
+            raise GitError(f"the clone's settings cannot be written: {error}") from error
+        if changed:
+            log.warning("clone changed by somebody; mended", clone=clone.name, what=changed)
+            self.mended[clone] = f"somebody had changed {', '.join(changed)}"
+
+    async def _fetch(
+        self, clone: Path, access: Access | None, *extra: str, deadline: float = FETCH
+    ) -> None:
         git = self.git
         await trio.to_thread.run_sync(remove_stale_locks, clone)
-        await self._remove_redirections(clone)
-        for name, value in (
-            ("remote.origin.url", url),
-            ("remote.origin.fetch", _REFSPEC),
-            ("push.autoSetupRemote", "true"),  # an agent's plain `git push` finds its branch
-        ):
-            if (await git.try_clone(clone, "config", "--get-all", name)) != f"{value}\n":
-                await git.clone(clone, "config", "--replace-all", name, value)
         # FETCH_HEAD is left to `fetch_one`, which reads it
         words = ("fetch", "-q", "--no-write-fetch-head", *extra, "origin")
-        await git.clone(clone, *words, deadline=deadline, guarded=True)
+        await git.clone(clone, *words, deadline=deadline, guarded=True, access=access)
         with suppress(GitError):  # an empty repository has no HEAD
-            await git.clone(
-                clone, "remote", "set-head", "origin", "--auto", deadline=LOCAL, guarded=True
-            )
+            head = ("remote", "set-head", "origin", "--auto")
+            await git.clone(clone, *head, guarded=True, access=access)
 
-    async def _remove_redirections(self, clone: Path) -> None:
-        """Take out of a clone's settings what would fetch from elsewhere, or by other means.
-
-        Agents' own git writes into the same file. What else they set there stays.
-        """
-        for file in (clone / "config", clone / "config.worktree"):
-            words = ("config", "--file", str(file))
-            listed = await self.git.try_clone(clone, *words, "--list", "-z", "--name-only")
-            found = {name for name in (listed or "").split("\0") if _REDIRECTS.fullmatch(name)}
-            for name in sorted(found):
-                await self.git.clone(clone, *words, "--unset-all", name)
-            if found:
-                log.warning("settings removed that redirect", clone=clone.name, names=sorted(found))
-
-    async def fetch_one(self, clone: Path, ref: str) -> str:
+    async def fetch_one(self, clone: Path, ref: str, access: Access | None = None) -> str:
         """Fetch what plain fetching leaves out, such as a tag or a pull request; its commit or "".
 
         The caller holds the clone's lock.
         """
         with suppress(GitError):
-            await self.git.clone(
-                clone, "fetch", "-q", "--no-tags", "origin", ref, deadline=FETCH, guarded=True
-            )
+            words = ("fetch", "-q", "--no-tags", "origin", ref)
+            await self.git.clone(clone, *words, deadline=FETCH, guarded=True, access=access)
             found = await self.git.clone(
                 clone, "rev-parse", "--verify", "-q", "FETCH_HEAD^{commit}"
             )
             return found.strip()
         return ""
+
+    async def address(self, clone: Path) -> str:
+        """The address a clone is fetched from; "" if it says none."""
+        return ((await self.git.try_clone(clone, "config", "remote.origin.url")) or "").strip()
 
     async def _is_readable(self, clone: Path) -> bool:
         if not ((clone / "objects").is_dir() and (clone / "HEAD").is_file()):
@@ -271,6 +268,8 @@ class Clones:
                     gone.append(f"{clone.name} {each.ref}")
             if trees or await local_work(self.git, clone):
                 return gone
+            if await threads.in_thread(partial(borrowers, clone)):
+                return gone
             # no await from here: who asks for the clone now marks it first
             if _used(clone) < before.timestamp():
                 discard(clone)
@@ -296,7 +295,14 @@ class Clones:
         """Pack a clone that needs it, without a lock: git keeps this apart from other work."""
         counted = await self.git.clone(clone, "count-objects", "-v")
         numbers = dict(line.split(": ", 1) for line in counted.splitlines() if ": " in line)
-        if int(numbers.get("packs", 0)) > _PACKS or int(numbers.get("count", 0)) > _LOOSE:
+        if int(numbers.get("packs", 0)) <= _PACKS and int(numbers.get("count", 0)) <= _LOOSE:
+            return
+        if await threads.in_thread(partial(borrowers, clone)):
+            # a checkout may need what no reference of the clone reaches any more
+            words = ("repack", "-q", "-a", "-d", "--keep-unreachable")
+            await self.git.clone(clone, *words, deadline=GC, guarded=True)
+            await self.git.clone(clone, "pack-refs", "--all", deadline=GC)
+        else:
             await self.git.clone(
                 clone, "gc", "-q", "--prune=30.days.ago", deadline=GC, guarded=True
             )

@@ -25,15 +25,17 @@ import attrs
 import structlog
 import trio
 
+from daemon import threads
 from daemon.client import ApiError, Transient
 from daemon.control import Answer, Asked
 from daemon.repos import hooks
+from daemon.repos.checkouts import CheckedOut, Wanted, adopt, check_out, lender_of
 from daemon.repos.clones import Clones
 from daemon.repos.flights import Flights, Stopped
 from daemon.repos.git import Git, GitError, git_environment
 from daemon.repos.kept import Owner, note
 from daemon.repos.names import clone_name, repo_name
-from daemon.repos.worktrees import CheckedOut, Wanted, check_out
+from daemon.repos.places import Place, place_of
 from shared.wire.runtime import ReposReply
 
 if TYPE_CHECKING:
@@ -135,8 +137,37 @@ class Desk:
 
     async def _check_out_of(self, clone: Path, wanted: Wanted, *, co_author: bool) -> CheckedOut:
         async with self.clones.hold(clone):
-            hooks.arrange(clone, co_author=co_author)
-            return await check_out(self.clones, clone, wanted)
+            done = await check_out(self.clones, clone, wanted)
+        await threads.in_thread(partial(hooks.arrange, done.path, co_author=co_author))
+        if changed := self.clones.mended.pop(clone, ""):
+            told = f"the daemon's clone of it is mended: {changed}"
+            done = attrs.evolve(done, note="; ".join(text for text in (done.note, told) if text))
+        return done
+
+    async def prepare(self, grant: Grant) -> None:
+        """Look after the checkouts that are in a task's directory already; failing only warns.
+
+        Those of an older version become repositories of their own, and what is borrowed is right.
+        """
+        for place in await threads.in_thread(partial(_checkouts_in, grant.env_root)):
+            clone = await threads.in_thread(partial(lender_of, self.clones, place))
+            if clone is None or place.tree is None or clone.parent.name != grant.workspace_id:
+                continue
+            url = (await self.clones.address(clone)) or ""
+            wanted = Wanted(
+                url=url,
+                ref="",
+                parent=place.tree.parent,
+                agent_name=grant.agent_name,
+                task_id=grant.task_id,
+                env_root=grant.env_root,
+                issue_id=grant.issue_id,
+            )
+            try:
+                async with self.clones.hold(clone):
+                    await adopt(self.clones, clone, place, wanted)
+            except (GitError, OSError) as error:
+                log.warning("checkout left as it is", path=str(place.tree), error=str(error))
 
     async def _allowed(self, grant: Grant, url: str) -> tuple[str, dict[str, Any] | None]:
         """Return the repository's address as it is configured, and the workspace's settings.
@@ -160,6 +191,16 @@ class Desk:
         if not found:
             raise Refused(400, "repo is not configured for this workspace")
         return found, self._settings.get(grant.workspace_id)
+
+
+def _checkouts_in(env_root: Path) -> list[Place]:
+    """The repositories in a task's directory and one level further in."""
+    found = []
+    for work in sorted(env_root.glob("workdir")):
+        trees = [work, *sorted(work.glob("*"))]
+        places = (place_of(tree) for tree in trees if tree.is_dir() and not tree.is_symlink())
+        found += [place for place in places if place is not None]
+    return found
 
 
 def mint_secret() -> str:
@@ -206,6 +247,8 @@ def _read(body: bytes, grant: Grant) -> tuple[Wanted, str]:
         parent=_parent(told["workdir"], told["url"], grant.env_root),
         agent_name=grant.agent_name,
         task_id=grant.task_id,
+        env_root=grant.env_root.resolve(),
+        issue_id=grant.issue_id,
     )
     return wanted, told["url"]
 
@@ -228,7 +271,7 @@ def _parent(workdir: str, url: str, env_root: Path) -> Path:
     for place in (path, *path.parents):
         if place == root:
             break
-        if place.name == repo_name(url) and (place / ".git").is_file():
+        if place.name == repo_name(url) and (place / ".git").exists():
             return place.parent
     return path
 

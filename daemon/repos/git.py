@@ -6,9 +6,10 @@ or run a repository's filters get a warden (`daemon.agents.warden`), so that hel
 group, and commands whose daemon was killed, end as well. A command that is cut is asked first, so
 that it takes its lock files away. It ends with its output or as a GitError.
 
-Agents write the configuration of the repositories that we run git in. What git would run because of
-it, such as filters and helpers, counts only as far as the user's own configuration says the same;
-and a work tree is the directory it is in, whatever the configuration says.
+Git runs in the clones, which are the daemon's, and in git directories made for one purpose
+(`daemon.repos.mirror`); never with the configuration of a repository that an agent writes. For
+clones, which agents of an unguarded machine or an older version could write, what git would run
+because of a setting counts only as far as the user's own configuration says the same.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import attrs
 import trio
 
 from daemon.agents import warden
+from daemon.repos.access import Access
 from daemon.repos.names import without_credentials
 
 LOCAL: Final = 30.0
@@ -53,6 +56,8 @@ _QUIET: Final = {
     "SSH_ASKPASS_REQUIRE": "never",
     "GCM_INTERACTIVE": "never",
     "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_NO_LAZY_FETCH": "1",
     "GIT_EDITOR": "true",
     "GIT_PAGER": "cat",
 }
@@ -86,14 +91,28 @@ _SOMEBODY: Final = {
     "GIT_COMMITTER_EMAIL": "bullpen@localhost",
 }
 
-_DROPPED: Final = ("BULLPEN_", "MULTICA_", "GIT_TRACE")
-_KEPT: Final = frozenset(
-    {"GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT", "GIT_EXEC_PATH", "GIT_SSL_NO_VERIFY"}
-    | {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_PROXY_COMMAND", "GIT_CONFIG_GLOBAL"}
-    | {"GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_TEMPLATE_DIR", "GIT_ALLOW_PROTOCOL"}
+_DROPPED: Final = ("BULLPEN_", "MULTICA_")
+
+_REFUSED: Final = re.compile(
+    # another repository, index, work tree or set of objects than the one git is run for
+    r"GIT_(DIR|WORK_TREE|COMMON_DIR|INDEX_FILE|INDEX_VERSION|OBJECT_DIRECTORY|NAMESPACE|PREFIX"
+    r"|ALTERNATE_OBJECT_DIRECTORIES|SHALLOW_FILE|GRAFT_FILE|REPLACE_REF_BASE|NO_REPLACE_OBJECTS"
+    r"|IMPLICIT_WORK_TREE|INTERNAL_SUPER_PREFIX|REF_STORAGE|REFERENCE_BACKEND|DEFAULT_HASH"
+    r"|DEFAULT_REF_FORMAT|QUARANTINE_PATH|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM"
+    r"|ATTR_SOURCE|ATTR_NOSYSTEM"
+    # settings of one command of somebody else's; who started the daemon from a hook has them
+    r"|CONFIG|CONFIG_PARAMETERS|INTERNAL_GETTEXT_TEST_FALLBACKS|REFLOG_ACTION|PUSH_OPTION_.*"
+    # how paths are read: `:(literal)` must mean that
+    r"|LITERAL_PATHSPECS|GLOB_PATHSPECS|NOGLOB_PATHSPECS|ICASE_PATHSPECS"
+    # programs that ask, show or edit: nobody sits there
+    r"|ASKPASS|EDITOR|SEQUENCE_EDITOR|PAGER|PAGER_IN_USE|EXTERNAL_DIFF|DIFF_OPTS"
+    # whose name a commit gets is said for each command
+    r"|AUTHOR_.*|COMMITTER_.*"
+    # traces tell addresses and headers, passwords too, and `redact` can be switched off
+    r"|TRACE.*|CURL_VERBOSE|REDACT_.*|TR2_.*)"
 )
-"""Git's own variables that say how to reach servers. Others name a repository, index or work tree
-and would point a daemon that was started from a hook at that one."""
+"""Git's variables that would point it elsewhere or let it say too much; all others are the user's
+switches and count, such as those for proxies, certificates, ssh and large files."""
 
 
 class GitError(Exception):
@@ -105,14 +124,13 @@ class GitError(Exception):
 
 
 def git_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """What git gets: the daemon's environment without its secrets, and no questions asked."""
+    """What git gets: the daemon's environment less its secrets and what misleads git; no questions."""
     env = {
         name: value
         for name, value in base.items()
-        if not name.startswith(_DROPPED)
-        and (not name.startswith("GIT_") or name in _KEPT or name.startswith("GIT_CONFIG_"))
+        if not name.startswith(_DROPPED) and not _REFUSED.fullmatch(name)
     }
-    return _configured(env, _SETTINGS) | _QUIET
+    return configured(env, _SETTINGS) | _QUIET
 
 
 @attrs.frozen(kw_only=True)
@@ -122,44 +140,54 @@ class Git:
     env: Mapping[str, str] = attrs.field(repr=False)
 
     async def clone(
-        self, clone: Path, *args: str, deadline: float = LOCAL, guarded: bool = False
+        self,
+        clone: Path,
+        *args: str,
+        deadline: float = LOCAL,
+        guarded: bool = False,
+        access: Access | None = None,
     ) -> str:
         """Run in a bare clone; returns standard output. Raises GitError."""
         env = {**self.env, **_SOMEBODY, "GIT_DIR": str(clone)}
         if guarded:
             env = await _with_the_users_own(clone, env)
+        env = _with_access(env, access)
         return await _run(args, clone, env, deadline=deadline, guarded=guarded)
 
-    async def tree(
+    async def at(
         self,
-        tree: Path,
+        git_dir: Path,
         *args: str,
+        tree: Path | None = None,
         deadline: float = LOCAL,
         guarded: bool = False,
-        index: Path | None = None,
-        stdin: bytes = b"",
+        env: Mapping[str, str] = MappingProxyType({}),
+        access: Access | None = None,
     ) -> str:
-        """Run in a work tree, with an index other than its own if one is given. Raises GitError."""
-        # a broken work tree must not be taken for part of one that happens to be further up
-        env = {**self.env, **_SOMEBODY, "GIT_CEILING_DIRECTORIES": str(tree.parent)}
-        env["GIT_WORK_TREE"] = str(tree)
-        if guarded:
-            env = await _with_the_users_own(tree, env)
-        if index is not None:
-            env["GIT_INDEX_FILE"] = str(index)
-        return await _run(args, tree, env, deadline=deadline, guarded=guarded, stdin=stdin)
+        """Run with a git directory that only the daemon writes, on a work tree if one is given.
+
+        Whatever is in the tree, git reads no configuration but that directory's and the user's.
+        Raises GitError.
+        """
+        all_of_it = {**self.env, **_SOMEBODY, "GIT_DIR": str(git_dir), **env}
+        if tree is not None:
+            all_of_it["GIT_WORK_TREE"] = str(tree)
+        all_of_it = _with_access(all_of_it, access)
+        return await _run(args, tree or git_dir, all_of_it, deadline=deadline, guarded=guarded)
+
+    async def try_at(
+        self, git_dir: Path, *args: str, tree: Path | None = None, guarded: bool = False
+    ) -> str | None:
+        """As `at`; None when git says no."""
+        try:
+            return await self.at(git_dir, *args, tree=tree, guarded=guarded)
+        except GitError:
+            return None
 
     async def try_clone(self, clone: Path, *args: str, deadline: float = LOCAL) -> str | None:
         """As `clone`; None when git says no."""
         try:
             return await self.clone(clone, *args, deadline=deadline)
-        except GitError:
-            return None
-
-    async def try_tree(self, tree: Path, *args: str, guarded: bool = False) -> str | None:
-        """As `tree`; None when git says no."""
-        try:
-            return await self.tree(tree, *args, guarded=guarded)
         except GitError:
             return None
 
@@ -185,14 +213,20 @@ async def _with_the_users_own(place: Path, env: Mapping[str, str]) -> dict[str, 
             settings += [(name, ""), *((name, value) for value in values)]  # "" empties the list
         else:
             settings.append((name, values[-1] if values else _NOTHING.get(_last(name), "")))
-    return _configured(env, settings)
+    return configured(env, settings)
+
+
+def _with_access(env: dict[str, str], access: Access | None) -> dict[str, str]:
+    if access is None:
+        return env
+    return {**configured(env, access.settings), **access.variables}
 
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _configured(env: Mapping[str, str], settings: Sequence[tuple[str, str]]) -> dict[str, str]:
+def configured(env: Mapping[str, str], settings: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Add settings that beat those of every file."""
     try:
         count = int(env.get("GIT_CONFIG_COUNT", "0"))
@@ -293,9 +327,10 @@ class _Child:
                 self.process.kill()
             if self.control is not None:
                 self.control.close()
+            # no await: past the deadline the first one would leave the other pipes open
             for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-                if stream is not None:
-                    await stream.aclose()
+                if isinstance(stream, trio.lowlevel.FdStream):
+                    stream.close()
 
 
 async def _start(

@@ -1,18 +1,18 @@
-"""What every worktree of a clone shares besides its objects: the co-author hook and the excludes.
+"""What the daemon puts into a checkout's own repository: the co-author hook and the excludes.
 
-Git reads both from the clone, never from a worktree (spec 05 §15, hazard). Small and synchronous,
-repeated at every checkout. A hook that somebody else wrote is left alone.
+They are for the agent's git; the daemon's runs no hook. Small and synchronous, repeated at every
+checkout. A hook that somebody else wrote is left alone.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from shared.home import write_private
+from daemon.repos.places import read_small
+from daemon.repos.planting import plant, uproot
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +24,8 @@ _MARKS: Final = (
     "# multica:prepare-commit-msg:co-authored-by",
     "# Installed by the Multica daemon.",
 )
+
+_NAME: Final = "prepare-commit-msg"
 
 HOOK: Final = f"""\
 #!/bin/sh
@@ -40,13 +42,14 @@ EXCLUDES: Final = ("/.agent_context/", "/.multica/")
 files agents read (`CLAUDE.md`, `.claude`): in a repository those are work like any other."""
 
 
-def arrange(clone: Path, *, co_author: bool) -> None:
-    """Bring hook and excludes in line with the settings; failing only warns."""
+def arrange(tree: Path, *, co_author: bool) -> None:
+    """Bring a checkout's hook and excludes in line with the settings; failing only warns."""
+    git_dir = tree / ".git"
     try:
-        _arrange_hook(clone / "hooks" / "prepare-commit-msg", wanted=co_author)
-        _exclude(clone / "info" / "exclude")
+        _arrange_hook(git_dir, wanted=co_author)
+        _exclude(git_dir)
     except OSError as error:
-        log.warning("clone not arranged", clone=str(clone), error=str(error))
+        log.warning("checkout not arranged", path=str(tree), error=str(error))
 
 
 def co_author_wanted(settings: object) -> bool:
@@ -58,32 +61,34 @@ def co_author_wanted(settings: object) -> bool:
     )
 
 
-def _arrange_hook(path: Path, *, wanted: bool) -> None:
-    try:
-        found = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        found = ""
+def submodules_wanted(settings: object) -> bool:
+    """Whether a workspace's settings let submodules be checked out; what is malformed does."""
+    return not isinstance(settings, dict) or settings.get("submodules_enabled") is not False
+
+
+def _arrange_hook(git_dir: Path, *, wanted: bool) -> None:
+    path = git_dir / "hooks" / _NAME
+    found = (read_small(path) or b"").decode("utf-8", "replace")
     ours = any(mark in found for mark in _MARKS)
-    if found and not ours:
+    if not ours and (found or path.is_symlink() or path.exists()):
         if wanted:
             log.info("somebody else's hook stays, so no co-author is named", path=str(path))
         return
     if not wanted:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        if ours:
+            uproot(git_dir / "hooks", _NAME)
     elif found != HOOK:
-        write_private(path, HOOK)
-        path.chmod(0o755)
+        plant(git_dir, f"hooks/{_NAME}", HOOK.encode(), 0o755)
 
 
-def _exclude(path: Path) -> None:
-    try:
-        found = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
-        found = ""
+def _exclude(git_dir: Path) -> None:
+    path = git_dir / "info" / "exclude"
+    content = read_small(path)
+    if content is None and (path.is_symlink() or path.exists()):
+        return
+    found = (content or b"").decode("utf-8", "surrogateescape")
     missing = [line for line in EXCLUDES if line not in found.splitlines()]
     if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
         start = found if not found or found.endswith("\n") else f"{found}\n"
         text = start + "".join(f"{line}\n" for line in missing)
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        plant(git_dir, "info/exclude", text.encode("utf-8", "surrogateescape"))

@@ -23,6 +23,7 @@ import attrs
 import structlog
 
 from daemon.repos.git import Git, GitError
+from daemon.repos.mirror import Mirror
 from daemon.repos.names import SAVED, clone_name
 from shared.ids import short_id
 
@@ -133,17 +134,17 @@ def bundles(folder: Path) -> list[Kept]:
     return found
 
 
-async def bundle(git: Git, tree: Path, folder: Path, owner: Owner) -> Path:
+async def bundle(mirror: Mirror, folder: Path, owner: Owner) -> Path:
     """Put a repository's own commits and refs into a file, less what its servers have.
 
     Raises GitError.
     """
-    path = _free(folder, f"{short_id(owner.task_id)}-{tree.name}")
+    path = _free(folder, f"{short_id(owner.task_id)}-{mirror.place.name}")
     new = path.with_name(f".{path.name}.new")
     try:
         _make(folder)
         words = ("bundle", "create", "-q", str(new), "--all", "--not", "--remotes")
-        await git.tree(tree, *words, deadline=BUNDLE_WITHIN)
+        await mirror.run(*words, deadline=BUNDLE_WITHIN)
         new.rename(path)
         _beside(path).write_text(json.dumps(attrs.asdict(owner)) + "\n", encoding="utf-8")
     except OSError as error:
@@ -219,6 +220,15 @@ def kept_for_issue(folder: Path, issue_id: str, urls: Iterable[str]) -> list[tup
             there = saved_refs(clone)
             found += [(ref.rpartition("/")[2], url, ref) for ref in notes if ref in there]
     return [(url, ref) for _, url, ref in sorted(found)]
+
+
+def issue_refs(clone: Path, issue_id: str) -> list[str]:
+    """The refs of a clone that keep work of an issue's tasks."""
+    if not issue_id:
+        return []
+    there = saved_refs(clone)
+    refs = (ref for ref in _notes(clone) if ref in there)
+    return [ref for ref in refs if _owner(clone, ref).issue_id == issue_id]
 
 
 def _notes(clone: Path) -> Iterator[str]:

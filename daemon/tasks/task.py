@@ -23,11 +23,14 @@ import structlog
 import trio
 
 from daemon import threads
+from daemon.agents import isolation
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
+from daemon.agents.isolation import View
 from daemon.agents.models import TakesLevel, any_level
 from daemon.client import SIGN_IN, ApiError, Transient
 from daemon.repos.desk import Grant, mint_secret
 from daemon.repos.kept import kept_for_issue
+from daemon.repos.visible import visible_to_git
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
 from daemon.tasks.drain import Sender, Transcript, consume
@@ -41,6 +44,7 @@ from daemon.workdir.borrowed import sweep
 from daemon.workdir.brief import render_brief
 from daemon.workdir.bundles import BundleCache
 from daemon.workdir.errors import PrepareError
+from daemon.workdir.layout import Layout
 from daemon.workdir.meta import noting
 from daemon.workdir.openclaw_config import OpenClaw, provide_openclaw
 from daemon.workdir.prepare import (
@@ -357,7 +361,7 @@ class _TaskRun:
             self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
         self._view = await threads.in_thread(partial(self._see, chosen.layout))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
-        self._grant_checkouts(chosen)
+        await self._grant_checkouts(chosen)
 
         # agents find their sessions by directory: another directory, no session
         resume = task.prior_session_id if self._work_dir == task.prior_work_dir else ""
@@ -386,7 +390,7 @@ class _TaskRun:
             tmp=layout.tmp,
         )
 
-    def _grant_checkouts(self, chosen: Prepared) -> None:
+    async def _grant_checkouts(self, chosen: Prepared) -> None:
         """Let the agent check out repositories, until the task's end."""
         task, desk = self._task, self._runner.desk
         if desk is not None:
@@ -398,6 +402,7 @@ class _TaskRun:
                 issue_id=task.issue_id,
                 urls=frozenset(repo.url.strip() for repo in task.repos),
             )
+            await desk.prepare(grant)
             self._guards.enter_context(desk.grant(self._checkout_secret, grant))
 
     def _kept_before(self) -> list[tuple[str, str]]:

@@ -28,10 +28,12 @@ import structlog
 import trio
 
 from daemon.client import ApiError, Rejected
-from daemon.repos import snapshots
+from daemon.repos.checkouts import lender_of
 from daemon.repos.git import GitError
-from daemon.repos.kept import Owner, bundle, note
-from daemon.repos.worktrees import git_dir_of
+from daemon.repos.keeping import Keeper
+from daemon.repos.kept import Owner
+from daemon.repos.mirror import open_mirror
+from daemon.repos.places import place_of
 from daemon.upkeep.reclaim_rules import ENDPOINTS, Decision, Known, Limits, decide, span
 from daemon.workdir.meta import CHAT, Meta, read_meta
 from shared import times
@@ -166,11 +168,9 @@ class Reclaim:
         """Remove a directory, keeping the work in it first; return why it stays, "" if it went."""
         unkept = []
         is_last = idle > self._limits.orphan
-        trees = await trio.to_thread.run_sync(lambda: list(repositories(env_root)))
-        for tree in trees:
-            problem = await self._keep_work(env_root, tree, done, at_last=is_last)
-            if problem:
-                unkept.append(f"{tree.relative_to(env_root)}: {problem}")
+        owner = await trio.to_thread.run_sync(_owner_of, env_root)
+        keeper = Keeper(self._clones, env_root, owner, done.saved)
+        unkept = await keeper.keep(at_last=is_last)
         if unkept and not is_last:
             left = span(self._limits.orphan - idle)
             return f"{decision.why}, but {'; '.join(unkept)}; it goes in {left}"
@@ -178,42 +178,6 @@ class Reclaim:
         self._discard(env_root)
         log.info("directory reclaimed", path=str(env_root), why=decision.why, lost=unkept or None)
         done.removed.append(f"{env_root.relative_to(self._root)}: {decision.why}")
-        return ""
-
-    async def _keep_work(self, env_root: Path, tree: Path, done: Pass, *, at_last: bool) -> str:
-        """Keep a repository's work; return what stands against it being kept, "" if nothing.
-
-        A repository of the agent's own is left as it is, until `at_last` a bundle has to do.
-        """
-        git = self._clones.git
-        meta = read_meta(env_root)
-        owner_of = Owner(task_id=env_root.name, issue_id=meta.issue_id if meta is not None else "")
-        owner = await git_dir_of(git, tree)
-        if owner is None:
-            return "its repository is gone, so its work cannot be kept"
-        try:
-            if self._clones.owns(owner):
-                saved = await snapshots.save(git, tree)
-                if saved:
-                    note(owner, saved, owner_of)
-                    done.saved.append(f"{owner.name} {saved}")
-                    log.info("work kept", clone=owner.name, ref=saved)
-                return ""
-            state = await snapshots.look(git, tree)
-            local = ("rev-list", "-1", "--all", "--not", "--remotes")
-            ahead = await git.tree(tree, *local)
-            is_within = owner.is_relative_to(_real(env_root))  # else it stays where it is
-            if at_last and is_within and (state.has_work or ahead):
-                await snapshots.save(git, tree)
-                folder = self._clones.folder / env_root.parent.name
-                made = await bundle(git, tree, folder, owner_of)
-                done.saved.append(made.name)
-                log.info("work kept in a bundle", path=str(made))
-                return ""
-        except (GitError, ValueError) as error:
-            return f"its work cannot be kept: {error}"
-        if state.has_work or ahead:
-            return "a repository of the agent's own has work that is nowhere else"
         return ""
 
     async def _remove_artifacts(self, env_root: Path, done: Pass) -> None:
@@ -228,16 +192,28 @@ class Reclaim:
 
     async def _is_made(self, env_root: Path, path: Path) -> bool:
         """Whether a directory is a build's: no repository around it, or one that ignores it."""
-        git = self._clones.git
         around = (place for place in path.parents if place.is_relative_to(env_root))
         tree = next((place for place in around if (place / ".git").exists()), None)
         if tree is None:
             return True
-        relative = str(path.relative_to(tree))
-        tracked = await git.try_tree(tree, "ls-files", "-z", "--", f":(literal){relative}")
-        if tracked is None or tracked:
+        place = await trio.to_thread.run_sync(place_of, tree)
+        if place is None:
             return False
-        return await git.try_tree(tree, "check-ignore", "-q", "--", relative) is not None
+        folder = self._clones.folder / env_root.parent.name
+        within = await trio.to_thread.run_sync(env_root.resolve)
+        await trio.to_thread.run_sync(lambda: folder.mkdir(parents=True, exist_ok=True))
+        relative = str(path.relative_to(tree))
+        lender = lender_of(self._clones, place)
+        try:
+            async with open_mirror(
+                self._clones.git, place, folder, lender=lender, within=within
+            ) as mirror:
+                if await mirror.run("ls-files", "-z", "--", f":(literal){relative}"):
+                    return False
+                await mirror.run("check-ignore", "-q", "--", relative)
+        except GitError:
+            return False
+        return True
 
     def _discard(self, path: Path) -> None:
         """Take a directory away at once; its files go with the trash."""
@@ -356,16 +332,9 @@ def _entries(path: Path) -> list[Path]:
     return []
 
 
-def _real(path: Path) -> Path:
-    return path.resolve()
-
-
-def repositories(env_root: Path) -> Iterator[Path]:
-    """Every directory below that has a `.git` of either kind; nested ones too."""
-    for folder, names, files in os.walk(env_root):
-        if ".git" in names or ".git" in files:
-            yield Path(folder)
-        names[:] = [name for name in names if name not in (".git", "node_modules")]
+def _owner_of(env_root: Path) -> Owner:
+    meta = read_meta(env_root)
+    return Owner(task_id=env_root.name, issue_id=meta.issue_id if meta is not None else "")
 
 
 def artifacts(env_root: Path, patterns: frozenset[str]) -> Iterator[Path]:

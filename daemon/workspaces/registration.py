@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import attrs
 
 from daemon.agents.contract import Program
+from daemon.agents.isolation import machine
 from daemon.config import Config
 from daemon.runtimes.info import RuntimeInfo
 from shared import __version__
@@ -129,6 +130,8 @@ def registration(config: Config, workspace_id: str, plan: Plan) -> RegisterReque
         device_name=config.device_name,
         cli_version=__version__,
         launched_by=config.launched_by,
+        isolation=machine.get().backend,
+        isolation_problem=machine.get().problem,
         runtimes=[wanted.spec for wanted in plan.wanted],
         failed_profiles=list(plan.failed),
     )

@@ -42,12 +42,16 @@ class FailedProfile:
 
 @attrs.frozen(kw_only=True)
 class RegisterRequest:
+    """`isolation` (ours) names how agents are isolated; `isolation_problem` says why they are not."""
+
     workspace_id: str = ""
     daemon_id: str = ""
     legacy_daemon_ids: list[str] = attrs.field(factory=list)
     device_name: str = ""
     cli_version: str = ""
     launched_by: str = ""
+    isolation: str = omitted("")
+    isolation_problem: str = omitted("")
     runtimes: list[RuntimeSpec] = attrs.field(factory=list)
     failed_profiles: list[FailedProfile] = attrs.field(factory=list)
 

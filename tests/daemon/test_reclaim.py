@@ -22,10 +22,11 @@ from daemon.client import GcCheck, Rejected, Transient
 from daemon.config import Config
 from daemon.disk_usage import scan
 from daemon.repos import clones as clones_module
+from daemon.repos import keeping
+from daemon.repos.checkouts import CheckedOut, Wanted, check_out
 from daemon.repos.clones import Clones
 from daemon.repos.git import Git, git_environment
 from daemon.repos.kept import Owner, bundles, kept_for_issue, list_kept
-from daemon.repos.worktrees import CheckedOut, Wanted, check_out
 from daemon.upkeep import reclaim as reclaim_module
 from daemon.upkeep.reclaim import Pass, Reclaim, remove_tree, run_reclaim
 from daemon.workdir.prepare import LiveRoots
@@ -97,7 +98,7 @@ class Bench:
         clone = await self.clones.refresh(WS, self.remote.url)
         wanted = Wanted(
             url=self.remote.url, ref="", parent=env_root / "workdir", agent_name="demo",
-            task_id=env_root.name,
+            task_id=env_root.name, env_root=env_root,
         )  # fmt: skip
         async with self.clones.hold(clone):
             return await check_out(self.clones, clone, wanted)
@@ -239,6 +240,7 @@ async def test_what_cannot_be_kept_stays_until_the_users_limit(tmp_path: Path) -
         git(fine / "workdir", "clone", "-q", bench.remote.url, "copy")
         broken = bench.env("broken", issue("done"))
         tree = (await bench.check_out(broken)).path
+        remove(tree / ".git")
         (tree / ".git").write_text("gitdir: /nowhere/at/all\n")
         done = await bench.run()
         assert bench.there() == ["broken", "own"]
@@ -390,6 +392,7 @@ async def test_kept_work_and_unused_clones_go_when_they_are_old(tmp_path: Path) 
         tree = (await bench.check_out(env_root)).path
         commit(tree, "a.txt", "committed")
         git(tree, "branch", "of-the-agent")
+        git(tree, "branch", "published", "origin/main")
         (tree / "b.txt").write_text("stashed")
         git(tree, "stash", "push", "-q", "--include-untracked")
         [clone] = bench.clones.all()
@@ -398,7 +401,7 @@ async def test_kept_work_and_unused_clones_go_when_they_are_old(tmp_path: Path) 
         done = await bench.run()
         assert done.expired == [aside.name]
         before = bench.saved()
-        assert len(before) == 1
+        assert len(before) == 2, "commits and the stash"
         assert (await bench.run()).expired == [], "it is not old enough"
         late = time.time() + 29 * 24 * HOUR
         assert (await bench.at_time(late)).expired == []
@@ -408,15 +411,10 @@ async def test_kept_work_and_unused_clones_go_when_they_are_old(tmp_path: Path) 
         used = bench.env("1a1b2c3d", issue("open"))
         await bench.check_out(used)
         gone = (await bench.at_time(later)).expired
-        assert gone == [f"{clone.name} {before[0]}"], "a worktree's agent may want the rest"
+        assert gone == [f"{clone.name} {ref}" for ref in before], "a checkout borrows the rest"
         assert not list((clone / "bullpen").rglob("*.json"))
         remove(used)
-        gone = (await bench.at_time(later)).expired
-        assert gone == [
-            f"{clone.name} refs/heads/of-the-agent",
-            f"{clone.name} refs/stash",
-            clone.name,
-        ]
+        assert (await bench.at_time(later)).expired == [clone.name]
         assert bench.clones.all() == []
 
 
@@ -466,14 +464,14 @@ async def test_a_task_that_comes_during_a_removal_gets_the_directory(tmp_path: P
         tree = (await bench.check_out(env_root)).path
         (tree / "README").write_text("edited")
         began = trio.Event()
-        real = reclaim_module.snapshots.save
+        real = keeping.snapshots.save
 
-        async def save(*args: Any) -> str:
+        async def save(*args: Any, **more: Any) -> Any:
             began.set()
             await trio.sleep_forever()
-            return await real(*args)
+            return await real(*args, **more)
 
-        reclaim_module.snapshots.save = save
+        keeping.snapshots.save = save
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(bench.run)
@@ -482,7 +480,7 @@ async def test_a_task_that_comes_during_a_removal_gets_the_directory(tmp_path: P
                 with bench.live.hold(env_root):
                     assert (tree / "README").read_text() == "edited"
         finally:
-            reclaim_module.snapshots.save = real
+            keeping.snapshots.save = real
         assert bench.there() == ["0a1b2c3d"]
 
 
@@ -519,9 +517,10 @@ async def test_walks_through_directories_do_not_hold_the_daemon_up(
 
         monkeypatch.setattr(module, name, look)
 
-    names = ("env_roots", "last_change", "repositories", "artifacts", "remove_tree")
+    names = ("env_roots", "last_change", "artifacts", "remove_tree")
     for name in names:
         in_a_thread(reclaim_module, name)
+    in_a_thread(keeping, "places_below")
     in_a_thread(clones_module, "remove_stale_locks")
     async with open_bench(tmp_path) as bench:
         bench.client.answers = {"issues/done": DONE, "issues/open": OPEN}
@@ -531,7 +530,7 @@ async def test_walks_through_directories_do_not_hold_the_daemon_up(
         (made / "workdir" / "node_modules").mkdir()
         await bench.run()
         assert bench.there() == ["open"]
-    assert set(walked) == {*names, "remove_stale_locks"}
+    assert set(walked) == {*names, "places_below", "remove_stale_locks"}
 
 
 async def test_the_loop_can_be_switched_off(tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ import psutil
 import pytest
 import trio
 
+from daemon.repos import git as git_module
 from daemon.repos import hooks, snapshots
+from daemon.repos.checkouts import CheckedOut, Wanted, check_out, lender_of
 from daemon.repos.clones import Clones
 from daemon.repos.git import Git, GitError, git_environment
-from daemon.repos.worktrees import CheckedOut, Wanted, check_out
+from daemon.repos.mirror import Mirror, open_mirror
+from daemon.repos.places import place_of
 from tests.support.git_repos import Remote, commit, copy, git, make_remote, remove, unpack
 
 pytestmark = pytest.mark.together
@@ -48,10 +51,34 @@ class Bench:
         parent = self.work / place
         parent.mkdir(parents=True, exist_ok=True)
         wanted = Wanted(
-            url=self.remote.url, ref=ref, parent=parent, agent_name="Demo One!", task_id=task
-        )
+            url=self.remote.url, ref=ref, parent=parent, agent_name="Demo One!", task_id=task,
+            env_root=self.work,
+        )  # fmt: skip
         async with self.clones.hold(clone):
             return await check_out(self.clones, clone, wanted)
+
+    async def old_worktree(self, place: str, branch: str) -> Path:
+        """What versions before this one made: a worktree of the clone."""
+        clone = await self.clone()
+        tree = self.work / place / "app"
+        words = ("worktree", "add", "-q", "--no-track", "-b", branch, str(tree), "origin/main")
+        git(clone, *words)
+        return tree
+
+    @asynccontextmanager
+    async def mirror(self, tree: Path, git: Git | None = None) -> AsyncIterator[Mirror]:
+        place = place_of(tree)
+        assert place is not None
+        [clone] = self.clones.all()
+        lender = lender_of(self.clones, place)
+        made = open_mirror(git or self.clones.git, place, clone.parent, lender=lender)
+        async with made as mirror:
+            yield mirror
+
+    async def save(self, tree: Path, git: Git | None = None) -> str:
+        [clone] = self.clones.all()
+        async with self.mirror(tree, git) as mirror:
+            return (await snapshots.save(mirror, clone))[0]
 
     def saved(self) -> list[str]:
         [clone] = self.clones.all()
@@ -80,9 +107,13 @@ async def test_a_checkout_is_a_worktree_on_a_branch_of_its_own(
         assert git(done.path, "status", "--porcelain", "--branch") == f"## {BRANCH}"
         [clone] = bench.clones.all()
         assert clone.parent == tmp_path / "root" / ".repos" / WORKSPACE
-        assert git(clone, "for-each-ref", "--format=%(refname)", "refs/heads") == (
+        assert git(clone, "for-each-ref", "refs/heads") == "", "nothing of an agent's is there"
+        assert git(done.path, "for-each-ref", "--format=%(refname)", "refs/heads") == (
             f"refs/heads/{BRANCH}"
         ), "the server's branches must not be heads here"
+        git_dir = done.path / ".git"
+        assert git_dir.is_dir()
+        assert not [path for path in (git_dir / "objects").rglob("*") if path.suffix == ".pack"]
 
 
 async def test_an_agent_pushes_without_saying_where_to(tmp_path: Path, remote: Remote) -> None:
@@ -91,7 +122,8 @@ async def test_an_agent_pushes_without_saying_where_to(tmp_path: Path, remote: R
         commit(done.path, "new.txt", "x")
         git(done.path, "push", "-q")
         assert BRANCH in remote.branches()
-        assert (await snapshots.look(bench.clones.git, done.path)).ahead == 0
+        async with bench.mirror(done.path) as mirror:
+            assert (await snapshots.look(mirror)).ahead == 0
 
 
 async def test_what_was_pushed_meanwhile_is_fetched(tmp_path: Path, remote: Remote) -> None:
@@ -281,18 +313,14 @@ async def test_what_cannot_be_kept_is_not_touched(tmp_path: Path, remote: Remote
         assert (tree / "README").read_text() == "edited"
 
 
-async def test_a_task_whose_worktree_was_removed_goes_on_with_its_commits(
+async def test_a_task_whose_checkout_was_removed_starts_anew(
     tmp_path: Path, remote: Remote
 ) -> None:
     async with open_bench(tmp_path, remote) as bench:
         tree = (await bench.check_out()).path
-        mine = commit(tree, "done.txt", "committed")
         remove(tree)
-        again = await bench.check_out()
-        assert (again.branch, git(tree, "rev-parse", "HEAD")) == (BRANCH, mine)
-        remove(tree)
-        fresh = await bench.check_out("main")
-        assert fresh.branch == f"{BRANCH}-2"
+        assert (await bench.check_out()).branch == BRANCH
+        assert (tree / "README").read_text() == "one\n"
 
 
 async def test_a_second_place_gets_a_branch_beside_the_first(
@@ -393,16 +421,13 @@ async def test_a_cancelled_checkout_leaves_nothing_half_done(
     async with open_bench(tmp_path, remote) as bench:
         clone = await bench.clone()
         real = bench.clones.git
-        bench.clones.git = Git(
-            env=git_environment(_slow_git(tmp_path, "worktree add", after=after))
-        )
+        bench.clones.git = Git(env=git_environment(_slow_git(tmp_path, "read-tree", after=after)))
         async with trio.open_nursery() as asker:
             asker.start_soon(bench.check_out)
             await _until((tmp_path / "slow" / "runs").exists)
             asker.cancel_scope.cancel()
         assert not (bench.work / "app").exists()
-        assert git(clone, "branch", "--list") == ""
-        assert git(clone, "worktree", "list").split() == [str(clone), "(bare)"]
+        assert list(clone.parent.iterdir()) == [clone]
         assert len(bench.clones.locks) == 0
         bench.clones.git = real
         assert (await bench.check_out()).branch == BRANCH
@@ -440,6 +465,30 @@ async def test_a_command_that_is_cut_leaves_no_process(tmp_path: Path, remote: R
     assert left == []
 
 
+async def test_no_pipe_stays_open_when_a_command_outlives_its_shield(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git_module, "_BURY", 0.0)
+    monkeypatch.setattr(git_module, "_ASK", 0.0)
+    children = []
+    start = git_module._start
+
+    async def started(*args: Any, **more: Any) -> Any:
+        children.append(await start(*args, **more))
+        return children[-1]
+
+    monkeypatch.setattr(git_module, "_start", started)
+    with pytest.raises(GitError, match="took longer"):
+        await Git(env=dict(os.environ)).at(
+            tmp_path, "-c", "alias.wait=!sleep 20", "wait", tree=tmp_path, deadline=0.1
+        )
+    [child] = children
+    streams = (child.process.stdin, child.process.stdout, child.process.stderr)
+    assert [stream.fileno() for stream in streams] == [-1, -1, -1]
+    with trio.fail_after(5):
+        await child.process.wait()
+
+
 async def test_a_lock_file_of_a_killed_git_goes_when_it_is_old(
     tmp_path: Path, remote: Remote
 ) -> None:
@@ -458,24 +507,34 @@ async def test_a_lock_file_of_a_killed_git_goes_when_it_is_old(
         assert tree == again.path
 
 
-@pytest.mark.parametrize("damage", ["head", "config"])
-async def test_a_damaged_clone_is_made_anew_and_kept(
-    tmp_path: Path, remote: Remote, damage: str, error_log: Any
+async def test_a_damaged_clone_is_made_anew_and_kept_and_its_checkouts_go_on(
+    tmp_path: Path, remote: Remote, error_log: Any
 ) -> None:
     async with open_bench(tmp_path, remote) as bench:
         tree = (await bench.check_out()).path
         (tree / "README").write_text("edited")
         [clone] = bench.clones.all()
-        if damage == "head":
-            (clone / "HEAD").unlink()
-        else:
-            (clone / "config").write_text("[core\n")
+        (clone / "HEAD").unlink()
         again = await bench.check_out()
         error_log.expect("clone is damaged")
-        assert (again.path / "README").read_text() == "one\n"
         assert again.path == tree
+        assert (tree / "README").read_text() == "edited"
+        assert git(tree, "log", "--format=%s") == "Change README"
+        assert git(tree, "show", f"{again.saved}:README") == "edited"
         assert [path.name for path in bench.clones.all()] == [clone.name]
         assert len(list(clone.parent.glob("*.damaged-*"))) == 1
+
+
+async def test_a_checkout_that_lost_its_repository_is_moved_aside(
+    tmp_path: Path, remote: Remote
+) -> None:
+    async with open_bench(tmp_path, remote) as bench:
+        tree = (await bench.check_out()).path
+        (tree / "README").write_text("edited")
+        (tree / ".git" / "HEAD").unlink()
+        again = await bench.check_out()
+        assert (again.path / "README").read_text() == "one\n"
+        assert again.path == tree
         [aside] = bench.work.glob("app.kept-*")
         assert (aside / "README").read_text() == "edited"
         assert str(aside) in again.note
@@ -525,33 +584,31 @@ async def test_the_co_author_is_named_once_while_the_workspace_wants_it(
 ) -> None:
     async with open_bench(tmp_path, remote) as bench:
         tree = (await bench.check_out()).path
-        [clone] = bench.clones.all()
-        hooks.arrange(clone, co_author=True)
+        hooks.arrange(tree, co_author=True)
         commit(tree, "a.txt", "a", "One")
         git(tree, "commit", "-q", "--amend", "--no-edit")
         assert git(tree, "log", "-1", "--format=%B").count(hooks.CO_AUTHOR) == 1
-        hooks.arrange(clone, co_author=False)
+        hooks.arrange(tree, co_author=False)
         commit(tree, "b.txt", "b", "Two")
         assert hooks.CO_AUTHOR not in git(tree, "log", "-1", "--format=%B")
 
-        hook = clone / "hooks" / "prepare-commit-msg"
+        hook = tree / ".git" / "hooks" / "prepare-commit-msg"
         hook.write_text("#!/bin/sh\n# mine\n")
         for wanted in (True, False):
-            hooks.arrange(clone, co_author=wanted)
+            hooks.arrange(tree, co_author=wanted)
             assert "# mine" in hook.read_text()
 
 
 async def test_our_files_are_not_offered_for_a_commit(tmp_path: Path, remote: Remote) -> None:
     async with open_bench(tmp_path, remote) as bench:
         tree = (await bench.check_out()).path
-        [clone] = bench.clones.all()
         for _ in range(2):
-            hooks.arrange(clone, co_author=False)
+            hooks.arrange(tree, co_author=False)
         (tree / ".agent_context").mkdir()
         (tree / ".agent_context" / "x").write_text("x")
         (tree / "CLAUDE.md").write_text("work like any other")
         assert git(tree, "status", "--porcelain") == "?? CLAUDE.md"
-        assert (clone / "info" / "exclude").read_text().count(".agent_context") == 1
+        assert (tree / ".git" / "info" / "exclude").read_text().count(".agent_context") == 1
 
 
 # -- upkeep
@@ -561,25 +618,25 @@ async def test_branches_go_only_when_their_commits_are_elsewhere(
     tmp_path: Path, remote: Remote
 ) -> None:
     async with open_bench(tmp_path, remote) as bench:
-        pushed = (await bench.check_out(place="pushed")).path
+        pushed = await bench.old_worktree("pushed", "agent/demo/0a1b2c3d")
         commit(pushed, "a.txt", "a")
         git(pushed, "push", "-q")
-        lost = await bench.check_out(task=OTHER, place="lost")
-        commit(lost.path, "b.txt", "b")
-        used = await bench.check_out(task=f"5{TASK[1:]}", place="used")
+        lost = await bench.old_worktree("lost", "agent/demo/99999999")
+        commit(lost, "b.txt", "b")
+        await bench.old_worktree("used", "agent/demo/5a1b2c3d")
         git(pushed, "checkout", "-q", "--detach")
         stray = commit(pushed, "c.txt", "c")
-        for tree in (pushed, lost.path):
+        for tree in (pushed, lost):
             remove(tree)
         [clone] = bench.clones.all()
         [kept] = await bench.clones.prune(clone)
-        assert kept.startswith(f"refs/bullpen/{lost.branch}/")
+        assert kept.startswith("refs/bullpen/agent/demo/99999999/")
         heads = git(clone, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
-        assert sorted(heads) == sorted([lost.branch, used.branch])
+        assert sorted(heads) == ["agent/demo/5a1b2c3d", "agent/demo/99999999"]
         assert stray in {git(clone, "rev-parse", ref) for ref in bench.saved()}
         assert await bench.clones.prune(clone) == [], "nothing is kept twice"
         heads = git(clone, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
-        assert heads == [used.branch], "a ref keeps what the branch had"
+        assert heads == ["agent/demo/5a1b2c3d"], "a ref keeps what the branch had"
 
 
 async def test_hooks_of_the_repository_do_not_run_for_the_daemon(
@@ -651,7 +708,7 @@ async def test_nothing_that_an_agent_configures_runs_for_the_daemon(
         (sub / "f").write_text("g")
         for file in trap.folder.glob("*.ran"):
             file.unlink()
-        saved = await snapshots.save(bench.clones.git, tree)
+        saved = await bench.save(tree)
         [clone] = bench.clones.all()
         assert git(clone, "show", f"{saved}:a.txt") == "a"
         assert git(clone, "show", f"{saved}:b.late") == "b"
@@ -671,7 +728,7 @@ async def test_filters_of_the_user_do_run(tmp_path: Path, remote: Remote, trap: 
         git(tree, "config", "filter.mine.clean", trap.command("theirs"))
         (tree / ".gitattributes").write_text("*.txt filter=mine\n")
         (tree / "a.txt").write_text("loud")
-        saved = await snapshots.save(Git(env=env), tree)
+        saved = await bench.save(tree, Git(env=env))
         [clone] = bench.clones.all()
         assert git(clone, "show", f"{saved}:a.txt") == "LOUD"
         assert trap.sprung() == ["mine"]
@@ -720,8 +777,11 @@ async def test_a_repository_elsewhere_is_not_looked_into(tmp_path: Path, remote:
         git(tmp_path, "init", "-q", str(own))
         git(own, "config", "core.worktree", str(home))
         (own / "mine").write_text("m")
-        saved = await snapshots.save(bench.clones.git, own)
-        listed = git(own, "ls-tree", "-r", "--name-only", saved)
+        place = place_of(own)
+        assert place is not None
+        async with open_mirror(bench.clones.git, place, tmp_path) as mirror:
+            saved, _ = await snapshots.save(mirror, mirror.dir)
+            listed = await mirror.run("ls-tree", "-r", "--name-only", saved)
         assert listed.split() == ["mine"]
 
 

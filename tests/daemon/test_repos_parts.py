@@ -16,13 +16,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from daemon.client import Rejected, Transient
 from daemon.control import Answer, Asked
 from daemon.repos import desk as desk_module
+from daemon.repos.checkouts import CheckedOut, Wanted
 from daemon.repos.clones import Clones
 from daemon.repos.desk import Desk, Grant, mint_secret
 from daemon.repos.flights import Flights, KeyLocks, Stopped
 from daemon.repos.git import Git, GitError, git_environment
 from daemon.repos.hooks import co_author_wanted
 from daemon.repos.names import branch_name, clone_name, repo_name, saved_name, without_credentials
-from daemon.repos.worktrees import CheckedOut, Wanted
 from shared.wire.runtime import ReposReply
 from shared.wire.task import Repo
 
@@ -119,6 +119,35 @@ def test_the_environment_of_git() -> None:
     assert settings["http.proxy"] == "p"
     assert settings["safe.directory"] == "*"
     assert settings["core.hooksPath"] == "/dev/null"
+
+
+def test_the_users_switches_for_git_count() -> None:
+    switches = {
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_SSL_CAINFO": "/ca.pem",
+        "GIT_SSL_CERT": "/me.pem",
+        "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+        "GIT_HTTP_USER_AGENT": "x",
+        "GIT_PROXY_SSL_CERT": "/proxy.pem",
+        "GIT_PROTOCOL_FROM_USER": "0",
+        "GIT_SOMETHING_NEW": "y",
+    }
+    misleading = {
+        "GIT_WORK_TREE": "/",
+        "GIT_INDEX_FILE": "/i",
+        "GIT_OBJECT_DIRECTORY": "/o",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": "/o",
+        "GIT_CONFIG_PARAMETERS": "'core.bare=true'",
+        "GIT_TRACE_CURL": "1",
+        "GIT_CURL_VERBOSE": "1",
+        "GIT_AUTHOR_NAME": "who started the daemon",
+        "GIT_EXTERNAL_DIFF": "x",
+        "GIT_LITERAL_PATHSPECS": "1",
+        "GIT_NAMESPACE": "n",
+    }
+    env = git_environment({**switches, **misleading})
+    assert switches.items() <= env.items()
+    assert not misleading.keys() & env.keys()
 
 
 @pytest.mark.parametrize(
@@ -335,8 +364,11 @@ async def test_a_checkout_believes_the_grant(
         path = counter.env_root / "workdir"
         assert answer == Answer(status=200, value={"path": str(path / "app"), "branch_name": "b"})
         assert counter.made == [
-            Wanted(url=APP, ref="dev", parent=path, agent_name="Real name", task_id=TASK)
-        ]
+            Wanted(
+                url=APP, ref="dev", parent=path, agent_name="Real name", task_id=TASK,
+                env_root=counter.env_root,
+            )
+        ]  # fmt: skip
 
 
 async def test_who_may_not_ask(

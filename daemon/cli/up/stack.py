@@ -163,8 +163,9 @@ class _Up:
                     self._daemon_is_back,
                     self._voice.warn,
                 )
-            if health.get("problem"):
-                self._voice.warn(str(health["problem"]))
+            for name in ("problem", "isolation_problem"):
+                if health.get(name):
+                    self._voice.warn(str(health[name]))
             runtimes = await introduce.runtimes_of(caller, health["daemon_id"])
             self._warn_of_missing(runtimes)
             made, agents = await introduce.make_agents(caller, runtimes)
