@@ -547,6 +547,7 @@ class _TaskRun:
             tmp=self._tmp,
             as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
             checkout_secret=self._checkout_secret,
+            owner_id=self._job.runtime.owner_id,
         )
         agent = task.agent
         mcp = agent.mcp_config if agent is not None else None

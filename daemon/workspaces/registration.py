@@ -147,6 +147,7 @@ def runtimes_of(workspace_id: str, plan: Plan, reply: RegisterReply) -> tuple[Ru
             provider=row.provider,
             program=programs[key],
             profile_id=row.profile_id or "",
+            owner_id=row.owner_id or "",
         )
         for row in reply.runtimes
         if (key := _key(row.provider, row.profile_id or "")) in programs

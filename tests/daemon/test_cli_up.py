@@ -94,7 +94,7 @@ def test_it_says_how_things_are_stops_in_time_and_keeps_everything(home: Path) -
             "workspace_id": told["workspace_id"],
         }
         agents = json.loads(bullpen.cli("agent", "list", "--output", "json").stdout)
-        assert [(agent["name"], agent["visibility"]) for agent in agents] == [("demo", "workspace")]
+        assert [(agent["name"], agent["visibility"]) for agent in agents] == [("demo", "private")]
         issue = bullpen.create_issue("Kept")
         watched = bullpen.cli("watch", issue["identifier"])
         assert "Demo" in watched.stdout
