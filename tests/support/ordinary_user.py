@@ -40,6 +40,11 @@ def command(words: list[str], home: Path) -> list[str]:
     for name, source in bound.items():
         lines.append(f"mkdir -p {_PLACE / name}")
         lines.append(f"mount --bind {shlex.quote(source)} {_PLACE / name}")
+    people = home.parent / "passwd"  # Postgres asks for the user's name
+    entry = f"bullpen-test:x:{UID}:{UID}::{home}:/bin/sh"
+    people.write_text(f"{Path('/etc/passwd').read_text()}{entry}\n")
+    people.chmod(0o644)
+    lines.append(f"mount --bind {shlex.quote(str(people))} /etc/passwd")
     env = {
         "HOME": str(home),
         "LD_LIBRARY_PATH": f"{_PLACE}/python/lib",

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -50,7 +51,7 @@ def bullpen(request: pytest.FixtureRequest) -> Iterator[Bullpen]:
     with tempfile.TemporaryDirectory(prefix="bullpen-secrets-", dir="/var/lib") as name:
         place = Path(name)
         place.chmod(0o755)
-        env = {"BULLPEN_SMTP_PASSWORD": "mail-marker-77"}
+        env = {"BULLPEN_SMTP_USER": "u", "BULLPEN_SMTP_PASSWORD": uuid4().hex}
         if backend == "namespaces":
             env["PATH"] = _without_bubblewrap(place / "bin")
         home = place / "home"
@@ -67,7 +68,7 @@ def bullpen(request: pytest.FixtureRequest) -> Iterator[Bullpen]:
 
 def _said(bullpen: Bullpen, description: str) -> tuple[str, Any]:
     """Run the demo agent with this script; return its tools' output and the run."""
-    issue = bullpen.create_issue("Look around", description)
+    issue = bullpen.create_issue(f"Look around {len(description)}", description)
 
     def probe() -> Any:
         rows = bullpen.tasks(issue["id"])
@@ -87,24 +88,23 @@ def test_no_secret_of_the_home_is_within_an_agents_reach(bullpen: Bullpen) -> No
         "session": (secrets / "session.secret").read_text().strip(),
         "postgres": (secrets / "postgres.password").read_text().strip(),
         "control": control["secret"],
-        "mail": "mail-marker-77",
-        "another task": "left-by-another-task",
+        "mail": bullpen.env["BULLPEN_SMTP_PASSWORD"],
+        "another task": uuid4().hex,
     }
-    _, other = _said(bullpen, "demo: sh echo left-by-another-task | tee kept $TMPDIR/kept")
+    _, other = _said(bullpen, f"demo: sh echo {wanted['another task']} | tee kept $TMPDIR/kept")
     assert (Path(other["work_dir"]) / "kept").exists()
     hunter = ROOT / "tests" / "support" / "hunter.py"
     if bullpen.python is not None and os.geteuid() == 0:
         hunter = Path("/opt/bullpen-as-user/source/tests/support/hunter.py")
     python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
-    lines = [
-        f"demo: sh {python} -I {hunter} {secret[::-1]} {bullpen.home}" for secret in wanted.values()
-    ]
-    lines += ["demo: sh env | grep -c -e BULLPEN_ -e mail-marker",
+    backwards = ",".join(secret[::-1] for secret in wanted.values())
+    lines = [f"demo: sh {python} -I {hunter} {backwards} {bullpen.home}"]
+    lines += ["demo: sh env | grep -c -e BULLPEN_ -e SMTP",
               f"demo: sh ls -A {bullpen.home} {bullpen.home}/workspaces/*",
               "demo: sh bullpen issue list --output json | head -c 300"]  # fmt: skip
     said, run = _said(bullpen, "\n".join(lines))
     assert run["status"] == "completed", said
-    assert said.count("hunted") == len(wanted), said
+    assert said.count("hunted") == 1, said
     assert "found " not in said
     own = Path(run["work_dir"]).parent.name
     assert own in said

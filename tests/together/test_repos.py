@@ -34,7 +34,12 @@ def bullpen(tmp_path_factory: pytest.TempPathFactory, remote: Remote) -> Iterato
     config.write_text(
         f'[url "file://{remote.path.parent}/"]\n\tinsteadOf = {URL.rpartition("/")[0]}/\n'
     )
-    with start_up(folder / "home", env={"GIT_CONFIG_GLOBAL": str(config)}) as started:
+    env = {
+        "GIT_CONFIG_GLOBAL": str(config),
+        # Below /tmp, of which agents have their own.
+        "BULLPEN_AGENT_PATHS": f"{config}:{remote.path.parent}",
+    }
+    with start_up(folder / "home", env=env) as started:
         with started.api() as api:
             told = {"repos": [{"url": URL}]}
             path = f"/api/workspaces/{started.told['workspace_id']}"
