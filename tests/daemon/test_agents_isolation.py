@@ -119,7 +119,7 @@ def test_the_settings_are_checked(tmp_path: Path) -> None:
     )
     assert config.agent_isolation == "required"
     assert config.agent_paths == (Path("/a"), Path("/b"))
-    with pytest.raises(ConfigError, match="BULLPEN_AGENT_ISOLATION.*auto, required, off"):
+    with pytest.raises(ConfigError, match=r"BULLPEN_AGENT_ISOLATION.*auto, required, off"):
         load_config({**env, "BULLPEN_AGENT_ISOLATION": "yes"})
-    with pytest.raises(ConfigError, match="BULLPEN_AGENT_PATHS.*absolute"):
+    with pytest.raises(ConfigError, match=r"BULLPEN_AGENT_PATHS.*absolute"):
         load_config({**env, "BULLPEN_AGENT_PATHS": "a"})
