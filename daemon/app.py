@@ -168,6 +168,7 @@ class Health:
     pool: TaskPool | None = None
     backlog: Backlog | None = None
     directory: Directory | None = None
+    client: Client | None = None
     sync: Sync | None = None
     stop: Stop | None = None
     isolation: Isolation = attrs.field(factory=isolation.machine.get)
@@ -200,7 +201,9 @@ class Health:
             told["isolation_problem"] = self.isolation.problem
         problems = [
             self.sync.problem if self.sync else "",
+            self.client.problem if self.client else "",
             self.pool.held_back if self.pool else "",
+            *(self.sync.refusals if self.sync else ()),
         ]
         if any(problems):
             told["problem"] = "; ".join(filter(None, problems))
@@ -226,7 +229,12 @@ async def run_daemon(config: Config, parts: Parts) -> Successor | None:
     """
     isolation.machine.set(await parts.isolate(config))
     stop, health = Stop(), Health(config)
-    commands = {"/drain": stop.drain, "/resume": stop.resume}
+    word = Nudge()
+    commands: dict[str, Callable[[], dict[str, Any]]] = {
+        "/drain": stop.drain,
+        "/resume": stop.resume,
+        "/reclaim": partial(_pass_on, word),
+    }
     async with (
         open_control(
             config.home,
@@ -246,8 +254,15 @@ async def run_daemon(config: Config, parts: Parts) -> Successor | None:
             health=health,
             control_port=door.port,
             routes=door.routes,
+            word=word,
         )
     return stop.successor
+
+
+def _pass_on(word: Nudge) -> dict[str, Any]:
+    """Tell the reclaim that an operator wants everything gone that may go."""
+    word.nudge()
+    return {"status": "reclaiming"}
 
 
 @asynccontextmanager
@@ -290,13 +305,14 @@ async def be_present(
     health: Health,
     control_port: int = 0,
     routes: dict[str, Handler] | None = None,
+    word: Nudge | None = None,
 ) -> None:
     """Serve until asked to stop, then leave in order. Raises a group if a service crashes.
 
     `routes` are the door's; checkouts are answered there while there may be tasks.
     """
     directory = health.directory = Directory()
-    health.stop = stop
+    health.stop, health.client = stop, client
     live = LiveRoots()
     routes = {} if routes is None else routes
     try:
@@ -330,7 +346,7 @@ async def be_present(
                     presence.start_soon(_start, presence, services, parts, health, stop)
                     notify = partial(run_notify, parts.notifier, health.tell)
                     presence.start_soon(_bear, "notify", notify)
-                    reclaim = partial(run_reclaim, config, client, desk.clones, live)
+                    reclaim = partial(run_reclaim, config, client, desk.clones, live, word)
                     presence.start_soon(_bear, "reclaim", reclaim)
                     await stop.asked.wait()
                     health.status = "stopping"

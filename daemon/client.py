@@ -1,7 +1,7 @@
 """The server as the daemon sees it: one method per endpoint, one attempt per call.
 
 Every call ends within its own deadline, and everything that can go wrong is an ApiError that says
-whether trying again could help. Retrying is the business of those who know what a repetition
+whether trying again could help; what counts as the server's answer is in `answers.py`. Retrying is the business of those who know what a repetition
 means. Heartbeats, claims and status polls have their own connections, so that uploads never make
 a healthy daemon look dead; neither pool has a limit of its own, because a contended httpcore pool
 loses connections when requests are cancelled (trio-notes §2.11).
@@ -20,6 +20,8 @@ import attrs
 import httpx
 import trio
 
+from daemon import answers
+from daemon.answers import SIGN_IN, ApiError, Foreign, Rejected, Shape, Transient, Words
 from daemon.config import Config
 from shared import __version__, codec
 from shared.wire.runtime import (
@@ -57,6 +59,19 @@ from shared.wire.task import (
     WaitRequest,
 )
 
+__all__ = [
+    "SIGN_IN",
+    "ApiError",
+    "Client",
+    "Foreign",
+    "GcCheck",
+    "Rejected",
+    "Renewal",
+    "Transient",
+    "identity_headers",
+    "open_client",
+]
+
 T = TypeVar("T")
 
 CALL: Final = 30.0
@@ -68,57 +83,19 @@ MESSAGES: Final = 5.0
 SESSION: Final = 5.0
 DEREGISTER: Final = 5.0
 
-ERROR_TEXT: Final = 4096
-"""Bytes kept of an error body."""
-
 KEEP_ALIVE: Final = 4.0
 """Seconds a connection is kept unused: less than servers do (5 s is usual), or they race us."""
 
 _BULK_CALLS: Final = 64
 """Uploads at a time: three for each of the default 20 tasks, above it they only queue."""
 
+_STRANGE_FOR: Final = 90.0
+"""Seconds a stranger's answer is told: above the longest wait between two attempts of a call."""
+
+_READINESS_KEPT: Final = 3.5
+"""Seconds after which a server's word on its own readiness is a fresh one (spec 01 §3.21)."""
+
 _SYSTEMS: Final = {"darwin": "macos", "win32": "windows", "linux": "linux"}
-
-
-class ApiError(Exception):
-    """A call failed. `status` is 0 when no answer was had; `text` is the body's first part."""
-
-    def __init__(self, call: str, status: int, text: str) -> None:
-        super().__init__(f"{call}: {status} {text}" if status else f"{call}: {text}")
-        self.call = call
-        self.status = status
-        self.text = text
-
-    def _says(self, phrase: str) -> bool:
-        return self.status == 404 and phrase in self.text.lower()
-
-    @property
-    def runtime_gone(self) -> bool:
-        return self._says("runtime not found")
-
-    @property
-    def task_gone(self) -> bool:
-        return self._says("task not found")
-
-    @property
-    def workspace_gone(self) -> bool:
-        return self._says("workspace not found")
-
-    @property
-    def unauthorized(self) -> bool:
-        return self.status == 401
-
-
-class Transient(ApiError):
-    """Trying again may help: no answer, an unreadable one, 5xx, 408 or 429."""
-
-
-class Rejected(ApiError):
-    """Trying the same again is useless: any other 4xx."""
-
-
-SIGN_IN: Final = (401, 403)
-"""Refusals of this daemon, not of what it asked: they pass when it is signed in again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -128,6 +105,13 @@ class GcCheck:
     status: str
     updated_at: str = ""
     completed_at: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class StoredMessage:
+    """What is read of a transcript row the server has."""
+
+    seq: int
 
 
 @attrs.frozen(kw_only=True)
@@ -145,6 +129,14 @@ class Client:
         self._control = control
         self._bulk = bulk
         self._bulk_limit = trio.CapacityLimiter(_BULK_CALLS)
+        self._stranger: tuple[float, str, str] | None = None  # when, which call, what it said
+
+    @property
+    def problem(self) -> str:
+        """What answers in the server's place, in a sentence for people; "" if nothing does."""
+        if self._stranger is None or trio.current_time() - self._stranger[0] > _STRANGE_FOR:
+            return ""
+        return f"something answers in the server's place: {self._stranger[2]}"
 
     # -- this daemon
 
@@ -154,134 +146,240 @@ class Client:
             connections.headers["Authorization"] = f"Bearer {token}"
 
     async def renew_token(self) -> Renewal:
-        return await self._post("/api/tokens/current/renew", {}, Renewal, deadline=RENEW)
+        path, shape = "/api/tokens/current/renew", answers.keys("expires_at", "renewed")
+        return await self._post(path, {}, Renewal, shape, answers.RENEW, deadline=RENEW)
 
     async def workspaces(self) -> list[Workspace]:
-        return await self._get("/api/workspaces", list[Workspace], deadline=LIST)
+        """List what this daemon's owner is a member of."""
+        kind = list[Workspace]
+        return await self._get(
+            "/api/workspaces", kind, answers.is_list, answers.NOTHING, deadline=LIST
+        )
 
     async def repos(self, workspace_id: str) -> ReposReply:
-        return await self._get(f"/api/daemon/workspaces/{workspace_id}/repos", ReposReply)
+        path = f"/api/daemon/workspaces/{workspace_id}/repos"
+        shape = answers.keys("repos", "repos_version")
+        return await self._get(path, ReposReply, shape, answers.WORKSPACE)
 
     async def gc_check(self, path: str) -> GcCheck:
-        """Ask how a directory's owner is doing; `path` is e.g. `issues/{id}` (spec 01 §3.14)."""
-        return await self._get(f"/api/daemon/{path}/gc-check", GcCheck)
+        """Ask how a directory's owner is doing; `path` is e.g. `issues/{id}` (spec 01 §3.14).
+
+        The error's `gone` says that the very owner asked about does not exist.
+        """
+        known = answers.GC_CHECK.get(path.split("/", 1)[0], answers.NOTHING)
+        return await self._get(f"/api/daemon/{path}/gc-check", GcCheck, answers.has_status, known)
 
     async def profiles(self, workspace_id: str) -> list[RuntimeProfile]:
         path = f"/api/daemon/workspaces/{workspace_id}/runtime-profiles"
-        return (await self._get(path, ProfilesReply)).runtime_profiles
+        shape = answers.keys("runtime_profiles")
+        return (await self._get(path, ProfilesReply, shape, answers.NOTHING)).runtime_profiles
 
     async def register(self, request: RegisterRequest) -> RegisterReply:
-        return await self._post("/api/daemon/register", request, RegisterReply)
+        shape = answers.keys("runtimes")
+        path = "/api/daemon/register"
+        return await self._post(path, request, RegisterReply, shape, answers.REGISTER)
 
     async def deregister(self, runtime_ids: Sequence[str]) -> None:
         request = DeregisterRequest(runtime_ids=list(runtime_ids))
-        await self._post("/api/daemon/deregister", request, None, deadline=DEREGISTER)
+        path, known = "/api/daemon/deregister", answers.DEREGISTER
+        await self._tell(path, request, known, deadline=DEREGISTER, bulk=False)
+
+    async def surely_unauthorized(self) -> bool:
+        """Take the second look at a refused token: a server without its database refuses all.
+
+        False while the server says that it is not ready, or does not say anything.
+        """
+        await trio.sleep(_READINESS_KEPT)
+        try:
+            await self._get("/readyz", Any, answers.is_ok, answers.NOTHING)
+        except ApiError as error:
+            if not 400 <= error.status < 500:  # not every server has such a page
+                return False
+        try:
+            await self.workspaces()
+        except ApiError as error:
+            return error.unauthorized
+        return False
 
     # -- one runtime
 
     async def heartbeat(self, runtime_id: str) -> Beat:
         request = HeartbeatRequest(runtime_id=runtime_id, supports_batch_import=True)
-        return await self._post("/api/daemon/heartbeat", request, Beat)
+        path = "/api/daemon/heartbeat"
+        return await self._post(path, request, Beat, answers.has_status, answers.RUNTIME)
 
     async def claim(self, runtime_id: str) -> ClaimedTask | None:
         """Take the runtime's next task. An answer that is lost is redelivered after 90 s."""
         path = f"/api/daemon/runtimes/{runtime_id}/tasks/claim"
-        return (await self._post(path, {}, ClaimReply)).task
+        shape = answers.keys("task")
+        return (await self._post(path, {}, ClaimReply, shape, answers.RUNTIME)).task
 
     async def claim_many(self, request: ClaimManyRequest) -> ClaimManyReply:
         """Take tasks for many runtimes at once, where the server offers it (`CLAIM_MANY`)."""
-        return await self._post("/api/daemon/claims", request, ClaimManyReply)
+        path, shape = "/api/daemon/claims", answers.keys("claims")
+        return await self._post(path, request, ClaimManyReply, shape, answers.CLAIM_MANY)
 
     async def recover_orphans(self, runtime_id: str) -> RecoverReply:
         """Fail every task in flight on the runtime: only while this process holds none of them."""
         path = f"/api/daemon/runtimes/{runtime_id}/recover-orphans"
-        return await self._post(path, {}, RecoverReply)
+        shape = answers.keys("orphaned", "retried")
+        return await self._post(path, {}, RecoverReply, shape, answers.RUNTIME)
 
     async def report_result(self, runtime_id: str, path: str, result: dict[str, Any]) -> None:
         """Answer a pending request; `path` is e.g. `models/{id}` (spec 01 §3.16 to §3.19)."""
-        await self._post(f"/api/daemon/runtimes/{runtime_id}/{path}/result", result, None)
+        whole = f"/api/daemon/runtimes/{runtime_id}/{path}/result"
+        await self._tell(whole, result, answers.RESULT, bulk=False)
 
     # -- one task
 
     async def prepare_lease(self, runtime_id: str, task_id: str) -> None:
         path = f"/api/daemon/runtimes/{runtime_id}/tasks/{task_id}/prepare-lease"
-        await self._post(path, {}, None, deadline=LEASE)
+        shape = answers.row_of(task_id)
+        await self._post(path, {}, Task, shape, answers.LEASE, deadline=LEASE)
 
     async def resolve_bundles(
         self, runtime_id: str, task_id: str, refs: Sequence[SkillRef]
     ) -> list[SkillBundle]:
         """Fetch skills whole while their task is being prepared; changed ones as they are now."""
         path = f"/api/daemon/runtimes/{runtime_id}/tasks/{task_id}/skill-bundles/resolve"
-        request = ResolveRequest(skills=list(refs))
-        return (await self._post(path, request, ResolveResponse, bulk=True)).bundles
+        request, shape = ResolveRequest(skills=list(refs)), answers.keys("bundles")
+        reply = await self._post(path, request, ResolveResponse, shape, answers.RESOLVE, bulk=True)
+        return reply.bundles
 
     async def start(self, task_id: str) -> Task:
-        return await self._post(_task(task_id, "start"), {}, Task)
+        return await self._row(task_id, "start", {}, answers.START)
 
     async def wait_local_directory(self, task_id: str, reason: str) -> None:
         request = WaitRequest(reason=reason)
-        await self._post(_task(task_id, "wait-local-directory"), request, None)
+        await self._row(task_id, "wait-local-directory", request, answers.WAIT)
 
     async def status(self, task_id: str) -> StatusReply:
-        return await self._get(_task(task_id, "status"), StatusReply)
+        path = _task(task_id, "status")
+        return await self._get(path, StatusReply, answers.has_status, answers.TASK)
+
+    async def surely_gone(self, task_id: str) -> bool:
+        """Take the second look at a task the server says it does not know.
+
+        True only if it is the server we are registered with, because it knows our token and lists
+        our workspaces, and says it again.
+        """
+        try:
+            await self.workspaces()
+            await self.status(task_id)
+        except ApiError as error:
+            return error.task_gone
+        return False
 
     async def go_on(self, task_id: str) -> None:
         """Take back a task that the server had given up with this machine (ours)."""
-        await self._post(_task(task_id, "go-on"), {}, None)
+        await self._row(task_id, "go-on", {}, answers.GO_ON)
 
     async def progress(self, task_id: str, request: ProgressRequest) -> None:
-        await self._post(_task(task_id, "progress"), request, None, bulk=True)
+        await self._tell(_task(task_id, "progress"), request, answers.TASK)
 
     async def messages(self, task_id: str, messages: Sequence[TaskMessage]) -> None:
         request = MessagesRequest(messages=list(messages))
         path = _task(task_id, "messages")
-        await self._post(path, request, None, deadline=MESSAGES, bulk=True)
+        await self._tell(path, request, answers.MESSAGES, deadline=MESSAGES)
+
+    async def stored_seqs(self, task_id: str, since: int) -> list[int]:
+        """Return the numbers of the transcript's rows after `since` that the server has."""
+        path = f"{_task(task_id, 'messages')}?since={since}"
+        rows = await self._get(
+            path, list[StoredMessage], answers.is_list, answers.MESSAGES, bulk=True
+        )
+        return [row.seq for row in rows]
 
     async def session(self, task_id: str, request: SessionRequest) -> None:
-        await self._post(_task(task_id, "session"), request, None, deadline=SESSION, bulk=True)
+        path = _task(task_id, "session")
+        await self._tell(path, request, answers.SESSION, deadline=SESSION, empty=True)
 
     async def usage(self, task_id: str, usage: Sequence[ModelUsage]) -> None:
         request = UsageRequest(usage=list(usage))
-        await self._post(_task(task_id, "usage"), request, None, bulk=True)
+        await self._tell(_task(task_id, "usage"), request, answers.TASK)
 
     async def complete(self, task_id: str, request: CompleteRequest) -> Task:
         """Report success. Answers the row as it is now: a wrong state is not an error."""
-        return await self._post(_task(task_id, "complete"), request, Task, bulk=True)
+        return await self._row(task_id, "complete", request, answers.COMPLETE, bulk=True)
 
     async def fail(self, task_id: str, request: FailRequest) -> Task:
         """Report failure. Answers the row as it is now: a wrong state is not an error."""
-        return await self._post(_task(task_id, "fail"), request, Task, bulk=True)
+        return await self._row(task_id, "fail", request, answers.FAIL, bulk=True)
 
     # -- how
 
-    async def _get(self, path: str, kind: type[T], *, deadline: float = CALL) -> T:
-        body = await self._call("GET", path, None, deadline=deadline, bulk=False)
-        return _decode(f"GET {path}", body, kind)
+    async def _get(
+        self,
+        path: str,
+        kind: type[T],
+        shape: Shape,
+        known: Words,
+        *,
+        deadline: float = CALL,
+        bulk: bool = False,
+    ) -> T:
+        answer = await self._call("GET", path, None, known, deadline=deadline, bulk=bulk)
+        return self._read(f"GET {path}", answer.content, kind, shape)
 
     async def _post(
         self,
         path: str,
         request: Any,
-        kind: type[T] | None,
+        kind: type[T],
+        shape: Shape,
+        known: Words,
         *,
         deadline: float = CALL,
         bulk: bool = False,
     ) -> T:
-        """Post and read the answer as `kind`; None takes any JSON, or nothing.
+        answer = await self._call("POST", path, request, known, deadline=deadline, bulk=bulk)
+        return self._read(f"POST {path}", answer.content, kind, shape)
 
-        A page that something between us and the server put in the way is no answer: believing it
-        would lose what was sent.
-        """
-        body = await self._call("POST", path, request, deadline=deadline, bulk=bulk)
-        if kind is not None:
-            return _decode(f"POST {path}", body, kind)
-        if body.strip():
-            _decode(f"POST {path}", body, Any)
-        return None  # type: ignore[return-value]
+    async def _row(
+        self, task_id: str, what: str, request: Any, known: Words, *, bulk: bool = False
+    ) -> Task:
+        """Post what the server answers with the row of the task."""
+        shape = answers.row_of(task_id)
+        return await self._post(_task(task_id, what), request, Task, shape, known, bulk=bulk)
+
+    async def _tell(
+        self,
+        path: str,
+        request: Any,
+        known: Words,
+        *,
+        deadline: float = CALL,
+        bulk: bool = True,
+        empty: bool = False,
+    ) -> None:
+        """Post what the server only acknowledges; with `empty` also by 204."""
+        answer = await self._call("POST", path, request, known, deadline=deadline, bulk=bulk)
+        if not (empty and answer.status_code == 204):
+            self._read(f"POST {path}", answer.content, Any, answers.is_ok)
+
+    def _read(self, call: str, body: bytes, kind: type[T] | Any, shape: Shape) -> T:
+        try:
+            value: T = answers.value_of(call, body, kind, shape)
+        except Foreign as error:
+            self._met(error)
+            raise
+        if self._stranger is not None and self._stranger[1] == call:
+            self._stranger = None
+        return value
+
+    def _met(self, error: Foreign) -> None:
+        self._stranger = (trio.current_time(), error.call, str(error))
 
     async def _call(
-        self, method: str, path: str, request: Any, *, deadline: float, bulk: bool
-    ) -> bytes:
+        self,
+        method: str,
+        path: str,
+        request: Any,
+        known: Words,
+        *,
+        deadline: float,
+        bulk: bool,
+    ) -> httpx.Response:
         call = f"{method} {path}"
         content = None if request is None else codec.encode(request)
         headers = None if request is None else {"Content-Type": "application/json"}
@@ -300,11 +398,14 @@ class Client:
             raise Transient(call, 0, f"no answer within {deadline:g} s") from error
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Transient(call, 0, str(error) or type(error).__name__) from error
-        if answer.status_code < 400:
-            return answer.content
-        text = answer.content[:ERROR_TEXT].decode("utf-8", "replace").strip()
-        transient = answer.status_code >= 500 or answer.status_code in (408, 429)
-        raise (Transient if transient else Rejected)(call, answer.status_code, text)
+        status = answer.status_code
+        if 200 <= status < 300:
+            return answer
+        location = answer.headers.get("location", "")
+        refusal = answers.error_of(call, status, answer.content, known, location=location)
+        if isinstance(refusal, Foreign):
+            self._met(refusal)
+        raise refusal
 
 
 def identity_headers() -> dict[str, str]:
@@ -336,7 +437,8 @@ async def open_client(
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE
             ),
-            follow_redirects=True,
+            # a redirect is no answer: behind it may be anybody, and POST becomes GET on the way
+            follow_redirects=False,
             # a proxy for the world at large is no way to a server on this machine
             trust_env=not _is_local(config.server_url),
         )
@@ -347,14 +449,6 @@ async def open_client(
 
 def _task(task_id: str, what: str) -> str:
     return f"/api/daemon/tasks/{task_id}/{what}"
-
-
-def _decode(call: str, body: bytes, kind: type[T] | Any) -> T:
-    try:
-        decoded: T = codec.decode(body, kind)
-    except codec.DecodeError as error:
-        raise Transient(call, 0, f"unreadable answer: {error}") from error
-    return decoded
 
 
 def _is_local(url: str) -> bool:

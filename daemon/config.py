@@ -24,7 +24,12 @@ import attrs
 
 from daemon.agents.isolation import SETTINGS, Setting
 from daemon.agents.providers import PROVIDERS
-from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id
+from daemon.identity import (
+    IdentityError,
+    legacy_daemon_ids,
+    load_daemon_id,
+    load_machine_key,
+)
 from shared.codec import DecodeError, loads
 from shared.home import Home, find_home, gather_secrets
 from shared.ids import InvalidId, canonical_id
@@ -88,6 +93,7 @@ class Config:
     server_url: str
     token: str = attrs.field(repr=False)
     daemon_id: str
+    machine_key: str = attrs.field(default="", repr=False)
     legacy_daemon_ids: tuple[str, ...] = ()
     device_name: str = "local-machine"
     runtime_name: str = ""
@@ -185,7 +191,8 @@ def load_config(
 ) -> Config:
     """Read and check every setting; `flags` holds variables given on the command line.
 
-    `file` stands for the config file's object, if given. Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
+    `file` stands for the config file's object, if given. Raises ConfigError. Reads the config file and the machine's daemon id
+    and key, making the latter two.
     """
     place = find_home(env, home=home, profile=profile)
     file = read_config_file(place) if file is None else file
@@ -199,6 +206,7 @@ def load_config(
     daemon_id = read.value("BULLPEN_DAEMON_ID", _id, "")
     try:
         daemon_id = daemon_id or load_daemon_id(place)
+        machine_key = load_machine_key(place)
     except IdentityError as error:
         raise ConfigError(str(error)) from error
     keep = read.value("BULLPEN_KEEP_ENV_AFTER_TASK", _switch, False)
@@ -214,6 +222,7 @@ def load_config(
         or _file_url(place, _text(file, "server_url")),
         token=token,
         daemon_id=daemon_id,
+        machine_key=machine_key,
         legacy_daemon_ids=legacy_daemon_ids(place, hostname=hostname, daemon_id=daemon_id),
         device_name=read.text("BULLPEN_DAEMON_DEVICE_NAME") or hostname or "local-machine",
         runtime_name=read.text("BULLPEN_AGENT_RUNTIME_NAME"),

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import attrs
 
-from daemon.repos.clones import FOLDER
+from daemon.repos.clone_files import checkouts_of
 from daemon.repos.kept import BUNDLE, saved_refs
+from daemon.repos.visible import FOLDER
 from daemon.upkeep.reclaim import REPORT, TRASH, env_roots, last_change
 from daemon.workdir.meta import read_meta
 from shared import times
@@ -138,6 +139,7 @@ class _Sizes:
                 except OSError:
                     continue
                 if stat.S_ISDIR(found.st_mode):
+                    worktrees += entry.name == ".git"
                     pending.append((entry.path, made or entry.name in self.patterns))
                 elif stat.S_ISREG(found.st_mode):
                     worktrees += entry.name == ".git"
@@ -266,14 +268,14 @@ def _clone(path: Path) -> CloneUse:
         state = "unfinished"
     elif ".git.damaged-" in path.name:
         state = "damaged"
-    worktrees = path / "worktrees"
+    older = path / "worktrees"
     return CloneUse(
         workspace_id=path.parent.name,
         name=path.name,
         path=str(path),
         state=state,
         size_bytes=_Sizes(frozenset()).tree(path)[0],
-        worktrees=len(list(worktrees.iterdir())) if worktrees.is_dir() else 0,
+        worktrees=checkouts_of(path) + (len(list(older.iterdir())) if older.is_dir() else 0),
         saved_refs=len(saved_refs(path)),
     )
 

@@ -21,6 +21,8 @@ from cattrs import BaseValidationError, Converter, transform_error
 from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping_structure_factory
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from shared.text import json_text
+
 T = TypeVar("T")
 
 _OMIT = "bullpen_omit_default"
@@ -38,11 +40,13 @@ def omitted(default: Any = attrs.NOTHING, *, factory: Callable[[], Any] | None =
 
 
 def loads(data: bytes | str) -> Any:
-    """Read the first JSON value of `data` into plain Python values. Raises DecodeError."""
+    """Read the first JSON value of `data` into plain Python values. Raises DecodeError.
+
+    Its text is clean (`shared.text`): whatever reads it can store and send it.
+    """
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        value, _ = json.JSONDecoder().raw_decode(json_text(data).lstrip("\ufeff").lstrip())
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON: {error}") from error
     return value
 

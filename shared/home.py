@@ -86,6 +86,16 @@ class Home:
         return self.base / "daemon.id"
 
     @property
+    def machine_key_file(self) -> Path:
+        """What proves to servers that this is the machine that registered before."""
+        return self.root / "secrets" / "machine.key"
+
+    @property
+    def directories_file(self) -> Path:
+        """The directories of the user's that tasks may work in."""
+        return self.root / "secrets" / "directories.json"
+
+    @property
     def postgres(self) -> Path:
         """The embedded Postgres' data directory."""
         return self.root / "postgres"

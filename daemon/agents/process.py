@@ -30,12 +30,15 @@ from daemon import threads
 from daemon.agents import isolation, warden
 from daemon.agents.contract import AgentError
 from daemon.agents.isolation import Isolation, Unsafe, View
+from shared.log import redacted
 
 log = structlog.get_logger(__name__)
 
 LINE_LIMIT: Final = 32 * 1024 * 1024
 """Bytes in one line of output; resumed conversations make the largest (spec 04 §1.4)."""
 STDERR_TAIL: Final = 2048
+_STDERR_KEPT: Final = 2 * STDERR_TAIL
+"""More than is shown: a secret at the cut must be whole to be recognised."""
 PROTOCOL_GRACE: Final = 4.0
 """Claude answers an interrupt in 0.1 s, with a tool to kill in 1.4 s (real-agents §2)."""
 TERM_GRACE: Final = 2.5
@@ -45,6 +48,7 @@ _LAST_WAIT: Final = 1.0
 _START_LIMIT: Final = 30.0
 _CHUNK: Final = 64 * 1024
 _LOG_CLIP: Final = 1000
+_LOG_READ: Final = 4 * _LOG_CLIP
 TASK_MARKER: Final = "MULTICA_TASK_ID"
 
 
@@ -177,8 +181,9 @@ class AgentProcess:
             await self._stderr_done.wait()
 
     def stderr_tail(self) -> str:
-        """Return the end of standard error, at most 2048 bytes."""
-        return self._tail.decode("utf-8", "replace").strip()
+        """Return the end of standard error, at most 2048 characters, secrets taken out."""
+        text = redacted(self._tail.decode("utf-8", "replace").strip())
+        return text[-STDERR_TAIL:].strip()
 
     @asynccontextmanager
     async def running(self, ask_politely: Callable[[], bool]) -> AsyncIterator[None]:
@@ -244,14 +249,14 @@ class AgentProcess:
         splitter = LineSplitter()
         while data := await _read(self._process.stderr, _CHUNK):
             self._tail += data
-            del self._tail[:-STDERR_TAIL]
+            del self._tail[:-_STDERR_KEPT]
             try:
                 lines = splitter.feed(data)
             except LineTooLong:
                 splitter = LineSplitter()
                 continue
             for line in lines:
-                text = line[:_LOG_CLIP].decode("utf-8", "replace")
+                text = redacted(line[:_LOG_READ].decode("utf-8", "replace"))[:_LOG_CLIP]
                 log.info("agent stderr", provider=self._label, pid=self.pid, line=text)
         self._stderr_done.set()
 

@@ -23,6 +23,7 @@ from typing import IO, Any, Final, TypeVar
 import attrs
 import click
 
+from daemon.cli.allow_dir import allow_dir
 from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
@@ -271,6 +272,26 @@ def logs(settings: Settings, follow: bool, lines: int) -> None:
 
 
 daemon.add_command(disk_usage)
+daemon.add_command(allow_dir)
+
+
+@daemon.command()
+@click.option("--all", is_flag=True, required=True, expose_value=False, help="Any number of them.")
+@click.pass_obj
+def reclaim(settings: Settings) -> None:
+    """Give directories back whose issue, chat or run the server does not show any more.
+
+    Without this only a few go in each pass, since a server that was restored from a backup, or is
+    the wrong one, knows nothing either. Work in them that is nowhere else is kept as always.
+    """
+    running = _find(settings.home)
+    if running is None:
+        raise CliError("the daemon does not run: bullpen daemon start")
+    if _ask("POST", running.port, "/reclaim", PROBE, running.secret) is None:
+        raise CliError(
+            "the daemon does not know how to do that; restart it: bullpen daemon restart"
+        )
+    notice("The daemon reclaims now. What stays, and why: bullpen daemon disk-usage --by-task")
 
 
 # -- the running daemon

@@ -86,9 +86,10 @@ def _as_json(each: Kept) -> dict[str, Any]:
 
 async def _look(settings: Settings) -> list[Kept]:
     """Everything that is kept, newest first. Raises CliError."""
-    from daemon.repos.clones import FOLDER, clone_dirs
+    from daemon.repos.clones import clone_dirs
     from daemon.repos.git import Git, GitError, git_environment
     from daemon.repos.kept import bundles, list_kept
+    from daemon.repos.visible import FOLDER
 
     root = disk_settings(settings, settings.home).workspaces_root
     git = Git(env=git_environment(settings.env))

@@ -89,6 +89,15 @@ def checkouts(clone: Path, env_root: Path) -> dict[str, str]:
     return {str(path): str(branch) for path, branch in known.items()}
 
 
+def checkouts_of(clone: Path) -> int:
+    """How many checkouts of a clone there are, in all tasks' directories."""
+    paths: set[str] = set()
+    for path in (clone / _BORROWERS).glob("*.json"):
+        known = _told(path).get("checkouts")
+        paths |= {str(each) for each in known} if isinstance(known, dict) else set()
+    return sum(Path(path).is_dir() for path in paths)
+
+
 def borrowers(clone: Path) -> int:
     """How many tasks' directories borrow a clone's objects; forgets those that are gone."""
     found = 0

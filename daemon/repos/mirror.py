@@ -121,8 +121,8 @@ async def open_mirror(
 
     `lender` is the clone whose objects the repository may borrow: what that keeps already and what
     it knows of the server, the mirror knows. `within` is a directory, without links, in which
-    repositories may borrow from each other. One that borrows from elsewhere is refused: git would
-    read for its agent what that may not read.
+    repositories may borrow from each other, as from the clones in `folder`. One that borrows from
+    elsewhere is refused: git would read for its agent what that may not read.
     """
     at = folder / f".mirror.{secrets.token_hex(6)}.new"
     kept: dict[str, str] = {}
@@ -161,7 +161,7 @@ def _make(
     head = read_head(place.git_dir, refs)
     allowed = {str(lender / "objects")} if lender is not None else set()
     if lender is None or place.common != lender:
-        _check_objects(place.common / "objects", allowed, within)
+        _check_objects(place.common / "objects", allowed, [within, at.parent])
     theirs = {name: commit for name, commit in refs.items() if not name.startswith(f"{SAVED}/")}
     borrowed = [str(place.common / "objects"), *sorted(allowed)]
     write_git_dir(at, {**theirs, **kept}, head, borrowed)
@@ -173,7 +173,7 @@ def _make(
 
 
 def _check_objects(
-    objects: Path, allowed: set[str], within: Path | None, *, depth: int = 0
+    objects: Path, allowed: set[str], within: list[Path | None], *, depth: int = 0
 ) -> None:
     """Refuse objects that are not the repository's, nor borrowed from where it may borrow."""
     if depth > _MOST_LENDERS or not has_plain_objects(objects.parent):
@@ -182,7 +182,8 @@ def _check_objects(
         if line in allowed or not line or line.startswith("#"):
             continue
         borrowed = (objects / line).resolve()
-        if within is None or not borrowed.is_relative_to(within) or borrowed.name != "objects":
+        is_ours = any(place and borrowed.is_relative_to(place) for place in within)
+        if not is_ours or borrowed.name != "objects":
             raise Unreadable("it borrows objects from another repository")
         _check_objects(borrowed, allowed, within, depth=depth + 1)
 

@@ -201,7 +201,7 @@ class Actions:
                 await self._client.report_result(action.runtime_id, action.path, result)
             except ApiError as error:
                 log.warning("result not reported", path=action.path, error=str(error))
-                if 400 <= error.status < 500:
+                if error.final or error.status in (408, 429):
                     return True
             else:
                 return True

@@ -184,7 +184,7 @@ class Claims:
             log.info("the server does not take claims for many after all", error=str(error))
             self._offers.withdraw(CLAIM_MANY)
         for wish in asked:
-            wish.alone = isinstance(error, Rejected) and not error.unauthorized
+            wish.alone = error.status in (404, 405) or error.final
             wish.error = error
 
     def _answered(self, wish: _Wish, claims: RuntimeClaims, slots: list[int]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from daemon.client import ApiError, Transient
+from daemon.client import ApiError, Foreign, Transient
 from daemon.runtimes.heartbeat import run_heartbeat
 from daemon.runtimes.poller import run_poller
 from shared.supervise import Backoff
@@ -60,7 +60,7 @@ async def _recover_orphans(services: Services, runtime_id: str, gone: Callable[[
     if held_back.cancelled_caught:
         log.warning("reports are still owed; working without recovery", runtime_id=runtime_id)
         return
-    failures = 0
+    failures, patience = 0, trio.current_time() + HELD_BACK
     while runtime_id not in services.pool.active_runtimes():
         try:
             with trio.move_on_after(RECOVER_WITHIN, shield=True):
@@ -70,6 +70,8 @@ async def _recover_orphans(services: Services, runtime_id: str, gone: Callable[[
                 return
         except Transient as error:
             log.warning("orphans not recovered yet", runtime_id=runtime_id, error=str(error))
+            if isinstance(error, Foreign) and trio.current_time() > patience:
+                return  # whatever it is that does not know this call: work is worth more
         except ApiError as error:
             if error.runtime_gone:
                 gone()

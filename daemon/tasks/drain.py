@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from daemon.agents.contract import AgentMessage
-from daemon.client import SIGN_IN, ApiError, Rejected
+from daemon.client import ApiError
 from daemon.tasks.journal import BATCH_ITEMS, Batch, Journal, JournalError
 from daemon.tasks.watchdog import Watchdog
 from shared.redact import Redactor
@@ -220,10 +220,11 @@ class Sender:
                     self._journal.confirm(batch.end)
                     return
             except ApiError as error:
-                if error.task_gone or error.workspace_gone:
-                    self.gone = True
-                    return
-                if isinstance(error, Rejected) and error.status not in SIGN_IN:
+                if error.task_gone:
+                    self.gone = await self._client.surely_gone(self._task_id)
+                    if self.gone:
+                        return
+                elif error.final:
                     await self._narrow_down(batch, error)
                     return
                 log.warning("transcript not sent yet", task_id=self._task_id, error=str(error))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from daemon.client import SIGN_IN, ApiError, Rejected
+from daemon.client import ApiError
 from daemon.tasks.drain import Sender
 from daemon.tasks.journal import Journal, JournalError, Session
 from daemon.tasks.outcome import Outcome
@@ -47,6 +47,10 @@ def wait_before(attempt: int) -> float:
     return plain * random.uniform(0.9, 1.1)  # noqa: S311
 
 
+DATABASE_TRIES: Final = 4
+"""Repetitions before a completion that the server could not carry out counts as refused: a minute."""
+
+
 StillWanted = Callable[[], Awaitable[bool]]
 
 
@@ -64,32 +68,37 @@ async def settle(
     usage_told, outcome_told = not usage, False
     attempt = 0
     while True:
-        usage_told = usage_told or await _told(task_id, lambda: client.usage(task_id, usage))
+        usage_told = usage_told or await _told(
+            client, task_id, lambda: client.usage(task_id, usage)
+        )
         if outcome is not None and not outcome_told and (usage_told or attempt >= USAGE_LEADS):
             if still_wanted is not None and not await still_wanted():
                 outcome = None
                 continue
             still_wanted = None
-            outcome_told = await _tell_outcome(client, task_id, outcome)
+            outcome_told = await _tell_outcome(client, task_id, outcome, attempt)
         if usage_told and (outcome_told or outcome is None):
             return
         await trio.sleep(wait_before(attempt))
         attempt += 1
 
 
-async def _tell_outcome(client: Client, task_id: str, outcome: Outcome) -> bool:
+async def _tell_outcome(client: Client, task_id: str, outcome: Outcome, attempt: int) -> bool:
     """Tell once; True when there is nothing more to tell.
 
     A completion the server refuses for good becomes a failure that says so (spec 03 §16); one that
     it only cannot take now stays a completion.
     """
     if not outcome.completed:
-        return await _told(task_id, lambda: client.fail(task_id, outcome.fail_request()))
+        return await _told(client, task_id, lambda: client.fail(task_id, outcome.fail_request()))
     try:
         await client.complete(task_id, outcome.complete_request())
     except ApiError as error:
-        if not _is_final(error):
+        # what `complete` is refused with may be the server's database, which it says in the same words
+        if attempt < DATABASE_TRIES and error.text.startswith("complete task:"):
             log.warning("not reported yet", task_id=task_id, error=str(error))
+            return False
+        if not await _is_final(client, task_id, error):
             return False
         if error.task_gone:
             return True
@@ -101,24 +110,29 @@ async def _tell_outcome(client: Client, task_id: str, outcome: Outcome) -> bool:
             work_dir=outcome.work_dir,
             failure_reason=failure.classify(text),
         )
-        return await _told(task_id, lambda: client.fail(task_id, request))
+        return await _told(client, task_id, lambda: client.fail(task_id, request))
     return True
 
 
-async def _told(task_id: str, tell: Callable[[], Awaitable[object]]) -> bool:
+async def _told(client: Client, task_id: str, tell: Callable[[], Awaitable[object]]) -> bool:
     try:
         await tell()
     except ApiError as error:
-        if not _is_final(error):
-            log.warning("not reported yet", task_id=task_id, error=str(error))
+        if not await _is_final(client, task_id, error):
             return False
         if not error.task_gone:
             log.error("report refused", task_id=task_id, error=str(error))  # noqa: TRY400
     return True
 
 
-def _is_final(error: ApiError) -> bool:
-    return isinstance(error, Rejected) and error.status not in SIGN_IN
+async def _is_final(client: Client, task_id: str, error: ApiError) -> bool:
+    """Whether the server will never take this: its own words, and for `gone` a second look."""
+    final = error.final
+    if error.task_gone:
+        final = await client.surely_gone(task_id)
+    if not final:
+        log.warning("not reported yet", task_id=task_id, error=str(error))
+    return final
 
 
 async def close_journal(
@@ -144,6 +158,6 @@ async def pin_session(client: Client, task_id: str, session: Session) -> None:
     """Tell the server how the task can be resumed if this daemon dies; retried until told."""
     request = SessionRequest(session_id=session.session_id, work_dir=session.work_dir)
     attempt = 0
-    while not await _told(task_id, lambda: client.session(task_id, request)):
+    while not await _told(client, task_id, lambda: client.session(task_id, request)):
         await trio.sleep(wait_before(attempt))
         attempt += 1

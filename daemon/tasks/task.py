@@ -27,7 +27,7 @@ from daemon.agents import isolation
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
 from daemon.agents.isolation import View
 from daemon.agents.models import TakesLevel, any_level
-from daemon.client import SIGN_IN, ApiError, Transient
+from daemon.client import ApiError
 from daemon.repos.desk import Grant, mint_secret
 from daemon.repos.kept import kept_for_issue
 from daemon.repos.visible import visible_to_git
@@ -59,6 +59,7 @@ from daemon.workdir.prepare import (
 )
 from daemon.workdir.prompt import render_prompt, thread_name
 from shared import ids, times
+from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
@@ -170,7 +171,9 @@ class TaskRunner:
         try:
             await journal.save()
             with ExitStack() as guards:
-                told = await _TaskRun(self, job, journal, guards).run(shutdown)
+                run = _TaskRun(self, job, journal, guards)
+                with hiding(run.redactor):  # in what is logged of it, its agent's own words too
+                    told = await run.run(shutdown)
         finally:
             journal.close()
             if not told:
@@ -197,9 +200,9 @@ class _TaskRun:
         self._journal = journal
         self._guards = guards
         self._checkout_secret = mint_secret() if runner.desk is not None else ""
-        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
+        self.redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
-        self._transcript = Transcript(journal, self._redactor)
+        self._transcript = Transcript(journal, self.redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
         self._thinking_level = ""
@@ -248,7 +251,7 @@ class _TaskRun:
         if usage:
             self._note(partial(self._journal.note_usage, usage))
         if outcome is not None:
-            text = self._redactor.text(outcome.text)
+            text = self.redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
         else:
             self._note(self._journal.note_unwanted)
@@ -316,7 +319,9 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            reason = getattr(next(_leaves(raised)), "reason", "")
+            first = next(_leaves(raised))
+            # other exceptions have a `reason` too, and mean something else by it
+            reason = first.reason if isinstance(first, PrepareError) else ""
             outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
@@ -454,9 +459,9 @@ class _TaskRun:
                 return
             except ApiError as refusal:
                 error = refusal
-            if error.task_gone:
+            if error.task_gone and await client.surely_gone(task_id):
                 await _leave(server_stop, "gone")
-            if not isinstance(error, Transient) and error.status not in SIGN_IN:
+            if error.final and not error.task_gone:
                 status = await self._status()
                 if status in TERMINAL or status == "gone":
                     await _leave(server_stop, status)
@@ -473,7 +478,8 @@ class _TaskRun:
         try:
             return (await self._client.status(self._task.id)).status
         except ApiError as error:
-            return "gone" if error.task_gone else ""
+            sure = error.task_gone and await self._client.surely_gone(self._task.id)
+            return "gone" if sure else ""
 
     async def _run_again(self, chosen: Prepared, watchers: trio.Nursery) -> None:
         """Run once without resuming; if the agent does not start, the first result stands."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from daemon.client import SIGN_IN, ApiError, Transient
+from daemon.client import ApiError
 from shared.supervise import every
 from shared.wire.task import TERMINAL
 
@@ -34,13 +34,14 @@ LEASE_REFRESH: Final = 15.0
 async def stopped_by_server(client: Client, task_id: str) -> str:
     """Say why the server no longer wants the task run; "" while it does or cannot be asked.
 
-    A task it only gave up because this machine was out of reach is taken back, unless another
+    "gone" needs a second look. A task it only gave up because this machine was out of reach is taken back, unless another
     attempt has begun.
     """
     try:
         told = await client.status(task_id)
     except ApiError as error:
-        return "gone" if error.task_gone else ""
+        sure = error.task_gone and await client.surely_gone(task_id)
+        return "gone" if sure else ""
     if told.presumed and await _goes_on(client, task_id):
         return ""
     return told.status if told.status in TERMINAL else ""
@@ -51,7 +52,7 @@ async def _goes_on(client: Client, task_id: str) -> bool:
     try:
         await client.go_on(task_id)
     except ApiError as error:
-        return isinstance(error, Transient) or error.status in SIGN_IN
+        return not error.final
     log.info("task goes on after all", task_id=task_id)
     return True
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import stat
@@ -27,7 +28,7 @@ import attrs
 import structlog
 import trio
 
-from daemon.client import ApiError, Rejected
+from daemon.client import ApiError
 from daemon.repos.checkouts import lender_of
 from daemon.repos.git import GitError
 from daemon.repos.keeping import Keeper
@@ -36,10 +37,11 @@ from daemon.repos.mirror import open_mirror
 from daemon.repos.places import place_of
 from daemon.upkeep.reclaim_rules import ENDPOINTS, Decision, Known, Limits, decide, span
 from daemon.workdir.meta import CHAT, Meta, read_meta
+from daemon.workdir.regular import read_regular
 from shared import times
 from shared.home import write_private
 from shared.ids import canonical_id, is_id
-from shared.supervise import every
+from shared.mailbox import Nudge
 
 if TYPE_CHECKING:
     from daemon.client import Client
@@ -55,6 +57,12 @@ FIRST: Final = 30.0
 ASKING: Final = 4
 """Directories looked at at a time."""
 
+SECOND_LOOK: Final = 600.0
+"""Seconds after which the server must still not show an owner before its directory goes."""
+
+FEW: Final = 5
+"""Directories of owners the server does not show that go in one pass, without an operator's word."""
+
 TRASH: Final = ".trash"
 REPORT: Final = ".reclaim.json"
 """What the last pass kept and why, below the workspaces root; `daemon disk-usage` shows it."""
@@ -65,6 +73,8 @@ class Pass:
     """What one pass did. `kept` is why each directory that might have gone stays."""
 
     removed: list[str] = attrs.field(factory=list)
+    absent: int = 0
+    """How many went because the server does not know what they were for."""
     artifacts: int = 0
     kept: dict[str, str] = attrs.field(factory=dict)
     saved: list[str] = attrs.field(factory=list)
@@ -88,6 +98,10 @@ class Reclaim:
         self._clones = clones
         self._live = live
         self._wall = wall
+        self.all_absent = False
+        """Whether the next pass may remove any number of directories of unknown owners."""
+        self._absent: dict[str, float] = {}
+        """Directories whose owner the server does not show: since when, on the wall clock."""
         self._limits = Limits(
             ttl=config.gc_ttl,
             orphan=config.gc_orphan_ttl,
@@ -99,6 +113,8 @@ class Reclaim:
     async def run_once(self) -> Pass:
         """Go through every directory and clone once. Never raises for one of them."""
         done = Pass()
+        if not self._absent:
+            self._absent = await trio.to_thread.run_sync(absent_before, self._root)
         await self._empty_trash()
         limiter = trio.CapacityLimiter(ASKING)
         async with trio.open_nursery() as looking:
@@ -113,7 +129,7 @@ class Reclaim:
             await self._prune(clone, done)
         await self._expire(done)
         await trio.to_thread.run_sync(self._clones.remove_unfinished)
-        self._report(done)
+        await trio.to_thread.run_sync(self._report, done)
         return done
 
     async def _look(self, env_root: Path, done: Pass, limiter: trio.CapacityLimiter) -> None:
@@ -132,7 +148,8 @@ class Reclaim:
         if env_root in self._live:
             return "a task works in it"
         meta = read_meta(env_root)
-        known = await self._ask(meta)
+        name = str(env_root.relative_to(self._root))
+        known = await self._ask(name, meta)
 
         async def act() -> str:
             idle = self._wall() - await trio.to_thread.run_sync(last_change, env_root)
@@ -141,6 +158,8 @@ class Reclaim:
             moment = times.now()
             decision = decide(meta, known, idle=idle, now=moment, limits=self._limits)
             if decision.action == "remove":
+                if known is not None and known.missing and (why := self._doubt(name, done)):
+                    return f"{decision.why}, but {why}"
                 return await self._remove(env_root, decision, idle, done)
             if decision.action == "artifacts":
                 await self._remove_artifacts(env_root, done)
@@ -149,17 +168,37 @@ class Reclaim:
         result = await self._live.reclaim(env_root, act)
         return "a task needs it" if result is None else result
 
-    async def _ask(self, meta: Meta | None) -> Known | None:
-        """Ask the server about the directory's owner; None if there is nothing to ask about."""
+    def _doubt(self, name: str, done: Pass) -> str:
+        """Why a directory whose owner the server does not show stays all the same; "" if it goes.
+
+        A server that was restored, or is another one, does not know anything either.
+        """
+        since = self._wall() - self._absent.get(name, self._wall())
+        if since < SECOND_LOOK:
+            return f"it goes only if that is so in {span(SECOND_LOOK - since)} as well"
+        if done.absent >= FEW and not self.all_absent:
+            return (
+                f"only {FEW} of these go at a time: `bullpen daemon reclaim --all` lets all of "
+                "them go at once"
+            )
+        done.absent += 1
+        return ""
+
+    async def _ask(self, name: str, meta: Meta | None) -> Known | None:
+        """Ask the server about the directory's owner; None if there is nothing to ask about.
+
+        Only the server's own words about that owner make it missing, and since when is remembered.
+        """
         if meta is None or meta.kind not in ENDPOINTS or not meta.parent_id:
             return None
         try:
             check = await self._client.gc_check(f"{ENDPOINTS[meta.kind]}/{meta.parent_id}")
         except ApiError as error:
-            if isinstance(error, Rejected) and error.status == 404:
-                gone = meta.kind == CHAT and "chat session not found" in error.text.lower()
-                return Known(missing=True, gone_for_good=gone)
+            if error.gone:
+                self._absent.setdefault(name, self._wall())
+                return Known(missing=True, gone_for_good=meta.kind == CHAT)
             return Known(failed=str(error))
+        self._absent.pop(name, None)
         return Known(status=check.status, updated_at=check.updated_at)
 
     # -- removing
@@ -263,28 +302,49 @@ class Reclaim:
                 saved=len(done.saved),
                 kept=len(done.kept),
             )
+        there = (name for name in self._absent if (self._root / name).is_dir())
+        self._absent = {name: self._absent[name] for name in there}
         told: dict[str, Any] = {"at": times.stamp(times.now()), **attrs.asdict(done)}
+        told["missing_since"] = self._absent
         with suppress(OSError):
             if self._root.is_dir():
                 write_private(self._root / REPORT, json.dumps(told, indent=2) + "\n")
 
 
-async def run_reclaim(config: Config, client: Client, clones: Clones, live: LiveRoots) -> None:
-    """Reclaim now and then until cancelled, unless the user switched it off."""
+async def run_reclaim(
+    config: Config, client: Client, clones: Clones, live: LiveRoots, word: Nudge | None = None
+) -> None:
+    """Reclaim now and then until cancelled, unless the user switched it off.
+
+    `word` is an operator's: a pass at once, with no limit for what the server does not show.
+    """
     if not config.gc_enabled:
         return
     reclaim = Reclaim(config, client, clones, live)
-
-    async def once() -> None:
+    word = Nudge() if word is None else word
+    due = trio.current_time() + FIRST
+    while True:
+        reclaim.all_absent = await word.wait(max(due - trio.current_time(), 0))
+        spread = random.uniform(0.95, 1.05)  # noqa: S311
+        due = trio.current_time() + config.gc_interval * spread
         try:
             await reclaim.run_once()
         except* Exception:  # upkeep must never end the daemon
             log.exception("reclaim failed")
 
-    await every(config.gc_interval, once, first=FIRST, jitter=0.05)
-
 
 # -- the disk; all of it synchronous, most of it run in a thread
+
+
+def absent_before(root: Path) -> dict[str, float]:
+    """Since when the server has not shown directories' owners, as the last report tells."""
+    try:
+        told = json.loads(read_regular(root / REPORT))
+    except (OSError, ValueError):
+        return {}
+    since = told.get("missing_since") if isinstance(told, dict) else None
+    found = since.items() if isinstance(since, dict) else ()
+    return {str(name): float(moment) for name, moment in found if isinstance(moment, int | float)}
 
 
 def workspace_dirs(root: Path) -> list[Path]:

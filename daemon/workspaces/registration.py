@@ -14,6 +14,7 @@ import attrs
 from daemon.agents.contract import Program
 from daemon.agents.isolation import machine
 from daemon.config import Config
+from daemon.identity import machine_proof
 from daemon.runtimes.info import RuntimeInfo
 from shared import __version__
 from shared.wire.runtime import (
@@ -121,8 +122,19 @@ def with_versions(plan: Plan, versions: Mapping[str, str]) -> Plan:
     return attrs.evolve(plan, wanted=tuple(wanted))
 
 
-def registration(config: Config, workspace_id: str, plan: Plan) -> RegisterRequest:
-    """Write the plan as the request of spec 01 §3.1."""
+def registration(
+    config: Config, workspace_id: str, plan: Plan, *, take_over: bool = False
+) -> RegisterRequest:
+    """Write the plan as the request of spec 01 §3.1, with the machine's proof of who it is.
+
+    `take_over`: the daemon has not registered under this account yet, so if the machine was somebody
+    else's, whoever signed in here wants it.
+    """
+    proof = ""
+    if config.machine_key:
+        proof = machine_proof(
+            config.machine_key, server_url=config.server_url, workspace_id=workspace_id
+        )
     return RegisterRequest(
         workspace_id=workspace_id,
         daemon_id=config.daemon_id,
@@ -134,6 +146,8 @@ def registration(config: Config, workspace_id: str, plan: Plan) -> RegisterReque
         isolation_problem=machine.get().problem,
         runtimes=[wanted.spec for wanted in plan.wanted],
         failed_profiles=list(plan.failed),
+        machine_key=proof,
+        take_over=take_over,
     )
 
 

@@ -62,6 +62,11 @@ class Sync:
     look_at: float = -math.inf
     nudge: Nudge = attrs.field(factory=Nudge)
 
+    @property
+    def refusals(self) -> list[str]:
+        """Why this machine may not be registered under this account, each reason once."""
+        return list(dict.fromkeys(one.refused for one in self.workspaces.values() if one.refused))
+
     def look_again(self) -> None:
         """Look for programs and workspaces now, and compare every registration: settings changed."""
         self.look_at = -math.inf
@@ -94,7 +99,7 @@ class Sync:
             try:
                 await self._pass(children)
             except ApiError as error:
-                if error.unauthorized:
+                if error.unauthorized and await self.services.client.surely_unauthorized():
                     raise SignInRefused(
                         "the server refused this daemon's token: run `bullpen login` again"
                     ) from error

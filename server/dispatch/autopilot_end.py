@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from server.consequences import Consequence
+from server.dispatch import events
 from server.dispatch.outcome import Ended, Row
 from server.store.queries import Connection, Record, load
 from shared.wire.event import Event
@@ -75,6 +76,7 @@ def _done(rows: Sequence[Record]) -> list[Consequence]:
                 "status": row["status"],
             },
             workspace_id=row["workspace_id"],
+            **events.autopilot_whose(row),
         )
         for row in rows
     ]

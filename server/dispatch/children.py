@@ -15,6 +15,7 @@ from server.consequences import Consequence
 from server.dispatch import events, rules
 from server.dispatch.enqueue import SQL, Actor, candidates, queue
 from server.dispatch.rules import IssueFacts, summarise
+from server.markdown import as_text, mention
 from server.store.queries import Connection
 from shared.wire.work import CLOSED, Issue
 
@@ -99,7 +100,7 @@ def is_last(stages: Sequence[Stage], stage: int | None) -> bool:
 def describe(parent: Mapping[str, Any], child: Issue, stages: Sequence[Stage]) -> str:
     """What the comment on the parent says. Pure."""
     link = f"[{child.identifier}](mention://issue/{child.id})"
-    title = child.title.replace("](mention://", "] (mention-stripped://")
+    title = as_text(child.title)
     lines = [f"{link} “{title}” is {child.status}."]
     staged = [one for one in stages if one.number is not None]
     if not staged:
@@ -123,8 +124,7 @@ def _greeting(parent: Mapping[str, Any]) -> str:
     name = parent["assignee_name"]
     if parent["assignee_type"] not in _KINDS or name is None:
         return ""
-    shown = name.replace("]", "")
-    return f"[@{shown}](mention://{parent['assignee_type']}/{parent['assignee_id']}) "
+    return f"{mention(parent['assignee_type'], parent['assignee_id'], name)} "
 
 
 def _facts(issue: Mapping[str, Any] | Issue) -> IssueFacts:

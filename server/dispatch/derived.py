@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from server.consequences import Consequence
 from server.dispatch import events
 from server.dispatch.outcome import Ended
-from server.dispatch.rules import mentions_in
+from server.markdown import mentions_in
 from server.store.queries import Connection, load
 from shared.wire.event import Event
 from shared.wire.work import Issue

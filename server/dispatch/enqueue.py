@@ -23,10 +23,9 @@ from server.dispatch.rules import (
     is_note,
     summarise,
 )
-from server.errors import Conflict, Invalid
+from server.errors import Conflict, Forbidden, Invalid
 from server.store.queries import Connection, Record, load
 from server.store.tasks import get_task, task_of
-from shared.ids import TASK_TOKEN
 from shared.wire.task import Task
 
 __all__ = [
@@ -165,8 +164,10 @@ async def rerun(
     if actor.actor_type == "agent" and issue.status in ("done", "cancelled"):
         raise Conflict(f"the issue is {issue.status}; only a person may run it again")
     found = (await candidates(conn, issue.workspace_id, [(issue.id, target)], actor)).get(issue.id)
-    if not found or not found[0].bound or not found[0].open:
+    if not found or not found[0].bound:
         raise Invalid("agent cannot take this task")
+    if not found[0].open:
+        raise Forbidden("you do not have access to this agent")
     choice = Choice(
         agent_id=found[0].agent_id,
         source="rerun",
@@ -228,13 +229,8 @@ async def preview_comment(
 
 
 def gate(actor: Actor) -> str | None:
-    """The user whose right to private agents is checked, or None: an agent may use all.
-
-    Only a task token makes an agent here. A member who names an agent in headers speaks in its
-    name, but may use no more than before. The server's own actors carry no credential.
-    """
-    trusted = getattr(actor, "token_kind", TASK_TOKEN) == TASK_TOKEN
-    return None if actor.actor_type == "agent" and trusted else actor.user_id
+    """Whose right to private agents is checked; None: the server's own, which may use all."""
+    return actor.actor_id if actor.actor_type == "agent" else actor.user_id
 
 
 async def candidates(

@@ -14,13 +14,15 @@ from typing import Any, Final
 
 from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.dispatch import events
+from server.dispatch.answer import plan_comment, shown_output
 from server.dispatch.autopilot_end import reopen
 from server.dispatch.chat import take_back
 from server.dispatch.outcome import Ended
-from server.dispatch.rules import is_note, mentions_in, summarise
+from server.dispatch.rules import is_note, summarise
 from server.dispatch.settle import settle
-from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
+from server.dispatch.verdict import RECOVERED, Failure, decide
 from server.errors import Invalid
+from server.markdown import mentions_in
 from server.store.queries import Connection, Record, load
 from server.store.tasks import Caller, caller_args, seen, task_of
 from server.store.work import issue_of
@@ -94,9 +96,10 @@ async def fail(
     row = await _lock_one(conn, task_id, caller)
     why = Failure(
         error=redact(request.error),
-        reason=request.failure_reason.strip() or failure.classify(request.error),
+        reason=failure.reason_of(request.failure_reason, request.error),
         session_id=request.session_id,
         work_dir=request.work_dir,
+        resets_at=request.resets_at,
     )
     told: list[Consequence] = []
     adopting = row["status"] not in IN_FLIGHT
@@ -251,8 +254,8 @@ async def cancel_trigger(conn: Connection, comment_id: str) -> list[Consequence]
 
 
 def _clock() -> Any:
-    """The time, in the zone of this machine: providers name times of day without a zone."""
-    return times.now().astimezone()
+    """The time by which a failure is judged."""
+    return times.now()
 
 
 async def _lock(conn: Connection, task_ids: Iterable[str]) -> list[Record]:
@@ -340,7 +343,7 @@ def _ended(
             before=before[task["id"]],
             retry=retries.get(task["id"]),
             text=text if task["status"] == COMPLETED else task["error"] or "",
-            resume_unsafe=task["failure_reason"] in failure.RESUME_UNSAFE,
+            resume_unsafe=failure.spoils_session(task["failure_reason"], task["error"]),
             adopted=adopted,
         )
         for task in changed["tasks"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from server.consequences import Consequence
-from server.dispatch import events
+from server.dispatch import events, machines
 from server.dispatch.heartbeat import SQL
 from server.errors import Conflict, DomainError, Foreign, Invalid, NotFound
 from server.store.agents import runtime_of
@@ -37,7 +37,11 @@ _FAILED: Final = "the profile's command could not be started on this machine"
 async def register(
     conn: Connection, request: RegisterRequest, *, caller: Caller
 ) -> tuple[RegisterReply, list[Consequence]]:
-    """Register what the request lists. Raises Invalid, NotFound("workspace not found"), Conflict."""
+    """Register what the request lists.
+
+    Raises Invalid, NotFound("workspace not found"), Conflict, and Forbidden for a machine that is
+    somebody else's (see `machines`).
+    """
     daemon_id, workspace_id = _checked(request)
     try:
         workspace = await see_workspace(conn, workspace_id, caller)
@@ -67,7 +71,15 @@ async def register(
         if broken is not None and broken["enabled"] and profile_id not in found_custom:
             failed[profile_id] = _failed_entry(failure, broken, device)
 
-    place = (workspace_id, daemon_id, caller.user_id or caller.owner_id)
+    owner_id, told = await machines.hold(
+        conn,
+        workspace_id,
+        daemon_id,
+        caller=caller,
+        key=request.machine_key,
+        may_take=request.take_over,
+    )
+    place = (workspace_id, daemon_id, owner_id)
     rows = []
     if found:
         rows += await conn.fetch(SQL.register, *place, list(found.values()))
@@ -75,7 +87,8 @@ async def register(
         rows += await conn.fetch(SQL.register_profiles, *place, list(found_custom.values()))
     if failed:
         await conn.execute(SQL.register_profiles, *place, list(failed.values()))
-    if request.legacy_daemon_ids and rows:
+    # A machine's token speaks for the one id it was made for.
+    if request.legacy_daemon_ids and rows and caller.daemon_id is None:
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
 
     runtimes = [runtime_of(row) for row in rows]
@@ -87,7 +100,8 @@ async def register(
         settings=workspace["settings"] or None,
         capabilities=[CLAIM_MANY, BEAT_MANY],
     )
-    return reply, [events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))]
+    shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
+    return reply, [*told, shown]
 
 
 async def deregister(
@@ -193,7 +207,10 @@ def _profile(spec: RuntimeSpec, profiles: Mapping[str, Record]) -> Record:
 async def _merge(
     conn: Connection, workspace_id: str, legacy_ids: Iterable[str], new_ids: list[str]
 ) -> None:
-    """Earlier identities of the machine become the new rows: agents, tasks, then the old row."""
+    """Earlier identities of the machine become the new rows: agents, tasks, then the old row.
+
+    Only its owner's: an id proves nothing, so nobody else's agents come along.
+    """
     wanted = sorted({text.strip().lower() for text in legacy_ids} - {""})
     rows = await conn.fetch(SQL.legacy, workspace_id, wanted, new_ids)
     if not rows:
@@ -204,6 +221,7 @@ async def _merge(
     await conn.execute(SQL.merge_tasks, old, new)
     await conn.execute(SQL.merge_names, new, [row["daemon_id"] for row in rows])
     await conn.execute(SQL.delete_merged, old)
+    await conn.execute(SQL.forget_merged, workspace_id, [row["daemon_id"] for row in rows])
 
 
 def _canonical(text: str, error: DomainError) -> str:

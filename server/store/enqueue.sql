@@ -3,7 +3,7 @@
 -- name: candidates
 -- The agents that targets stand for, and what decides whether they get a task. A target without an
 -- agent (unknown, foreign, an archived squad) has no row. $1 workspace, $2 an array of
--- {issue_id, kind, id}, $3 the user whose right to private agents is checked or null, $4 a comment
+-- {issue_id, kind, id}, $3 the user or agent whose right to private agents is checked or null, $4 a comment
 -- whose tasks do not count as pending or null
 with asked as (
     select distinct * from jsonb_to_recordset($2::jsonb) as x (issue_id uuid, kind text, id uuid)
@@ -18,10 +18,7 @@ with asked as (
 select t.issue_id, t.kind, t.id as target_id, a.id as agent_id, a.name, a.avatar_url,
        a.archived_at is not null as archived, r.status = 'online' as online,
        coalesce(r.metadata ->> 'cli_version', '') as cli_version,
-       a.visibility <> 'private' or $3::uuid is null or coalesce(a.owner_id = $3::uuid, false)
-       or exists (select from member m
-                  where m.workspace_id = $1 and m.user_id = $3::uuid
-                    and m.role in ('owner', 'admin')) as open,
+       may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $3::uuid) as open,
        exists (select from agent_task_queue q
                where q.issue_id = t.issue_id and q.agent_id = a.id
                  and q.status in ('queued', 'dispatched')

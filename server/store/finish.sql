@@ -14,11 +14,10 @@ with held as (
 )
 select t.*, i.title as issue_title, i.status as issue_status,
        a.archived_at is not null as agent_archived,
-       coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+       {own r} as allowed
 from agent_task_queue t
 join agent a on a.id = t.agent_id
+join agent_runtime r on r.id = t.runtime_id
 left join held i on i.id = t.issue_id
 where t.id = any($1::uuid[])
 order by a.id, t.id
@@ -201,7 +200,8 @@ with decided as (
         -- waiting for the quota to come back uses no attempt up, within reason
         case when f.resume_at is null then f.max_attempts
              else greatest(f.max_attempts, least(f.max_attempts + 1, 10)) end,
-        f.trigger_summary, f.force_fresh_session or f.fresh,
+        -- a rerun goes on in the session that is its own by now
+        f.trigger_summary, f.fresh or (f.force_fresh_session and f.session_id is null),
         f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note, f.depth, f.resume_at
     from failed f
     join agent a on a.id = f.agent_id
@@ -324,9 +324,7 @@ where trigger_comment_id = $1
 -- name: in_flight_of_runtime
 -- $1 runtime, $2 user, $3 bound. No task: one row without a task.
 select r.id, t.id as task_id,
-       coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
+       {own r} as allowed
 from agent_runtime r
 left join agent_task_queue t on t.runtime_id = r.id
     and t.status in ('dispatched', 'waiting_local_directory', 'running')

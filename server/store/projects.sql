@@ -72,6 +72,14 @@ from rows from (jsonb_to_recordset($4::jsonb)
 on conflict (project_id, resource_type, resource_ref) do nothing
 returning *;
 
+-- name: machine_named
+-- Whether all machines that an id may mean (case does not count for daemons) are the caller's; no row
+-- when there is none. $1 workspace, $2 daemon, $3 caller
+select bool_and(coalesce(r.owner_id = $3::uuid, false)) as theirs
+from agent_runtime r
+where r.workspace_id = $1 and lower(r.daemon_id) = lower(trim($2))
+having count(*) > 0;
+
 -- name: directory_of
 -- Whether the project has a directory on a machine. $1 project, $2 daemon, $3 but for this resource
 select exists (select from project_resource

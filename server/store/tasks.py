@@ -24,32 +24,40 @@ _HOME: Final = re.compile(r"^(?:[A-Za-z]:)?/(?:Users|home)/[^/]+/", re.IGNORECAS
 
 @attrs.frozen(kw_only=True)
 class Caller:
-    """Whose right to a row a statement checks: a user's, or a daemon token's workspace."""
+    """Whose right to a machine a statement checks: the user's who owns it.
+
+    A machine's token stands for who made it (`user_id`, None for tokens older than makers) at the one
+    machine it was made for (`workspace_id` and `daemon_id`, None for everybody else).
+    """
 
     user_id: str | None
-    workspace_id: str | None
-    owner_id: str | None = None
-    """Who owns what a daemon token's bearer registers: the one who made the token."""
+    workspace_id: str | None = None
+    daemon_id: str | None = None
 
     @property
-    def args(self) -> tuple[str | None, str | None]:
+    def args(self) -> tuple[str | None, list[str | None] | None]:
         """The values of $user and $bound. Someone who is neither is nobody's member."""
         if self.user_id is None and self.workspace_id is None:
             raise Foreign
-        return self.user_id, self.workspace_id
+        bound = None if self.workspace_id is None else [self.workspace_id, self.daemon_id]
+        return self.user_id, bound
 
 
-def caller_args(caller: Caller | None) -> tuple[str | None, str | None]:
+def caller_args(caller: Caller | None) -> tuple[str | None, list[str | None] | None]:
     """The values of $user and $bound; None for callers that were checked before."""
     return (None, None) if caller is None else caller.args
 
 
 def seen(row: Record | None, missing: str = "task not found") -> Record:
-    """Return the row if it exists and the caller may see it. Raises NotFound, Foreign."""
-    if row is None:
-        raise NotFound(missing)
-    if not row["allowed"]:
+    """Return the row if it exists and the caller may see it. Raises NotFound, Foreign.
+
+    On a machine of somebody else's in the caller's own workspace it does not exist for them; what
+    belongs to another workspace has a text on which no daemon acts.
+    """
+    if row is not None and row["allowed"] is None:
         raise Foreign
+    if row is None or not row["allowed"]:
+        raise NotFound(missing)
     return row
 
 

@@ -252,6 +252,14 @@ async def update_issue(conn: Connection, issue: Issue, changes: Mapping[str, Any
     return attrs.evolve(issue_of(row, identified=False), identifier=issue.identifier)
 
 
+async def others_wrote(
+    conn: Connection, agent_id: str, *, issue_ids: Sequence[str] = (), below: str | None = None
+) -> bool:
+    """Tell whether others than the agent wrote or attached what would go with these."""
+    found: bool = await conn.fetchval(SQL.others_wrote, agent_id, list(issue_ids), below)
+    return found
+
+
 async def delete_issues(conn: Connection, issue_ids: Sequence[str]) -> None:
     """Delete issues with their comments and tasks; their children lose their parent."""
     await conn.execute(SQL.delete_issues, list(issue_ids))

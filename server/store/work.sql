@@ -238,3 +238,22 @@ from workspace w
     left join issue i on i.id = page.id
 where w.id = $1
 order by page.place;
+
+-- name: others_wrote
+-- Whether anybody but an agent wrote or attached something. $1 agent, $2 issues it would go with,
+-- $3 or a comment that it hangs below
+with recursive below as (
+    select id from comment where id = $3::uuid
+    union
+    select c.id from comment c join below b on c.parent_id = b.id
+)
+select exists (
+    select from comment c
+    where (c.issue_id = any($2::uuid[]) or c.id in (select id from below))
+      and not (c.author_type = 'system' or (c.author_type = 'agent' and c.author_id = $1))
+) or exists (
+    select from attachment f
+    where (f.issue_id = any($2::uuid[]) or f.comment_id in (select id from below)
+           or f.comment_id in (select id from comment where issue_id = any($2::uuid[])))
+      and not (f.uploader_type = 'agent' and f.uploader_id = $1)
+);

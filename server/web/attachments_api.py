@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from server import rights
 from server.consequences import Consequence
 from server.errors import Forbidden, Invalid, NotFound, TooLarge, Unsupported
+from server.rights import Thing
 from server.store import work
 from server.store.adornments import show_file
 from server.store.attachments import SQL
@@ -28,7 +30,7 @@ from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import id_of, text_of
 from server.web.issue_changes import existing
-from server.web.unit import path_id, read, viewer_of, write
+from server.web.unit import path_id, read, write, wrote
 
 LARGEST: Final = 25 * 1024 * 1024
 LARGEST_PREVIEW: Final = 2 * 1024 * 1024
@@ -110,13 +112,7 @@ async def delete_attachment(request: Request) -> Response:
     """DELETE /api/attachments/{id}: by who uploaded it, or an admin."""
     caller = await auth.workspace(request)
     row = await _found(request, caller.actor, caller.workspace_id)
-    mine = (row["uploader_type"], row["uploader_id"]) == (
-        caller.actor.actor_type,
-        caller.actor.actor_id,
-    )
-    viewer = viewer_of(caller)
-    if not mine and (viewer.is_agent or not viewer.admin):
-        raise Forbidden("only who uploaded it or an admin can delete it")
+    caller.check(wrote(row["uploader_type"], row["uploader_id"]))
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
         await conn.execute(SQL.remove, row["id"])
@@ -177,7 +173,7 @@ async def _check_place(conn: Connection, caller: Membership, place: dict[str, st
         raise Forbidden("comment not found in this workspace")
     if place["chat_session_id"]:
         owner = await conn.fetchval(SQL.chat_of, caller.workspace_id, place["chat_session_id"])
-        if owner != caller.actor.user_id or caller.actor.agent_id is not None:
+        if not caller.may("chat.write", Thing(people=(owner,))):
             raise Forbidden("chat session not found in this workspace")
 
 
@@ -190,8 +186,10 @@ async def _found(request: Request, actor: auth.Actor, workspace_id: str | None) 
         if row is not None and row["chat_session_id"]:
             owner = await conn.fetchval(SQL.chat_of, row["workspace_id"], row["chat_session_id"])
             # An agent may read what it was given: its own chat's files.
-            if owner != actor.user_id and actor.agent_id is None:
-                return None
+            mine = actor.chat_id == row["chat_session_id"]
+            thing = Thing(kind="private", people=(owner,), mine=mine)
+            # The row was found, so who asks is a member.
+            rights.check(auth.caller_of(actor, "member"), "attachment.read", thing)
         return row
 
     row = await read(request, unit)

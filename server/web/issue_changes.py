@@ -17,6 +17,7 @@ from server.dispatch.autopilot_end import issue_moved
 from server.dispatch.children import child_closed
 from server.dispatch.rules import NOWHERE, IssueFacts, Target
 from server.errors import Forbidden, Invalid, NotFound
+from server.rights import NOTHING, Thing
 from server.store import people, work
 from server.store.attachments import bind_to_issue
 from server.store.queries import Connection
@@ -28,6 +29,9 @@ from shared.wire.work import PRIORITIES, STATUSES, Issue
 
 ASSIGNEES: Final = ("member", "agent", "squad")
 MOST_ATTACHMENTS: Final = 500
+
+_TEXTS: Final = ("title", "description")
+"""What somebody wrote, which agents leave as it is."""
 
 _FLAGS: Final = ("status", "priority", "start_date", "due_date", "title")
 _PREVIOUS: Final = (
@@ -91,6 +95,9 @@ async def apply(
     conn: Connection, caller: Membership, before: Issue, patch: Patch
 ) -> tuple[Issue, list[Consequence]]:
     """Change a locked issue. Raises Invalid or Forbidden before anything is written."""
+    caller.check(work_thing(caller, before), "issue.update")
+    if any(patch.changes.get(key, getattr(before, key)) != getattr(before, key) for key in _TEXTS):
+        caller.check(made(caller, before), "issue.rewrite")
     changes = dict(patch.changes)
     assigned = await _check_assignment(conn, caller, before, changes)
     if changes.get("parent_issue_id") is not None:
@@ -212,6 +219,30 @@ async def _check_new_parent(
     await check_parent(conn, caller, parent_id)
     if await work.would_circle(conn, caller.workspace_id, issue.id, parent_id):
         raise Invalid("this parent is a descendant of the issue")
+
+
+def work_thing(caller: Membership, issue: Issue) -> Thing:
+    """An issue as the table of rights knows it: whether it is among the work of an agent that asks.
+
+    That is its task's issue, the parent and the children of it, and what the agent made itself. A
+    task without an issue (a chat, an autopilot's) is about whatever it is told.
+    """
+    actor = caller.actor
+    if actor.agent_id is None:
+        return NOTHING
+    mine = (
+        actor.issue_id is None
+        or actor.issue_id in (issue.id, issue.parent_issue_id)
+        or actor.parent_id == issue.id
+        or made(caller, issue).mine
+    )
+    return Thing(mine=mine)
+
+
+def made(caller: Membership, issue: Issue) -> Thing:
+    """An issue, and whether the agent that asks has made it."""
+    creator = (issue.creator_type, issue.creator_id)
+    return Thing(mine=creator == (caller.actor.actor_type, caller.actor.actor_id))
 
 
 def existing(issue: Issue | None) -> Issue:

@@ -13,8 +13,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Conflict, Forbidden, Invalid, NotFound
-from server.store import projects
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
+from server.store import agents, projects
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection
 from server.store.wire_rows import wire
@@ -22,7 +23,7 @@ from server.web import auth
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
 from shared.wire.teamwork import FoundProject, Project, Resource
 from shared.wire.work import PRIORITIES
 
@@ -155,9 +156,6 @@ async def update_project(request: Request) -> Response:
 async def delete_project(request: Request) -> Response:
     """DELETE /api/projects/{id}: its issues stay, without a project."""
     caller = await auth.workspace(request)
-    viewer = viewer_of(caller)
-    if not viewer.admin or viewer.is_agent:
-        raise Forbidden("insufficient permissions")
     project_id = path_id(request, "id", "project id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -224,9 +222,8 @@ async def update_resource(request: Request) -> Response:
             raise NotFound("project resource not found")
         if ref is not None:
             changes["resource_ref"] = _ref(row["resource_type"], ref)
-            await _check_directory(
-                conn, project_id, row["resource_type"], changes["resource_ref"], resource_id
-            )
+            kind, named = row["resource_type"], changes["resource_ref"]
+            await _check_directory(conn, caller, project_id, kind, named, resource_id=resource_id)
         written = await unless_taken(
             conn.fetchrow(projects.SQL.update_resource, resource_id, changes)
         )
@@ -289,6 +286,10 @@ async def _check_lead(
         projects.SQL.leads, caller.workspace_id, kind, lead_id
     ):
         raise Invalid(f"lead_id does not name {'an' if kind == 'agent' else 'a'} {kind} here")
+    if kind == "agent" and lead_id is not None:
+        found = await agents.get_agent(conn, caller.workspace_id, lead_id, caller.caller)
+        assert found is not None
+        caller.check(found[1], "agent.use")
 
 
 async def _attach(
@@ -300,7 +301,8 @@ async def _attach(
     if len(set(machines)) < len(machines):
         raise _one_directory()
     for one in wanted:
-        await _check_directory(conn, project_id, one["resource_type"], one["resource_ref"])
+        kind, ref = one["resource_type"], one["resource_ref"]
+        await _check_directory(conn, caller, project_id, kind, ref)
     added = await projects.add_resources(
         conn, caller.workspace_id, project_id, caller.actor.user_id, wanted
     )
@@ -311,14 +313,24 @@ async def _attach(
 
 async def _check_directory(
     conn: Connection,
+    caller: Membership,
     project_id: str,
     kind: str,
     ref: Mapping[str, Any],
+    *,
     resource_id: str | None = None,
 ) -> None:
-    if kind == DIRECTORY and await conn.fetchval(
-        projects.SQL.directory_of, project_id, ref["daemon_id"], resource_id
-    ):
+    """A directory is named by who owns its machine, and each project has one there at most."""
+    if kind != DIRECTORY:
+        return
+    machine = await conn.fetchrow(
+        projects.SQL.machine_named, caller.workspace_id, ref["daemon_id"], caller.actor.user_id
+    )
+    if machine is None:
+        raise Invalid("daemon_id names no machine of this workspace: start its daemon first")
+    owner = caller.actor.user_id if machine["theirs"] else None
+    caller.check(Thing(people=(owner,)), "runtime.name directory")
+    if await conn.fetchval(projects.SQL.directory_of, project_id, ref["daemon_id"], resource_id):
         raise _one_directory()
 
 

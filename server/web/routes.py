@@ -14,12 +14,13 @@ import structlog
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import stages
 from server.metrics import Metrics
 from server.push import daemon_socket, socket
+from server.rights_map import ROUTES
 from server.web import (
     agent_env_api,
     answers,
@@ -131,10 +132,25 @@ def _table() -> list[BaseRoute]:
 
 def make_app(services: Services) -> ASGIApp:
     """The application that serves every route of this server."""
-    app = Starlette(routes=_table(), exception_handlers=dict(answers.HANDLERS))
+    table = _table()
+    app = Starlette(routes=table, exception_handlers=dict(answers.HANDLERS))
     app.router.redirect_slashes = False
     app.state.services = services
+    app.state.rights = _rights(table)
     return _Frame(app)
+
+
+def _rights(table: list[BaseRoute]) -> dict[tuple[Any, str], str]:
+    """The right of each route, by its endpoint and method: what a request knows of its route."""
+    found = {}
+    for route in table:
+        if isinstance(route, Route):
+            for method in route.methods or ():
+                asked = "GET" if method == "HEAD" else method
+                found[route.endpoint, method] = ROUTES.get(f"{asked} {route.path}", "")
+        elif isinstance(route, WebSocketRoute):
+            found[route.endpoint, "WS"] = ROUTES.get(f"WS {route.path}", "")
+    return found
 
 
 class _Frame:

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
-from server.errors import Conflict, DomainError, Invalid
+from server.errors import Conflict, DomainError, Forbidden, Invalid
 from server.store import work
 from server.store.adornments import adorn_issue
 from server.store.attachments import bind_to_issue
@@ -38,6 +38,7 @@ from server.web.issue_changes import (
     facts,
     read_patch,
 )
+from server.web.issue_changes import made as made_by
 from server.web.projects_api import check_project
 from server.web.unit import event, fields, query, read, write
 from shared.wire.work import PRIORITIES, STATUSES, Issue
@@ -246,6 +247,8 @@ def _new(sent: Fields, caller: Membership) -> dict[str, Any]:
     origin_type, origin_id = sent.text("origin_type") or None, sent.id("origin_id")
     if origin_type not in {None, "quick_create"} or (origin_type is None) != (origin_id is None):
         raise Invalid("invalid origin")
+    if origin_id is not None and origin_id != caller.actor.task_id:
+        raise Forbidden("an issue's origin is the task that makes it")
     return {
         "title": sent.required_text("title"),
         "description": sent.optional_text("description"),
@@ -347,6 +350,12 @@ async def _delete(
     conn: Connection, caller: Membership, issues: Sequence[Issue]
 ) -> list[Consequence]:
     ids = [issue.id for issue in issues]
+    for issue in issues:
+        caller.check(made_by(caller, issue))
+    if caller.actor.agent_id is not None and await work.others_wrote(
+        conn, caller.actor.agent_id, issue_ids=ids
+    ):
+        raise Forbidden("an agent does not delete what others wrote: there are comments of others")
     told = await finish.cancel_issues(conn, ids)
     told += await issues_deleted(conn, ids)
     told += [event(caller, "issue:deleted", issue_id=issue.id) for issue in issues]

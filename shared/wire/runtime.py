@@ -54,6 +54,10 @@ class RegisterRequest:
     isolation_problem: str = omitted("")
     runtimes: list[RuntimeSpec] = attrs.field(factory=list)
     failed_profiles: list[FailedProfile] = attrs.field(factory=list)
+    machine_key: str = omitted("")
+    """Ours: what proves that it is the machine that registered before, whoever is signed in there."""
+    take_over: bool = omitted(False)
+    """Ours: the daemon was started under this account; a machine that proves itself becomes theirs."""
 
 
 @attrs.frozen(kw_only=True)

@@ -122,3 +122,5 @@ class Agent:
     updated_at: str = ""
     archived_at: str | None = None
     archived_by: str | None = None
+    placed_under: str = omitted("")
+    """Ours: whose machine it was when the agent was put there, if the machine has changed hands since."""

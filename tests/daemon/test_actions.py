@@ -323,7 +323,12 @@ async def test_a_runtime_that_is_gone_is_asked_nothing(
 
 @pytest.mark.parametrize(
     ("fault", "waits"),
-    [(answer(500), [0.5, 2, 4]), (answer(404), []), (answer(408), []), (answer(429), [])],
+    [
+        (answer(500), [0.5, 2, 4]),
+        (answer(404, '{"error":"request not found"}'), []),
+        (answer(408), []),
+        (answer(429), []),
+    ],
 )
 async def test_reports_are_repeated_only_for_the_servers_fault(
     autojump_clock: MockClock, tmp_path: Path, fault: Fault, waits: list[float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from daemon.client import ApiError, Client, Rejected, Transient
+from daemon.client import ApiError, Client, Foreign, Rejected, Transient
 from shared import __version__
 from shared.wire.runtime import RegisterRequest
 from shared.wire.task import (
@@ -99,29 +100,106 @@ async def test_headers(autojump_clock: MockClock, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "text", "kind"),
     [
-        (400, Rejected),
-        (401, Rejected),
-        (404, Rejected),
-        (409, Rejected),
-        (408, Transient),
-        (429, Transient),
-        (500, Transient),
-        (503, Transient),
+        (400, "invalid request body", Rejected),
+        (401, "invalid token", Rejected),
+        (404, "task not found", Rejected),
+        (400, "complete task: no rows in result set", Rejected),
+        (404, "runtime not found", Foreign),
+        (404, "not found", Foreign),
+        (400, "why", Foreign),
+        (403, "blocked by policy", Foreign),
+        (408, "why", Transient),
+        (429, "why", Transient),
+        (500, "task not found", Transient),
+        (503, "why", Transient),
     ],
 )
-async def test_statuses_are_classified(
-    autojump_clock: MockClock, tmp_path: Path, status: int, kind: type[ApiError]
+async def test_only_the_words_of_the_call_refuse_it(
+    autojump_clock: MockClock, tmp_path: Path, status: int, text: str, kind: type[ApiError]
 ) -> None:
     async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
-        server.fail_next("GET /api/workspaces", answer(status, '{"error":"why"}'))
+        server.fail_next(".*/complete", answer(status, json.dumps({"error": text})))
         with pytest.raises(ApiError) as failure:
-            await client.workspaces()
+            await client.complete("t", CompleteRequest())
         assert type(failure.value) is kind
         assert failure.value.status == status
-        assert failure.value.text == '{"error":"why"}'
+        assert text in failure.value.text
+        assert failure.value.final == (kind is Rejected and status != 401)
         assert failure.value.unauthorized == (status == 401)
+        assert failure.value.task_gone == (text == "task not found" and status == 404)
+
+
+STRANGERS = {
+    "the router of another program": answer(404, "404 page not found\n"),
+    "a proxy's page": answer(404, "<html><h1>404 Not Found</h1></html>"),
+    "a gateway's envelope": answer(404, '{"message":"no Route matched with those values"}'),
+    "another API's envelope": answer(404, '{"error":"no such path"}'),
+    "another API's error object": answer(400, '{"error":{"message":"task not found"}}'),
+    "a login page": answer(401, "<html>sign in</html>"),
+    "a wall": answer(403, "forbidden"),
+    "a wrong method": answer(405),
+    "an empty conflict": answer(409),
+    "a redirect": answer(302),
+    "a redirect that keeps the method": answer(308),
+    "an empty success": answer(200),
+    "a success of nothing": answer(200, "null"),
+    "a success of {}": answer(200, "{}"),
+    "a success of another kind": answer(200, '{"message":"accepted"}'),
+    "a success in another shape": answer(200, '[{"status":"ok"}]'),
+    "a page": answer(200, "<html>sign in to this network</html>"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+@pytest.mark.parametrize("route", CALLS)
+async def test_a_stranger_is_an_outage_and_is_told(
+    autojump_clock: MockClock, tmp_path: Path, route: str, stranger: str
+) -> None:
+    async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
+        server.fail_next(route, STRANGERS[stranger])
+        with pytest.raises(Transient) as failure:
+            await CALLS[route][1](client)
+        assert not failure.value.final
+        assert not failure.value.gone
+        assert not failure.value.unauthorized
+        assert route in client.problem
+        await trio.sleep(100)
+        assert client.problem == "", "it may be over"
+
+
+async def test_the_row_of_another_task_is_no_answer(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
+        server.fail_next(".*/complete", answer(200, '{"id":"u","status":"completed"}'))
+        with pytest.raises(Foreign):
+            await client.complete("t", CompleteRequest())
+
+
+async def test_a_task_that_is_gone_needs_a_second_look(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
+        assert await client.surely_gone("t")
+        server.fail_next("GET /api/workspaces", answer(401, '{"error":"invalid token"}'))
+        assert not await client.surely_gone("t"), "not the server that knows us"
+        server.add_task("r", "t")
+        assert not await client.surely_gone("t"), "it is there after all"
+
+
+async def test_a_server_without_its_database_refuses_no_token_for_good(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    refused = answer(401, '{"error":"invalid token"}')
+    async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
+        server.fail_always("GET /api/workspaces", refused)
+        assert await client.surely_unauthorized()
+        server.fail_always("GET /readyz", answer(503, '{"status":"not_ready"}'))
+        assert not await client.surely_unauthorized()
+        server.fail_always("GET /readyz", answer(404, "404 page not found"))
+        assert await client.surely_unauthorized(), "an older server has no such page"
 
 
 @pytest.mark.parametrize("fault", [REFUSE, LOSE_REQUEST, LOSE_RESPONSE, answer(200, "<html>")])
@@ -134,34 +212,37 @@ async def test_a_bad_network_is_transient(
             await client.workspaces()
 
 
-@pytest.mark.parametrize("route", CALLS)
-async def test_a_page_in_the_way_is_no_answer(
-    autojump_clock: MockClock, tmp_path: Path, route: str
-) -> None:
-    async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
-        server.fail_next(route, answer(200, "<html>sign in to this network</html>"))
-        with pytest.raises(Transient):
-            await CALLS[route][1](client)
-
-
 @pytest.mark.parametrize(
-    ("status", "text", "gone"),
+    ("route", "status", "text", "gone"),
     [
-        (404, '{"error":"runtime not found"}', "runtime_gone"),
-        (404, '{"error":"Runtime Not Found"}', "runtime_gone"),
-        (404, '{"error":"task not found"}', "task_gone"),
-        (404, '{"error":"workspace not found"}', "workspace_gone"),
-        (404, '{"error":"not found"}', None),
-        (500, '{"error":"runtime not found"}', None),
+        (".*/claim", 404, "runtime not found", "runtime_gone"),
+        (".*/claim", 404, "Runtime Not Found", "runtime_gone"),
+        (".*/status", 404, "task not found", "task_gone"),
+        (".*/register", 404, "workspace not found", "workspace_gone"),
+        (".*/claim", 404, "not found", None),
+        (".*/claim", 404, "task not found", None),
+        (".*/claim", 500, "runtime not found", None),
     ],
 )
 async def test_what_is_gone(
-    autojump_clock: MockClock, tmp_path: Path, status: int, text: str, gone: str | None
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    *,
+    route: str,
+    status: int,
+    text: str,
+    gone: str | None,
 ) -> None:
+    calls = {
+        ".*/claim": lambda c: c.claim("r"),
+        ".*/status": lambda c: c.status("t"),
+        ".*/register": lambda c: c.register(RegisterRequest()),
+    }
     async with open_fake_server() as server, client_of(server, make_config(tmp_path)) as client:
-        server.fail_next("GET /api/workspaces", answer(status, text))
+        server.fail_next(route, answer(status, json.dumps({"error": text})))
         with pytest.raises(ApiError) as failure:
-            await client.workspaces()
+            await calls[route](client)
+        assert failure.value.gone == (gone is not None)
         for name in ("runtime_gone", "task_gone", "workspace_gone"):
             assert getattr(failure.value, name) == (name == gone)
 

@@ -18,7 +18,7 @@ import trio
 
 from daemon.cli.root import run as run_command
 from daemon.cli.settings import Settings
-from daemon.client import GcCheck, Rejected, Transient
+from daemon.client import Foreign, GcCheck, Rejected, Transient
 from daemon.config import Config
 from daemon.disk_usage import scan
 from daemon.repos import clones as clones_module
@@ -173,7 +173,9 @@ async def test_what_is_over_goes_and_the_rest_is_explained(tmp_path: Path) -> No
             place.mkdir(parents=True)
             os.utime(place, (1, 1))
         with bench.live.hold(bench.at("i-live")):
-            done = await bench.run()
+            first = await bench.run()
+            assert "it goes only if" in bench.reasons(first)["e-gone"]
+            done = await bench.at_time(time.time() + 601)
         assert bench.there() == [
             "b-open", "c-broken", "d-hidden", "f-hidden", "g-nobody", "i-live", "j-link", "users"
         ]  # fmt: skip
@@ -183,11 +185,57 @@ async def test_what_is_over_goes_and_the_rest_is_explained(tmp_path: Path) -> No
         assert reasons["b-open"] == "its issue is in_progress"
         assert "no database" in reasons["c-broken"]
         assert "does not show" in reasons["d-hidden"]
-        assert "does not show" in reasons["f-hidden"]
+        assert "could not be asked" in reasons["f-hidden"], "whose it is was not looked at"
         assert reasons["i-live"] == "a task works in it"
         assert (bench.root / ".skill-cache" / "v1").exists()
         told = json.loads((bench.root / reclaim_module.REPORT).read_text())
         assert told["kept"] == done.kept
+
+
+async def test_a_strangers_404_removes_nothing(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        foreign = Foreign("GET gc-check", 404, "not the server's answer: 404 page not found")
+        bench.client.answers = {"issues/open": foreign, "chat-sessions/c": foreign}
+        bench.env("issue", issue("open"), hours=1000)
+        bench.env("chat", {"kind": "chat", "chat_session_id": "c"}, hours=1000)
+        now = time.time()
+        for later in (0.0, 3600.0, 7200.0):
+            done = await bench.at_time(now + later)
+            assert done.removed == []
+        assert bench.there() == ["chat", "issue"]
+        assert "could not be asked" in bench.reasons(done)["issue"]
+
+
+async def test_what_the_server_does_not_show_goes_on_the_second_look_a_few_at_a_time(
+    tmp_path: Path,
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        names = [f"gone{number}" for number in range(7)]
+        absent = Rejected("GET gc-check", 404, "issue not found")
+        bench.client.answers = {f"issues/{name}": absent for name in names}
+        for name in names:
+            bench.env(name, issue(name), hours=1000)
+        now = time.time()
+        first = await bench.at_time(now)
+        assert first.removed == []
+        assert "it goes only if that is so in" in bench.reasons(first)["gone0"]
+        assert (await bench.at_time(now + 300)).removed == [], "another daemon's first look, too"
+        # the server knows one of them again: it was being restored
+        bench.client.answers["issues/gone0"] = OPEN
+        await bench.at_time(now + 500)
+        bench.client.answers["issues/gone0"] = absent
+        second = await bench.at_time(now + 700)
+        assert len(second.removed) == 5
+        reasons = bench.reasons(second)
+        assert "it goes only if" in reasons.pop("gone0")
+        [why] = reasons.values()
+        assert "only 5 of these go at a time: `bullpen daemon reclaim --all`" in why
+        reclaim = Reclaim(
+            bench.config, bench.client, bench.clones, bench.live, wall=lambda: now + 1400
+        )  # type: ignore[arg-type]
+        reclaim.all_absent = True
+        await reclaim.run_once()
+        assert bench.there() == []
 
 
 async def test_an_emptied_workspace_goes(tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ RENEW = "POST /api/tokens/current/renew"
 
 
 @pytest.mark.parametrize(
-    ("fault", "interval"), [(None, INTERVAL), (answer(401), INTERVAL), (answer(503), AGAIN)]
+    ("fault", "interval"),
+    [
+        (None, INTERVAL),
+        (answer(401, '{"error":"invalid token"}'), INTERVAL),
+        (answer(404, "404 page not found"), AGAIN),
+        (answer(503), AGAIN),
+    ],
 )
 async def test_every_three_days_or_in_an_hour(
     autojump_clock: MockClock, tmp_path: Path, fault: Fault | None, interval: float

@@ -491,12 +491,25 @@ async def test_a_refused_recovery_does_not_stop_the_work(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with open_fake_server() as server:
-        server.fail_always(RECOVER, answer(404, '{"error":"not found"}'))
+        server.fail_always(RECOVER, answer(400, '{"error":"invalid runtime_id"}'))
         async with open_rig(server, tmp_path) as rig:
             await rig.until_running()
             task = server.add_task(server.runtime_id("claude"))
             await rig.until(lambda: task.status == "completed", within=31)
             assert server.count(RECOVER) == 1
+
+
+async def test_a_stranger_in_place_of_the_recovery_holds_the_work_up_for_a_while_only(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.fail_always(RECOVER, answer(404, "404 page not found"))
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            task = server.add_task(server.runtime_id("claude"))
+            await trio.sleep(60)
+            assert task.status == "queued", "whose orphans it has is not known"
+            await rig.until(lambda: task.status == "completed", within=150)
 
 
 async def test_orphans_are_not_recovered_while_we_hold_a_task(

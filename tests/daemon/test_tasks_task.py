@@ -11,6 +11,7 @@ from trio.testing import MockClock as Clock
 
 from daemon.agents.contract import AgentError, AgentResult, Program, Tokens
 from daemon.tasks.journal import Journal, JournalError
+from shared import failure
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.conftest import ExpectedErrors
 from tests.daemon.tasks_support import (
@@ -123,6 +124,16 @@ async def test_an_agent_that_cannot_start_is_reported(
         task = await bench.run(bench.add())
         assert task.status == FAILED
         assert task.failure_reason == "agent_error.runtime_missing_executable"
+
+
+async def test_the_reason_of_a_failure_is_never_any_exceptions_own(
+    autojump_clock: Clock, tmp_path: Path, error_log: ExpectedErrors
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+        task = await bench.run(bench.add())
+        error_log.expect("task failed unexpectedly")
+        assert task.failure_reason in failure.REASONS
 
 
 async def test_a_bug_in_the_pipeline_fails_the_task_and_is_logged(

@@ -182,6 +182,12 @@ async def test_runs_of_private_agents_are_for_those_who_may_use_them() -> None:
         await api.member.refused(403, "POST", f"/api/tasks/{task_id}/cancel", {})
         assert await api.member.get("/api/agent-task-snapshot") == []
         agent = await api.agent()
+        await agent.refused(403, "GET", f"/api/tasks/{task_id}/messages")
+        await api.run(
+            lambda conn: conn.execute(
+                "update agent set visibility = 'private' where id = $1", api.world.agent_id
+            )
+        )
         await agent.get(f"/api/tasks/{task_id}/messages")
         await api.owner.ok(200, "POST", f"/api/tasks/{task_id}/cancel", {})
 

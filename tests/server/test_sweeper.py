@@ -17,7 +17,7 @@ from server.dispatch import finish, heartbeat, sweeper
 from server.dispatch.claim import claim
 from server.push.hub import Hub
 from server.store.queries import Connection
-from server.store.tasks import get_task, task_of
+from server.store.tasks import Caller, get_task, task_of
 from shared import codec
 from shared.ids import new_id
 from shared.wire.event import Event
@@ -161,7 +161,7 @@ async def test_a_machine_that_comes_back_has_lost_nothing() -> None:
 
 async def beat_of(conn: Connection, world: World) -> list[Consequence]:
     _, told = await heartbeat.take_beat(
-        conn, runtime_id=world.runtime_id, user_id=world.user_id, workspace_id=None
+        conn, runtime_id=world.runtime_id, caller=Caller(user_id=world.user_id)
     )
     return told
 

@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from daemon.agents.contract import Agent, AgentRun
+from daemon.allowed import allow_directory
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import open_client
 from daemon.tasks.journal import Journal
@@ -31,6 +32,7 @@ from daemon.tasks.outcome import Outcome
 from daemon.tasks.pool import open_pool
 from daemon.tasks.slots import Slots
 from daemon.workspaces.sync import SignInRefused
+from shared.home import Home
 from shared.wire.task import (
     ACTIVE,
     DISPATCHED,
@@ -288,6 +290,7 @@ class World:
             (self.projects / place).mkdir(parents=True, exist_ok=True)
             (self.projects / place / "AGENTS.md").write_text("the user's")
         self.untouched = read_tree(self.projects)
+        allow_directory(Home(self.home), self.projects)
         self.settings = settings
         self.server = ModelServer(nursery)
         self.nursery = nursery

@@ -44,6 +44,7 @@ def make_config(home: Path, **changes: Any) -> Config:
         "server_url": "http://server",
         "token": "mul_" + "0" * 40,
         "daemon_id": uid("daemon"),
+        "machine_key": "k" * 40,
         "device_name": "box",
         "workspaces_root": home / "workspaces",
         "min_free_disk": 0,
@@ -125,6 +126,7 @@ class FakeServer:
             (method, re.compile(pattern + "$"), handler)
             for method, pattern, handler in (
                 ("POST", "/api/tokens/current/renew", self._renew),
+                ("GET", "/readyz", self._ready),
                 ("GET", "/api/workspaces", self._workspaces),
                 ("GET", "/api/daemon/workspaces/([^/]+)/runtime-profiles", self._profiles),
                 ("GET", "/api/daemon/workspaces/([^/]+)/repos", self._repos),
@@ -265,6 +267,9 @@ class FakeServer:
 
     def _renew(self, body: Any) -> Reply:
         return json_reply({"expires_at": "", "renewed": False})
+
+    def _ready(self, body: Any) -> Reply:
+        return json_reply({"status": "ok", "checks": {"db": "ok", "migrations": "ok"}})
 
     def _workspaces(self, body: Any) -> Reply:
         return json_reply(

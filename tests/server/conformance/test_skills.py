@@ -116,6 +116,10 @@ async def test_files_of_a_skill() -> None:
         assert (first["id"], again["content"]) == (again["id"], "2")
         assert await api.member.get(path) == [again]
         assert await api.owner.refused(400, "PUT", path, {"path": "skill.md", "content": ""})
+        long = await api.owner.refused(400, "PUT", path, {"path": "x" * 300, "content": ""})
+        assert "file name too long" in str(long)
+        both = await api.owner.refused(400, "PUT", path, {"path": "a.md/b", "content": ""})
+        assert "'a.md' is a file, and a directory of 'a.md/b'" in str(both)
         assert await api.member.refused(403, "PUT", path, {"path": "b.md", "content": ""})
         await api.owner.ok(204, "DELETE", f"{path}/{first['id']}")
         assert await api.owner.refused(404, "DELETE", f"{path}/{first['id']}")
@@ -132,6 +136,8 @@ async def test_files_of_a_skill() -> None:
         {"name": "x", "files": [1]},
         {"name": "x", "files": [{"path": 1}]},
         {"name": "x", "files": [{"path": "/etc/passwd"}]},
+        {"name": "x", "files": [{"path": "y" * 300}]},
+        {"name": "x", "files": [{"path": "a"}, {"path": "a/b"}]},
         {"name": "x", "files": [{"path": "../x"}]},
         {"name": "x", "files": [{"path": f"{n}.md"} for n in range(129)]},
         {"name": "x", "content": "x" * (1024 * 1024 + 1)},

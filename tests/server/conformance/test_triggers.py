@@ -150,7 +150,8 @@ async def test_a_leader_that_decided_to_do_nothing_is_silent() -> None:
 @pytest.mark.spec(
     "02 §3.2",
     "POST /api/issues/{id}/comments",
-    differs="Naming an agent in headers gives no right to private agents; in the reference it does.",
+    differs="Only a task token makes an agent: headers are not read, and an agent that all may use"
+    " opens no private one.",
 )
 async def test_headers_open_no_private_agent() -> None:
     async with open_api() as api:
@@ -164,11 +165,17 @@ async def test_headers_open_no_private_agent() -> None:
             headers={"X-Agent-ID": api.world.agent_id, "X-Task-ID": task_id},
         )
         assert response.status_code == 201, response.text
-        assert response.json()["author_type"] == "agent"
+        assert response.json()["author_type"] == "member"
         assert await queued(api) == []
-        await (await api.agent()).ok(
-            201, "POST", f"/api/issues/{issue_id}/comments", {"content": at("agent", secret)}
+        told = f"/api/issues/{issue_id}/comments", {"content": at("agent", secret)}
+        await (await api.agent()).ok(201, "POST", *told)
+        assert await queued(api) == []
+        await api.run(
+            lambda conn: conn.execute(
+                "update agent set visibility = 'private' where id = $1", api.world.agent_id
+            )
         )
+        await (await api.agent()).ok(201, "POST", *told)
         assert [row["agent_id"] for row in await queued(api)] == [secret]
 
 
