@@ -88,7 +88,7 @@ class Home:
     @property
     def machine_key_file(self) -> Path:
         """What proves to servers that this is the machine that registered before."""
-        return self.root / "secrets" / "machine.key"
+        return self.secrets / "machine.key"
 
     @property
     def directories_file(self) -> Path:

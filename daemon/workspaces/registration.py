@@ -142,7 +142,7 @@ def registration(
         device_name=config.device_name,
         cli_version=__version__,
         launched_by=config.launched_by,
-        isolation=machine.get().backend,
+        isolation=machine.get().backend if machine.get().is_on else "",
         isolation_problem=machine.get().problem,
         runtimes=[wanted.spec for wanted in plan.wanted],
         failed_profiles=list(plan.failed),
