@@ -332,17 +332,21 @@ def _with_aliases(paths: Iterable[Path], mounts: Sequence[_Mount]) -> list[str]:
         if not above:
             continue
         home = max(enumerate(above), key=lambda pair: (len(pair[1].place), pair[0]))[1]
-        inside = os.path.normpath(home.root + "/" + os.path.relpath(text, home.place))
+        inside = _below(home.root, os.path.relpath(text, home.place))
         for other in mounts:
             if other.device != home.device or other is home:
                 continue
             if _is_below(inside, [other.root]):
-                alias = os.path.normpath(other.place + "/" + os.path.relpath(inside, other.root))
+                alias = _below(other.place, os.path.relpath(inside, other.root))
                 if os.path.isdir(alias) and os.path.samestat(*_stats(alias, text)):
                     found[alias] = None
             elif _is_below(other.root, [inside]) and not _is_below(other.place, [text]):
                 found[other.place] = None
     return list(found)
+
+
+def _below(place: str, rest: str) -> str:
+    return os.path.normpath(os.path.join(place, rest))
 
 
 def _stats(one: str, other: str) -> tuple[os.stat_result, os.stat_result]:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import site
 import sys
+import sysconfig
 from pathlib import Path
 
 from tests.support.scripted_agent import ROOT
@@ -35,7 +36,8 @@ def command(words: list[str], home: Path) -> list[str]:
         if place != Path("/") and place.stat().st_mode & 0o011 != 0o011:
             place.chmod(place.stat().st_mode | 0o011)
     packages = site.getsitepackages()[0]
-    bound = {"python": sys.base_prefix, "source": str(ROOT), "packages": packages}
+    inside = Path("python") / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    bound = {"python": sys.base_prefix, "source": str(ROOT), str(inside): packages}
     lines = ["set -e"]
     for name, source in bound.items():
         lines.append(f"mkdir -p {_PLACE / name}")
@@ -48,7 +50,7 @@ def command(words: list[str], home: Path) -> list[str]:
     env = {
         "HOME": str(home),
         "LD_LIBRARY_PATH": f"{_PLACE}/python/lib",
-        "PYTHONPATH": f"{_PLACE}/source:{_PLACE}/packages",
+        "PYTHONPATH": f"{_PLACE}/source",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     lines += [f"export {name}={shlex.quote(value)}" for name, value in env.items()]

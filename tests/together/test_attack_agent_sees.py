@@ -53,12 +53,17 @@ def user(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def attack(backend: str, user: str, place: Path, *scripts: str) -> list[dict[str, Any]]:
+def attack(
+    backend: str, user: str, place: Path, *scripts: str, first: str = ""
+) -> list[dict[str, Any]]:
+    """Run scripts as an isolated agent; `first` runs as root before, in a mount namespace."""
     words = ["-m", "tests.support.isolated_run", backend, str(place), *scripts]
     if user == "root":
         command, env = [sys.executable, "-P", *words], {"PYTHONPATH": str(ROOT)}
     else:
         command, env = ordinary_user.command(words, place), {}
+    if first:
+        command = ["unshare", "-m", "sh", "-c", f'{first} && exec "$@"', "sh", *command]
     done = subprocess.run(
         command, env=os.environ | env, capture_output=True, text=True, timeout=200, check=False
     )
@@ -70,6 +75,28 @@ def attack(backend: str, user: str, place: Path, *scripts: str) -> list[dict[str
 def test_no_path_leads_to_a_secret(backend: str, user: str, place: Path) -> None:
     [hunt] = attack(backend, user, place, "hunt")
     assert hunt["out"] == ["hunted"], hunt
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_the_same_files_by_another_mount_are_hidden_too(
+    backend: str, user: str, place: Path
+) -> None:
+    """A container, a backup or a chroot may show a home a second time, or the processes."""
+    with tempfile.TemporaryDirectory(prefix="bullpen-mirror-", dir="/var/lib") as mirror:
+        Path(mirror).chmod(0o755)
+        (place / "mirrored").mkdir()
+        (place / "proc").mkdir()
+        first = f"mount --bind {place} {mirror} && mount -t proc proc {place}/proc"
+        [hunt, other] = attack(
+            backend,
+            user,
+            place,
+            "hunt",
+            f"cat {mirror}/home/secrets/config.json; cat {place}/proc/@NEIGHBOUR@/environ",
+            first=first,
+        )
+    assert hunt["out"] == ["hunted"], hunt
+    assert MARKER not in "\n".join(other["out"])
 
 
 def test_the_hunt_finds_what_is_not_hidden(place: Path) -> None:

@@ -91,8 +91,8 @@ def test_no_secret_of_the_home_is_within_an_agents_reach(bullpen: Bullpen) -> No
         "mail": bullpen.env["BULLPEN_SMTP_PASSWORD"],
         "another task": uuid4().hex,
     }
-    _, other = _said(bullpen, f"demo: sh echo {wanted['another task']} | tee kept $TMPDIR/kept")
-    assert (Path(other["work_dir"]) / "kept").exists()
+    said, other = _said(bullpen, f"demo: sh echo {wanted['another task']} | tee kept $TMPDIR/kept")
+    assert (Path(other["work_dir"]) / "kept").exists(), f"{said}\n{other}"
     hunter = ROOT / "tests" / "support" / "hunter.py"
     if bullpen.python is not None and os.geteuid() == 0:
         hunter = Path("/opt/bullpen-as-user/source/tests/support/hunter.py")
