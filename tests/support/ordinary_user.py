@@ -27,11 +27,15 @@ def is_possible() -> bool:
     return os.geteuid() != 0 or all(shutil.which(name) for name in ("unshare", "setpriv"))
 
 
-def command(words: list[str], home: Path) -> list[str]:
-    """The command that runs Python with these words as an ordinary user, who owns `home`."""
+def command(words: list[str], home: Path, *owned: Path) -> list[str]:
+    """The command that runs Python with these words as an ordinary user at home in `home`.
+
+    The user gets the directories in `owned` too.
+    """
     if os.geteuid() != 0:
         return [sys.executable, *words]
-    os.chown(home, UID, UID)
+    for place in (home, *owned):
+        os.chown(place, UID, UID)
     for place in (home, *home.parents):  # pytest's own directories are root's alone
         if place != Path("/") and place.stat().st_mode & 0o011 != 0o011:
             place.chmod(place.stat().st_mode | 0o011)
@@ -42,7 +46,7 @@ def command(words: list[str], home: Path) -> list[str]:
     for name, source in bound.items():
         lines.append(f"mkdir -p {_PLACE / name}")
         lines.append(f"mount --bind {shlex.quote(source)} {_PLACE / name}")
-    people = home.parent / "passwd"  # Postgres asks for the user's name
+    people = home / "passwd"  # Postgres asks for the user's name
     entry = f"bullpen-test:x:{UID}:{UID}::{home}:/bin/sh"
     people.write_text(f"{Path('/etc/passwd').read_text()}{entry}\n")
     people.chmod(0o644)

@@ -58,7 +58,9 @@ def bullpen(request: pytest.FixtureRequest) -> Iterator[Bullpen]:
         home.mkdir()
         python = None
         if user == "ordinary":
-            python = ordinary_user.command(["-P"], home)
+            user_home = place / "user"
+            user_home.mkdir()
+            python = ordinary_user.command(["-P"], user_home, home)
         with start_up(home, env=env, python=python) as started:
             status = json.loads(started.cli("daemon", "status", "--output", "json").stdout)
             assert status["isolation"] == backend, status
