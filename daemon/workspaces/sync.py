@@ -95,19 +95,21 @@ class Sync:
     async def _first_pass(self, children: Children[str]) -> None:
         """Wait for a server that may be away: the machine may well be up before it is."""
         failures = 0
-        while True:
-            try:
-                await self._pass(children)
-            except ApiError as error:
-                if error.unauthorized and await self.services.client.surely_unauthorized():
-                    raise SignInRefused(
-                        "the server refused this daemon's token: run `bullpen login` again"
-                    ) from error
-                self._failed(error)
-                failures += 1
-                await self.nudge.wait(START_BACKOFF.wait(failures))
-            else:
-                return
+        while (error := await self._try_pass(children)) is not None:
+            if error.unauthorized and await self.services.client.surely_unauthorized():
+                raise SignInRefused(
+                    "the server refused this daemon's token: run `bullpen login` again"
+                ) from error
+            self._failed(error)
+            failures += 1
+            await self.nudge.wait(START_BACKOFF.wait(failures))
+
+    async def _try_pass(self, children: Children[str]) -> ApiError | None:
+        try:
+            await self._pass(children)
+        except ApiError as error:
+            return error
+        return None
 
     def _failed(self, error: ApiError) -> None:
         self.problem = f"no workspaces from {self.services.config.server_url}: {error}"
