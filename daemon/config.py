@@ -50,8 +50,9 @@ _NOT_WRITTEN: Final = frozenset(
 """What tells of one start, or has a place of its own in the file."""
 
 DEFAULT_SERVER_URL: Final = "http://localhost:8080"
-DEFAULT_PORT: Final = 19514
-_FIRST_PROFILE_PORT: Final = 19515
+DEFAULT_PORT: Final = 27514
+"""Not the reference's (19514): its `setup`, `stop` and `restart` would find our daemon there and end it."""
+_FIRST_PROFILE_PORT: Final = 27515
 
 ARTIFACT_PATTERNS: Final = ("node_modules", ".next", ".turbo")
 """Directories that a build makes again; base names."""
@@ -175,7 +176,7 @@ def normalise_server_url(text: str) -> str:
 
 
 def profile_port(profile: str) -> int:
-    """Return the control port of a CLI profile (spec 03 §1)."""
+    """Return the control port of a CLI profile: as in spec 03 §1, from another beginning."""
     if not profile:
         return DEFAULT_PORT
     return _FIRST_PROFILE_PORT + sum(profile.encode()) % 1000
@@ -265,12 +266,43 @@ def load_config(
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, read.value("LOG_LEVEL", _level, "info")),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )
+    _check_intervals(config)
     for name in written:
         if name not in read.asked or name in _NOT_WRITTEN:
             near = get_close_matches(name, read.asked - _NOT_WRITTEN, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{place.config_file}: there is no setting {name}{hint}")
     return config
+
+
+LONGEST_BEAT: Final = 45.0
+"""Seconds after which a server of ours that was told nothing else counts a machine as away."""
+
+
+def _check_intervals(config: Config) -> None:
+    """Refuse intervals with which a healthy machine comes and goes or never works."""
+    for name, seconds, most, why in (
+        (
+            "BULLPEN_DAEMON_HEARTBEAT_INTERVAL",
+            config.heartbeat_interval,
+            LONGEST_BEAT,
+            "the server counts a machine as away that is silent for so long",
+        ),
+        (
+            "BULLPEN_DAEMON_POLL_INTERVAL",
+            config.poll_interval,
+            3600.0,
+            "tasks whose wake-up is lost would wait for so long",
+        ),
+        (
+            "BULLPEN_DAEMON_SYNC_INTERVAL",
+            config.sync_interval,
+            3600.0,
+            "workspaces and runtimes would be out of date for so long",
+        ),
+    ):
+        if seconds > most:
+            raise ConfigError(f"{name} must be at most {most:g}s, not {seconds:g}s: {why}")
 
 
 def check_config_file(home: Home, file: Mapping[str, Any]) -> None:

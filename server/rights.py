@@ -126,7 +126,7 @@ TABLE: Final = (
     Rule("comment", "react", MEMBERS, ALL),
     Rule("attachment", "read", MEMBERS, ALL),
     Rule("private attachment", "read", SELF, WORK, OFF, "attachment not found", "of a chat"),
-    Rule("attachment", "create", MEMBERS, ALL),
+    Rule("attachment", "create", MEMBERS, WORK),
     Rule("attachment", "delete", MANAGERS, WORK, note="agents: what they uploaded"),
     Rule("label", "read", MEMBERS, ALL),
     Rule("label", "write", MEMBERS, SETTING),
@@ -332,7 +332,10 @@ def _agent_may(rule: Rule, caller: Caller, thing: Thing) -> bool:
 
 
 _WIDE_WORK: Final = frozenset(
-    {("issue", "update"), ("issue", "rewrite"), ("comment", "create"), ("comment", "resolve")}
+    {
+        *(("issue", "update"), ("issue", "rewrite"), ("attachment", "create")),
+        *(("comment", "create"), ("comment", "resolve")),
+    }
 )
 
 

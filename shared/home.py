@@ -30,6 +30,10 @@ _ONCE_OUTSIDE: Final = (
 """Secret files that earlier versions kept directly in the home."""
 
 
+OURS: Final = "x-bullpen"
+"""The header by which our own commands ask a daemon how it is (`daemon/control.py`)."""
+
+
 @attrs.frozen
 class Home:
     """The paths below one home directory; nothing is created by naming it."""

@@ -116,19 +116,24 @@ def check(bundle: SkillBundle, ref: SkillRef) -> None:
         raise InvalidBundle(f"skill {bundle.name!r}: {fault}")
 
 
+def is_inside(path: str) -> bool:
+    """Tell whether a file of a skill lies in the skill's directory: relative, clean, not above."""
+    return (
+        bool(path)
+        and not path.startswith(("/", "../"))
+        and "\\" not in path
+        and "\0" not in path
+        and posixpath.normpath(path) == path
+        and path not in {".", ".."}
+    )
+
+
 def path_fault(path: str) -> str:
     """Say what keeps a file of a skill from being written there; "" for nothing.
 
-    It must be relative, clean and inside, and no longer than file systems take.
+    It must be inside, and no longer than file systems take.
     """
-    if (
-        not path
-        or path.startswith(("/", "../"))
-        or "\\" in path
-        or "\x00" in path
-        or posixpath.normpath(path) != path
-        or path in {".", ".."}
-    ):
+    if not is_inside(path):
         return f"invalid file path {_shown(path)}: it must be relative, without '..'"
     if any(len(part.encode("utf-8", "replace")) > LONGEST_PART for part in path.split("/")):
         return f"file name too long in {_shown(path)}: at most {LONGEST_PART} bytes a name"

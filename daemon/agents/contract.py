@@ -21,7 +21,14 @@ ResultStatus = Literal["completed", "failed", "aborted", "timeout"]
 
 
 class AgentError(Exception):
-    """The agent could not be started; the text is meant for the task's error field."""
+    """The agent could not be started; the text is meant for the task's error field.
+
+    `passing`: the reason may be gone in a moment, as while its program is being replaced.
+    """
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 @attrs.frozen(kw_only=True)

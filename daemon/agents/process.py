@@ -31,6 +31,7 @@ from daemon.agents import isolation, warden
 from daemon.agents.contract import AgentError
 from daemon.agents.isolation import Isolation, Unsafe, View
 from shared.log import redacted
+from shared.system import EXHAUSTED, REPLACED
 
 log = structlog.get_logger(__name__)
 
@@ -418,14 +419,17 @@ async def _read(stream: trio.abc.ReceiveStream, size: int) -> bytes:
 
 
 def _could_not_start(label: str, path: str, number: int) -> AgentError:
+    passing = number in EXHAUSTED | REPLACED
     if number == errno.ENOENT:
-        return AgentError(f'{label} executable not found at "{path}"')
+        return AgentError(f'{label} executable not found at "{path}"', passing=passing)
     if number == errno.ENOEXEC:
         return AgentError(
             f'{label} executable at "{path}" is not a program this machine can run'
-            " (exec format error); its installation is probably incomplete: install it again"
+            " (exec format error); its installation is probably incomplete: install it again",
+            passing=passing,
         )
-    return AgentError(f'{label} executable at "{path}" cannot be run: {os.strerror(number)}')
+    text = f'{label} executable at "{path}" cannot be run: {os.strerror(number)}'
+    return AgentError(text, passing=passing)
 
 
 def kill_marked(task_id: str) -> int:

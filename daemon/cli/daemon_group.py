@@ -29,7 +29,7 @@ from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.service import Manager, ServiceError, find_manager
 from daemon.cli.settings import Settings
-from shared.home import Home, gather_secrets
+from shared.home import OURS, Home, gather_secrets
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -331,7 +331,7 @@ def _find(home: Home, timeout: float = PROBE) -> Running | None:
 def _ask(method: str, port: int, path: str, timeout: float, secret: str = "") -> Any:
     """One request over loopback, never through a proxy; None for any failure."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    headers = {OURS: "1"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()

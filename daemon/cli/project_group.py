@@ -14,7 +14,7 @@ from daemon.cli.api import open_api
 from daemon.cli.daemon_group import find_running
 from daemon.cli.errors import CliError
 from daemon.cli.named import Named, add_basics, given, print_json_or
-from daemon.cli.output import notice, output_option, print_json, print_table, short
+from daemon.cli.output import notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 from daemon.identity import IdentityError, find_daemon_id
@@ -43,6 +43,8 @@ add_basics(project, PROJECTS)
 @click.option("--description")
 @click.option("--status", type=_STATUSES)
 @click.option("--icon")
+@click.option("--start-date", metavar="DAY", help="When it begins (YYYY-MM-DD).")
+@click.option("--due-date", metavar="DAY", help="When it is to be done (YYYY-MM-DD).")
 @click.option("--repo", "repos", multiple=True, metavar="URL", help="A repository; may repeat.")
 @output_option("json")
 @click.pass_obj
@@ -66,6 +68,8 @@ def create(
 @click.option("--description")
 @click.option("--status", type=_STATUSES)
 @click.option("--icon")
+@click.option("--start-date", metavar="DAY", help="When it begins (YYYY-MM-DD).")
+@click.option("--due-date", metavar="DAY", help="When it is to be done (YYYY-MM-DD).")
 @output_option("json")
 @click.pass_obj
 def update(settings: Settings, /, ref: str, output: str, **options: str | None) -> None:
@@ -106,11 +110,12 @@ def list_resources(settings: Settings, ref: str, output: str) -> None:
     if output == "json":
         print_json(found)
         return
+    shown = shortener([row["id"] for row in found])
     print_table(
         ["ID", "TYPE", "WHERE", "LABEL"],
         [
             [
-                short(row["id"]),
+                shown(row["id"]),
                 row["resource_type"],
                 row["resource_ref"].get("url") or row["resource_ref"].get("local_path") or "",
                 row["label"] or "",

@@ -9,7 +9,7 @@ import click
 
 from daemon.cli.api import Api, Rejected, open_api, segment
 from daemon.cli.errors import CliError
-from daemon.cli.output import ago, notice, output_option, print_json, print_table, short
+from daemon.cli.output import ago, notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import Candidate, match_name, runtime_id
 from daemon.cli.settings import Settings
 from shared.ids import InvalidId, canonical_id
@@ -31,11 +31,12 @@ def list_(settings: Settings, full_id: bool, output: str) -> None:
     if output == "json":
         print_json(found)
         return
+    shown = shortener([row["id"] for row in found], full_id)
     print_table(
         ["ID", "NAME", "MODE", "PROVIDER", "STATUS", "LAST_SEEN"],
         [
             [
-                short(row["id"], full_id),
+                shown(row["id"]),
                 row["name"],
                 row["runtime_mode"],
                 row["provider"],

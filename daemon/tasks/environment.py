@@ -172,9 +172,10 @@ def is_blocked(name: str) -> bool:
 
 
 def make_launcher(home: Home, executable: str = sys.executable) -> Path:
-    """Write this installation's `bullpen` command below the home; return the directory it is in.
+    """Write this installation's command below the home; return the directory it is in.
 
-    The directory holds nothing else. The interpreter's own one would put our `python` and `pip`
+    It is there as `bullpen`, and as `multica`, which servers of the protocol tell agents to run. The
+    directory holds nothing else. The interpreter's own one would put our `python` and `pip`
     before the user's. The interpreter runs isolated, so that neither the agent's working directory
     nor its PYTHONPATH can stand in for our packages.
     """
@@ -185,9 +186,10 @@ def make_launcher(home: Home, executable: str = sys.executable) -> Path:
     )
     command = shlex.join([executable, "-I", "-c", program])
     folder = home.root / "bin"
-    script = folder / "bullpen"
-    write_private(script, f'#!/bin/sh\nexec {command} "$@"\n')
-    script.chmod(0o755)
+    for name in ("bullpen", "multica"):
+        script = folder / name
+        write_private(script, f'#!/bin/sh\nexec {command} "$@"\n')
+        script.chmod(0o755)
     return folder
 
 

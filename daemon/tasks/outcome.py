@@ -28,6 +28,12 @@ INTERRUPTED_ERROR: Final = "the daemon died while the agent was working"
 
 SHUTDOWN_ERROR: Final = "the daemon stopped while the agent was working"
 
+RESULT_LIMIT: Final = 1024 * 1024
+"""Bytes of a result that are reported: far above what anybody reads, below every server's limit."""
+
+_NOTE_ROOM: Final = 1024
+"""Bytes of it that are left for the note on what was cut."""
+
 _LAST_SECOND: Final = 2**32
 """Far beyond any quota, and within what a date can hold."""
 
@@ -59,6 +65,27 @@ class Outcome:
             failure_reason=self.reason,
             resets_at=self.resets_at,
         )
+
+
+def is_long(text: str) -> bool:
+    """Whether a result is too long to be reported whole."""
+    return len(text) > RESULT_LIMIT // 4 and len(text.encode("utf-8", "replace")) > RESULT_LIMIT
+
+
+def shortened(text: str, kept_in: str = "", *, limit: int = RESULT_LIMIT) -> str:
+    """Return the beginning of a result, and a note that says so and where the whole is."""
+    size = len(text.encode("utf-8", "replace"))
+    where = f"; the whole is in {kept_in} on the machine that ran it" if kept_in else ""
+    head = clip(text, max(limit - _NOTE_ROOM, 0)).rstrip()
+    return f"{head}\n\n[Cut here: this is the beginning of {size} bytes{where}.]"
+
+
+def clip(text: str, limit: int) -> str:
+    """Return the longest beginning of `text` that is at most `limit` bytes of UTF-8."""
+    if len(text) * 4 <= limit:
+        return text
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
 
 
 def decide(

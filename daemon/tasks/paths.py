@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from daemon.workdir.local import (
     find_excludes,
     named_directory,
 )
+from shared.ids import short_id
 from shared.wire.task import ClaimedTask
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def check_named(named: Path, config: Config) -> Path:
 
 async def enter_local_directory(
     task: ClaimedTask,
-    place: ExitStack,
+    place: ExitStack | AsyncExitStack,
     *,
     client: Client,
     config: Config,
@@ -131,7 +132,7 @@ async def enter_local_directory(
     ticket = place.enter_context(locks.join(path, task.id))
     holder = locks.blocker(ticket)
     if holder is not None:
-        reason = f"local_directory {named} (held by task {holder.task_id[:8]})"
+        reason = f"local_directory {named} (held by task {short_id(holder.task_id)})"
         log.info("waiting for a directory", task_id=task.id, reason=reason)
         try:
             await client.wait_local_directory(task.id, reason)

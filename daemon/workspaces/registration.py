@@ -17,6 +17,7 @@ from daemon.config import Config
 from daemon.identity import machine_proof
 from daemon.runtimes.info import RuntimeInfo
 from shared import __version__
+from shared.version import PROTOCOL_VERSION
 from shared.wire.runtime import (
     FailedProfile,
     RegisterReply,
@@ -140,7 +141,8 @@ def registration(
         daemon_id=config.daemon_id,
         legacy_daemon_ids=list(config.legacy_daemon_ids),
         device_name=config.device_name,
-        cli_version=__version__,
+        cli_version=PROTOCOL_VERSION,
+        bullpen_version=__version__,
         launched_by=config.launched_by,
         isolation=machine.get().backend if machine.get().is_on else "",
         isolation_problem=machine.get().problem,

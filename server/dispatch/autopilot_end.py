@@ -41,7 +41,7 @@ async def settle_issues(conn: Connection, ended: Sequence[Ended]) -> list[Conseq
     for one in ended:
         if one.adopted and one.completed:
             await reopen(conn, one.before)
-            told += await issue_moved(conn, one.before["issue_id"])
+            told += await issues_moved(conn, [one.before["issue_id"]])
     issues = [
         one.before["issue_id"] for one in ended if one.status == "failed" and one.retry is None
     ]
@@ -56,9 +56,9 @@ async def reopen(conn: Connection, task: Row) -> None:
         await conn.execute(SQL.reopen_runs, task["autopilot_run_id"], task["issue_id"])
 
 
-async def issue_moved(conn: Connection, issue_id: str) -> list[Consequence]:
-    """An issue has a new status, which may say how the run behind it went."""
-    return _done(await conn.fetch(SQL.finish_issue_runs, [issue_id], None))
+async def issues_moved(conn: Connection, issue_ids: Sequence[str]) -> list[Consequence]:
+    """Issues have a new status, which may say how the runs behind them went."""
+    return _done(await conn.fetch(SQL.finish_issue_runs, list(issue_ids), None))
 
 
 async def issues_deleted(conn: Connection, issue_ids: Sequence[str]) -> list[Consequence]:

@@ -248,9 +248,19 @@ async def cancel_chat(conn: Connection, session_id: str) -> list[Consequence]:
     return await _cancel(conn, await conn.fetch(SQL.active_of_chat, session_id))
 
 
-async def cancel_trigger(conn: Connection, comment_id: str) -> list[Consequence]:
-    """Cancel all active tasks that a comment has triggered; to be called before it is deleted."""
-    return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id))
+async def cancel_autopilot(conn: Connection, autopilot_id: str) -> list[Consequence]:
+    """Cancel the bare tasks of an autopilot's runs; to be called before it is deleted."""
+    return await _cancel(conn, await conn.fetch(SQL.active_of_autopilot, autopilot_id))
+
+
+async def cancel_trigger(
+    conn: Connection, comment_id: str, *, replies: bool = False
+) -> list[Consequence]:
+    """Cancel all active tasks that a comment has triggered; to be called before it is deleted.
+
+    With `replies` also those of the replies below it, which are deleted with it.
+    """
+    return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id, replies))
 
 
 def _clock() -> Any:
@@ -372,6 +382,7 @@ async def _told(
     if replied_to:
         reopened = await conn.fetch(SQL.reopen_threads, replied_to)
         consequences += [events.comment_unresolved(comment) for comment in reopened]
+    consequences += [events.activity_created(row) for row in changed.get("activities", ())]
     consequences += await settle(conn, ended)
     consequences += [events.agent_status(agent) for agent in changed["agents"]]
     consequences += [events.task_event(kind, row) for row in changed["tasks"]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from server.consequences import Consequence
+from server.consequences import Consequence, Counted
 from server.dispatch import events
 from server.dispatch.reachability import came_back
 from server.errors import NotFound
@@ -111,6 +111,7 @@ async def take_beats(
             back.append(runtime_id)
             consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
     if back:
+        consequences.append(Counted("runtime_ready", len(back)))
         consequences += await came_back(conn, back)
     return answers, consequences
 

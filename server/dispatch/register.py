@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from server.consequences import Consequence
+from server.consequences import Consequence, Counted
 from server.dispatch import events, machines
 from server.dispatch.heartbeat import SQL
 from server.errors import Conflict, DomainError, Foreign, Invalid, NotFound
@@ -24,6 +24,7 @@ from shared.wire.runtime import (
     CLAIM_MANY,
     OFFLINE,
     ONLINE,
+    UNIQUE_ROWS,
     FailedProfile,
     RegisterReply,
     RegisterRequest,
@@ -48,8 +49,8 @@ async def register(
     except Foreign:
         raise NotFound("workspace not found") from None
     device = request.device_name.strip()
-    builtin = [spec for spec in request.runtimes if not spec.profile_id]
-    custom = [spec for spec in request.runtimes if spec.profile_id]
+    builtin = [spec for spec in request.runtimes if not spec.profile_id.strip()]
+    custom = [spec for spec in request.runtimes if spec.profile_id.strip()]
     profiles: dict[str, Record] = {}
     if custom or request.failed_profiles:
         rows = await conn.fetch(SQL.profiles, workspace_id, True)
@@ -83,10 +84,10 @@ async def register(
     rows = []
     if found:
         rows += await conn.fetch(SQL.register, *place, list(found.values()))
-    if found_custom:
-        rows += await conn.fetch(SQL.register_profiles, *place, list(found_custom.values()))
-    if failed:
-        await conn.execute(SQL.register_profiles, *place, list(failed.values()))
+    if by_profile := failed | found_custom:
+        # Together, since everybody must lock the rows in the same order.
+        known = await conn.fetch(SQL.register_profiles, *place, list(by_profile.values()))
+        rows += [row for row in known if row["profile_id"] in found_custom]
     # A machine's token speaks for the one id it was made for.
     if request.legacy_daemon_ids and rows and caller.daemon_id is None:
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
@@ -97,11 +98,17 @@ async def register(
         runtimes=runtimes,
         repos=repos,
         repos_version=repos_version(repos),
-        settings=workspace["settings"] or None,
-        capabilities=[CLAIM_MANY, BEAT_MANY],
+        settings=workspace["settings"],
+        capabilities=[CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS],
     )
     shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
-    return reply, [*told, shown]
+    ready = sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows)
+    counted = [
+        Counted("runtime_registered", sum(row["was"] is None for row in rows)),
+        Counted("runtime_ready", ready),
+        Counted("runtime_failed", len(failed)),
+    ]
+    return reply, [*told, shown, *counted]
 
 
 async def deregister(
@@ -109,10 +116,11 @@ async def deregister(
 ) -> list[Consequence]:
     """Mark runtimes offline; unknown and foreign ones are skipped."""
     rows = await conn.fetch(SQL.deregister, runtime_ids, *caller.args)
-    return [
+    told: list[Consequence] = [
         events.runtimes_changed(workspace_id, action="deregister")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
+    return [*told, Counted("runtime_offline", len(rows))]
 
 
 async def see_workspace(conn: Connection, workspace_id: str, caller: Caller) -> Record:
@@ -168,6 +176,7 @@ def _entry(
             "cli_version": request.cli_version,
             "launched_by": request.launched_by,
             **_isolation(request),
+            **({"bullpen_version": request.bullpen_version} if request.bullpen_version else {}),
         },
     }
 
@@ -217,6 +226,8 @@ async def _merge(
         return
     old = [row["id"] for row in rows]
     new = [row["new_id"] for row in rows]
+    await conn.execute(SQL.hold_agents, old)
+    await conn.execute(SQL.hold_tasks, old)
     await conn.execute(SQL.merge_agents, old, new)
     await conn.execute(SQL.merge_tasks, old, new)
     await conn.execute(SQL.merge_names, new, [row["daemon_id"] for row in rows])

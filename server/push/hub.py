@@ -22,7 +22,13 @@ import attrs
 import structlog
 import trio
 
-from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
+from server.consequences import (
+    Consequence,
+    Counted,
+    ProfilesChanged,
+    TaskAvailable,
+    TokensRevoked,
+)
 from server.rights import GROUPS, Thing
 from server.rights_map import audience_of
 from shared.mailbox import Outbox, OutboxFull
@@ -145,6 +151,8 @@ class Hub:
         for consequence in consequences:
             for observer in self._own_observers:
                 observer(consequence)
+            if isinstance(consequence, Counted):
+                continue
             self.deliver(consequence)
             if self._relaying:
                 try:

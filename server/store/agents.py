@@ -166,9 +166,9 @@ async def lock_runtime(conn: Connection, workspace_id: str, runtime_id: str) -> 
     return None if row is None else runtime_of(row)
 
 
-async def set_runtime_visibility(conn: Connection, runtime_id: str, visibility: str) -> Runtime:
-    """Make a runtime of which the caller holds the lock private or public."""
-    row = await conn.fetchrow(SQL.set_runtime_visibility, runtime_id, visibility)
+async def change_runtime(conn: Connection, runtime_id: str, changes: Mapping[str, Any]) -> Runtime:
+    """Write `visibility` and `custom_name` as far as they are given."""
+    row = await conn.fetchrow(SQL.change_runtime, runtime_id, dict(changes))
     assert row is not None
     return runtime_of(row)
 
@@ -206,6 +206,7 @@ def runtime_of(row: Record) -> Runtime:
         workspace_id=row["workspace_id"],
         daemon_id=row["daemon_id"],
         name=row["name"],
+        custom_name=row["custom_name"],
         runtime_mode=row["runtime_mode"],
         provider=row["provider"],
         launch_header=_LAUNCH_HEADERS.get(row["provider"], ""),
@@ -262,6 +263,10 @@ def _agent(row: Record, viewer: Caller | None) -> Agent:
         has_custom_env=bool(environment),
         custom_env_key_count=len(environment),
         visibility=row["visibility"],
+        permission_mode="private" if row["visibility"] == "private" else "public_to",
+        invocation_targets=(
+            [] if row["visibility"] == "private" else [{"target_type": "workspace"}]
+        ),
         status=row["status"],
         max_concurrent_tasks=row["max_concurrent_tasks"],
         model=row["model"] or "",

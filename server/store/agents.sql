@@ -112,8 +112,15 @@ select * from agent_runtime where workspace_id = $1 and id = $2 for update;
 -- Whether an agent runs on a runtime. $1 agent, $2 runtime
 select id from agent where id = $1 and runtime_id = $2;
 
--- name: set_runtime_visibility
-update agent_runtime set visibility = $2, updated_at = now() where id = $1 returning *;
+-- name: change_runtime
+-- $1 runtime, $2 an object of new values; null clears a name, absent keys stay
+update agent_runtime
+set visibility = coalesce($2::jsonb ->> 'visibility', visibility),
+    custom_name = case when $2::jsonb ? 'custom_name' then $2 ->> 'custom_name'
+                       else custom_name end,
+    updated_at = now()
+where id = $1
+returning *;
 
 -- name: agents_on_runtime
 -- The agents that still work on a runtime.

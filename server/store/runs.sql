@@ -71,11 +71,11 @@ order by m.seq
 limit 10000;
 
 -- name: issue_usage
--- The tokens of all runs of an issue, and how many runs there were.
+-- The tokens of all runs of an issue, and how many runs have used any.
 select coalesce(sum(u.input_tokens), 0)::bigint as input_tokens,
     coalesce(sum(u.output_tokens), 0)::bigint as output_tokens,
     coalesce(sum(u.cache_read_tokens), 0)::bigint as cache_read_tokens,
     coalesce(sum(u.cache_write_tokens), 0)::bigint as cache_write_tokens,
     count(distinct t.id) as task_count
-from agent_task_queue t left join task_usage u on u.task_id = t.id
+from agent_task_queue t join task_usage u on u.task_id = t.id
 where t.issue_id = $1;

@@ -198,12 +198,13 @@ select $1, $2, x.name, 'local', x.provider, x.status, x.device_info, x.metadata,
        statement_timestamp()
 from jsonb_to_recordset($4::jsonb)
     as x (name text, provider text, status text, device_info text, metadata jsonb)
+order by x.provider
 on conflict (workspace_id, daemon_id, provider) where profile_id is null do update
 set name = excluded.name, runtime_mode = 'local', status = excluded.status,
     device_info = excluded.device_info, metadata = excluded.metadata,
     owner_id = excluded.owner_id,
     last_seen_at = statement_timestamp(), updated_at = statement_timestamp()
-returning *;
+returning *, (select old.status from agent_runtime old where old.id = agent_runtime.id) as was;
 
 -- name: register_profiles
 -- The same for programs of the workspace's own profiles, working or not.
@@ -214,12 +215,13 @@ select $1, $2, x.name, 'local', x.provider, x.status, x.device_info, x.metadata,
 from jsonb_to_recordset($4::jsonb)
     as x (name text, provider text, status text, device_info text, metadata jsonb,
           profile_id uuid)
+order by x.profile_id
 on conflict (workspace_id, daemon_id, profile_id) where profile_id is not null do update
 set name = excluded.name, runtime_mode = 'local', provider = excluded.provider,
     status = excluded.status, device_info = excluded.device_info, metadata = excluded.metadata,
     owner_id = excluded.owner_id,
     last_seen_at = statement_timestamp(), updated_at = statement_timestamp()
-returning *;
+returning *, (select old.status from agent_runtime old where old.id = agent_runtime.id) as was;
 
 -- name: legacy
 -- Rows of earlier ids of the same machine that are to become one of the new rows, locked: only those
@@ -233,6 +235,14 @@ where old.workspace_id = $1 and lower(old.daemon_id) = any($2::text[])
   and new.id = any($3::uuid[]) and old.id <> all($3::uuid[])
 order by old.id
 for update of old;
+
+-- name: hold_agents
+-- What is bound to some runtimes, locked in everybody's order (see finish.sql). $1 runtimes
+select id from agent where runtime_id = any($1::uuid[]) order by id for no key update;
+
+-- name: hold_tasks
+select id from agent_task_queue where runtime_id = any($1::uuid[])
+order by agent_id, id for no key update;
 
 -- name: merge_agents
 -- $1 the old rows, $2 the new one for each

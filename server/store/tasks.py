@@ -14,6 +14,7 @@ import attrs
 
 from server.errors import Foreign, NotFound
 from server.store.queries import Connection, Record, load
+from shared import depth
 from shared.times import fine_stamp, parse_stamp, stamp
 from shared.wire.task import Task, TaskMessagePayload, kind_of
 
@@ -96,7 +97,7 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         "started_at": try_moment(row["started_at"]),
         "completed_at": try_moment(row["completed_at"]),
         "result": row["result"],
-        "error": row["error"],
+        "error": row["error"] or _out_of_reach(row),
         "failure_reason": row["failure_reason"] or "",
         "attempt": row["attempt"],
         "max_attempts": row["max_attempts"],
@@ -122,6 +123,12 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _out_of_reach(row: Mapping[str, Any]) -> str | None:
+    """What tables that know no `unreachable_since` show of a run whose machine is silent."""
+    since = try_moment(row["unreachable_since"])
+    return f"its machine cannot be reached since {since}" if since else None
+
+
 def task_of(row: Mapping[str, Any]) -> Task:
     """The base task object of a row."""
     return Task(**base_fields(row))
@@ -136,7 +143,7 @@ def message_of(row: Mapping[str, Any]) -> TaskMessagePayload:
         type=row["type"],
         tool=row["tool"] or "",
         content=row["content"] or "",
-        input=row["input"],
+        input=depth.cut(row["input"]),  # what was stored before there was a bound
         output=row["output"] or "",
         created_at=fine_stamp(row["created_at"]),
     )

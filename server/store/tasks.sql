@@ -390,10 +390,10 @@ order by m.seq;
 -- name: add_usage
 -- Totals so far, by provider and model; they replace what was reported before. $4 the entries
 with task as (
-    select t.id, r.provider,
+    select t.id, coalesce(r.provider, '') as provider,
            {own r} as allowed
     from agent_task_queue t
-    join agent_runtime r on r.id = t.runtime_id
+    left join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), stored as (
     insert into task_usage (task_id, provider, model, input_tokens, output_tokens,

@@ -127,3 +127,25 @@ where t.workspace_id = $3 and t.completed_at >= $1 and t.status in ('completed',
   and may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $4::uuid)
 group by 1, 2
 order by 1, 2;
+
+-- name: store_local
+-- A day's totals by a machine's own logs; they replace what was told of that day before. $1 runtime,
+-- $2 the entries
+insert into runtime_usage as u (runtime_id, date, provider, model, input_tokens, output_tokens,
+                                cache_read_tokens, cache_write_tokens)
+select distinct on (2, 3, 4) $1::uuid, x.date, lower(trim(x.provider)), x.model, x.input_tokens,
+       x.output_tokens, x.cache_read_tokens, x.cache_write_tokens
+from jsonb_to_recordset($2::jsonb) as x (date date, provider text, model text, input_tokens bigint,
+    output_tokens bigint, cache_read_tokens bigint, cache_write_tokens bigint)
+on conflict (runtime_id, date, provider, model) do update
+set input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+    cache_read_tokens = excluded.cache_read_tokens,
+    cache_write_tokens = excluded.cache_write_tokens, updated_at = now();
+
+-- name: local_daily
+-- $1 the first day's beginning, $2 its zone, $3 runtime
+select to_char(u.date, 'YYYY-MM-DD') as date, u.provider, u.model, u.input_tokens, u.output_tokens,
+       u.cache_read_tokens, u.cache_write_tokens
+from runtime_usage u
+where u.runtime_id = $3 and u.date >= ($1::timestamptz at time zone $2)::date
+order by u.date desc, u.provider, u.model;

@@ -42,6 +42,7 @@ DEFAULT_TASKS: Final = 6
 MOST_ARGS: Final = 256
 MOST_ENV: Final = 256
 
+MODES: Final = ("private", "public_to")
 VISIBILITIES: Final = ("private", "workspace")
 STATUSES: Final = ("idle", "working", "blocked", "error", "offline")
 
@@ -96,9 +97,10 @@ async def create_agent(request: Request) -> Response:
         "mcp_config": sent.value("mcp_config"),
         "model": sent.text("model"),
         "thinking_level": sent.text("thinking_level"),
-        "visibility": sent.one_of("visibility", VISIBILITIES, "private"),
+        "visibility": visibility_of(sent) or "private",
         "max_concurrent_tasks": _most_tasks(sent),
     }
+    _refuse(sent)
     if runtime_id is None:
         raise Invalid("runtime_id is required")
     owner_id = caller.caller.user_id
@@ -135,6 +137,8 @@ async def update_agent(request: Request) -> Response:
     runtime_id = sent.id("runtime_id")
 
     async def unit(conn: Connection) -> _Told:
+        if runtime_id is not None:  # machines are locked before their agents
+            await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
         before = await managed_agent(conn, caller, agent_id)
         written = dict(changes)
         if "runtime_config" in written:
@@ -346,7 +350,46 @@ def environment_of(sent: Fields) -> dict[str, str]:
     return environment
 
 
+def visibility_of(sent: Fields) -> str | None:
+    """Who may set an agent to work, in either of the protocol's spellings; None: nothing said.
+
+    The later one is `permission_mode` (`private`, `public_to`) with `invocation_targets`, which name
+    the workspace here: some of its members alone cannot be named. Raises Invalid.
+    """
+    said = sent.one_of("visibility", VISIBILITIES, "private") if sent.given("visibility") else None
+    targets = sent.value("invocation_targets")
+    if targets is not None and not isinstance(targets, list):
+        raise Invalid("invocation_targets must be a list")
+    for target in targets or ():
+        if not isinstance(target, dict) or target.get("target_type") != "workspace":
+            raise Invalid(
+                "invocation_targets is not supported but for"
+                ' [{"target_type": "workspace"}]: an agent is its owner\'s or everybody\'s'
+            )
+    if not sent.given("permission_mode"):
+        if targets and said != "workspace":
+            raise Invalid('invocation_targets needs permission_mode "public_to"')
+        return said
+    mode = sent.one_of("permission_mode", MODES, "private")
+    if mode == "public_to" and not targets:
+        raise Invalid('permission_mode "public_to" needs invocation_targets')
+    if mode == "private" and targets:
+        raise Invalid('invocation_targets needs permission_mode "public_to"')
+    meant = "private" if mode == "private" else "workspace"
+    if said not in (None, meant):
+        raise Invalid("visibility and permission_mode contradict each other")
+    return meant
+
+
+def _refuse(sent: Fields) -> None:
+    """What later servers of the protocol take and this one cannot do is said, not dropped."""
+    sent.refuse("service_tier", "set it in the agent program's own configuration or custom_args")
+    sent.refuse("execution_mode", "agents run on their owners' machines", "local")
+    sent.refuse("runtime_mode", "agents run on their owners' machines", "local")
+
+
 def _changes(sent: Fields) -> dict[str, Any]:
+    _refuse(sent)
     changes: dict[str, Any] = {}
     if sent.given("name"):
         changes["name"] = _name(sent)
@@ -361,8 +404,8 @@ def _changes(sent: Fields) -> dict[str, Any]:
         changes["custom_args"] = sent.texts("custom_args", most=MOST_ARGS)
     if sent.sent("mcp_config"):
         changes["mcp_config"] = sent.value("mcp_config")
-    if sent.given("visibility"):
-        changes["visibility"] = sent.one_of("visibility", VISIBILITIES, "private")
+    if (visibility := visibility_of(sent)) is not None:
+        changes["visibility"] = visibility
     if sent.given("status"):
         changes["status"] = sent.one_of("status", STATUSES, "idle")
     if sent.given("max_concurrent_tasks"):

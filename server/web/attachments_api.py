@@ -29,7 +29,7 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import id_of, text_of
-from server.web.issue_changes import existing
+from server.web.issue_changes import existing, work_thing
 from server.web.unit import path_id, read, write, wrote
 
 LARGEST: Final = 25 * 1024 * 1024
@@ -153,7 +153,7 @@ async def _form(request: Request) -> tuple[str, bytes, dict[str, str | None]]:
         data = await file.read()
         place = {
             name: id_of(str(value), name) if (value := form.get(name)) else None
-            for name in ("issue_id", "comment_id", "chat_session_id")
+            for name in ("issue_id", "comment_id", "chat_session_id", "task_id")
         }
         named = text_of((file.filename or "").replace("\\", "/").rsplit("/", 1)[-1])
     if len(data) > LARGEST:
@@ -162,15 +162,35 @@ async def _form(request: Request) -> tuple[str, bytes, dict[str, str | None]]:
 
 
 async def _check_place(conn: Connection, caller: Membership, place: dict[str, str | None]) -> None:
-    """What the file is for is in this workspace; a chat is the caller's own."""
+    """What the file is for is in this workspace; a chat is the caller's own.
+
+    A file for a task is its issue's or its chat's.
+    """
+    if place["task_id"]:
+        task = await conn.fetchrow(SQL.place_of_task, caller.workspace_id, place["task_id"])
+        if task is None:
+            raise Forbidden("task not found in this workspace")
+        if task["issue_id"] is not None:
+            place["issue_id"] = place["issue_id"] or task["issue_id"]
+        elif task["chat_session_id"] is None:
+            raise Invalid("this task has no issue and no chat that a file could belong to")
+        elif caller.actor.task_id == place["task_id"]:
+            place["chat_session_id"] = task["chat_session_id"]
+            return  # an agent's own chat
+        else:
+            place["chat_session_id"] = place["chat_session_id"] or task["chat_session_id"]
     if place["issue_id"]:
         found = await work.hold_issue(conn, caller.workspace_id, place["issue_id"])
         if found is None:
             raise Forbidden("issue not found in this workspace")
-    if place["comment_id"] and not await conn.fetchval(
-        SQL.comment_of, caller.workspace_id, place["comment_id"]
-    ):
-        raise Forbidden("comment not found in this workspace")
+        caller.check(work_thing(caller, found))
+    if place["comment_id"]:
+        on = await conn.fetchval(SQL.comment_of, caller.workspace_id, place["comment_id"])
+        if on is None:
+            raise Forbidden("comment not found in this workspace")
+        if caller.actor.agent_id is not None:
+            issue = existing(await work.get_issue(conn, caller.workspace_id, on))
+            caller.check(work_thing(caller, issue))
     if place["chat_session_id"]:
         owner = await conn.fetchval(SQL.chat_of, caller.workspace_id, place["chat_session_id"])
         if not caller.may("chat.write", Thing(people=(owner,))):

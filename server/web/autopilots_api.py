@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import events, schedule
+from server.dispatch import events, finish, schedule
 from server.dispatch.autopilot import SQL, start_run
 from server.errors import Forbidden, Invalid, NotFound, Unprocessable
 from server.rights import Thing
@@ -161,14 +161,19 @@ async def update_autopilot(request: Request) -> Response:
 
 
 async def delete_autopilot(request: Request) -> Response:
-    """DELETE /api/autopilots/{id}: with its triggers and the record of its runs."""
+    """DELETE /api/autopilots/{id}: with its triggers, and its runs, which end now.
+
+    Issues that its runs have made stay, and so does the work on them.
+    """
     caller = await auth.workspace(request)
     autopilot_id = path_id(request, "id", "autopilot id")
 
     async def unit(conn: Connection) -> tuple[None, _Follows]:
         gone = await _locked(conn, caller, autopilot_id)
+        stopped = await finish.cancel_autopilot(conn, autopilot_id)
         await conn.execute(SQL.delete_autopilot, autopilot_id)
-        return None, (_told(caller, "autopilot:deleted", gone, autopilot_id=autopilot_id),)
+        deleted = _told(caller, "autopilot:deleted", gone, autopilot_id=autopilot_id)
+        return None, (*stopped, deleted)
 
     await write(request, unit)
     return nothing()
@@ -342,6 +347,9 @@ def _trigger(request: Request, row: Record, *, secret: bool = True) -> Autopilot
     return wire(
         AutopilotTrigger,
         row,
+        # as the kind speaks: a webhook has no zone, a schedule no provider
+        timezone=row["timezone"] if row["kind"] == "schedule" else None,
+        provider=row["provider"] if row["kind"] == "webhook" else None,
         webhook_token=token,
         webhook_path=path,
         webhook_url=f"{base}{path}" if path and base else None,

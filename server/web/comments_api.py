@@ -217,7 +217,7 @@ async def delete_comment(request: Request) -> Response:
             raise Forbidden(
                 "an agent does not delete what others wrote: there are replies of others"
             )
-        stopped = await finish.cancel_trigger(conn, comment_id)
+        stopped = await finish.cancel_trigger(conn, comment_id, replies=True)
         await comments.delete_comment(conn, comment_id)
         told = event(caller, "comment:deleted", comment_id=comment_id, issue_id=comment.issue_id)
         return None, (told, *stopped)

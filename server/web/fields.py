@@ -116,6 +116,15 @@ class Fields:
             raise Invalid(f"invalid {name}: must be one of {', '.join(allowed)}")
         return value
 
+    def refuse(self, name: str, why: str, *harmless: Any) -> None:
+        """Raise Invalid if the field says something that this server does not do.
+
+        Nothing said (absent, null, empty, false) is fine, and so are the `harmless` values.
+        """
+        value = self._values.get(name)
+        if value and value not in harmless:
+            raise Invalid(f"{name} is not supported: {why}")
+
     def flag(self, name: str) -> bool:
         """Return a boolean; absent and null are false."""
         return bool(self._get(name, bool, False))

@@ -79,7 +79,7 @@ async def workspace_repos(request: Request) -> Response:
             workspace_id=workspace_id,
             repos=repos,
             repos_version=register.repos_version(repos),
-            settings=row["settings"] or None,
+            settings=row["settings"],
         )
     )
 

@@ -219,7 +219,11 @@ async def get_invitation(request: Request) -> Response:
 
 async def accept(request: Request) -> Response:
     """POST /api/invitations/{id}/accept: become a member."""
-    actor = await auth.human(request)
+    return answer(await join(request, await auth.human(request)))
+
+
+async def join(request: Request, actor: auth.Actor) -> Member:
+    """Make who is invited by the path's id a member. Raises NotFound, Forbidden, Invalid, Gone."""
     invitation_id = path_id(request, "id", "invitation id")
 
     async def unit(conn: Connection) -> tuple[Member, _Told]:
@@ -241,7 +245,7 @@ async def accept(request: Request) -> Response:
         )
         return member, told
 
-    return answer(await write(request, unit))
+    return await write(request, unit)
 
 
 async def decline(request: Request) -> Response:

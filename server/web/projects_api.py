@@ -116,6 +116,8 @@ async def create_project(request: Request) -> Response:
             priority,
             values.get("lead_type"),
             values.get("lead_id"),
+            sent.day("start_date"),
+            sent.day("due_date"),
         )
         added = await _attach(conn, caller, project_id, resources)
         made = await _known(conn, caller, project_id)
@@ -360,6 +362,10 @@ def _changes(sent: Fields) -> dict[str, Any]:
         )
     if sent.sent("lead_id"):
         changes["lead_id"] = sent.id("lead_id")
+    for key in ("start_date", "due_date"):
+        if sent.sent(key):
+            day = sent.day(key)
+            changes[key] = None if day is None else day.isoformat()
     return changes
 
 

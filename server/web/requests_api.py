@@ -31,7 +31,7 @@ from server.web.daemon_calls import change, daemon_caller
 from server.web.daemon_calls import path_id as daemon_id
 from server.web.fields import Fields, json_of, text_of
 from server.web.unit import fields, path_id, read, write
-from shared.skillbundle import clash, path_fault
+from shared.skillbundle import clash, is_inside, path_fault
 from shared.times import fine_stamp
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
@@ -298,7 +298,10 @@ async def _failed(conn: Connection, row: Record, error: str) -> list[Consequence
 def _skill(
     sent: Fields, runtime_id: str, params: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a machine sent as a skill. Raises Invalid for one that no other machine could write."""
+    """What a machine sent as a skill; files that lie elsewhere are left out.
+
+    Raises Invalid for one that no other machine could write.
+    """
     skill = Fields(sent.object("skill"))
     name = params["name"] or skill.text("name").strip()
     if not name:
@@ -313,6 +316,7 @@ def _skill(
         if isinstance(item, dict)
         and isinstance(item.get("path"), str)
         and isinstance(item.get("content") or "", str)
+        and is_inside(item["path"])
         and item["path"].lower() != "skill.md"
     }
     faults = [*map(path_fault, files), clash(files)]

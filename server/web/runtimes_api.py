@@ -27,6 +27,7 @@ from server.web.unit import event, fields, path_id, query, read, write
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
 
+LONGEST_NAME: Final = 100
 MOST_AGENTS: Final = 1000
 VISIBILITIES: Final = ("private", "public")
 
@@ -44,20 +45,26 @@ async def list_runtimes(request: Request) -> Response:
 
 
 async def update_runtime(request: Request) -> Response:
-    """PATCH /api/runtimes/{id}: private or public."""
+    """PATCH /api/runtimes/{id}: private or public, and what people call it."""
     caller = await auth.workspace(request)
     runtime_id = path_id(request, "id", "runtime_id")
     sent = await fields(request)
-    if not sent.given("visibility"):
-        raise Invalid("visibility is required")
-    visibility = sent.one_of("visibility", VISIBILITIES, "private")
+    changes: dict[str, Any] = {}
+    if sent.given("visibility"):
+        changes["visibility"] = sent.one_of("visibility", VISIBILITIES, "private")
+    if sent.sent("custom_name"):
+        changes["custom_name"] = sent.text("custom_name").strip() or None
+        if len(changes["custom_name"] or "") > LONGEST_NAME:
+            raise Invalid(f"custom_name must be at most {LONGEST_NAME} characters")
+    if not changes:
+        raise Invalid("visibility or custom_name is required")
 
     async def unit(conn: Connection) -> tuple[Runtime, Sequence[Consequence]]:
         runtime = await _managed(conn, caller, runtime_id)
-        if visibility == "public":
+        if changes.get("visibility") == "public":
             # or an admin could put an agent, which is a shell, on anybody's machine
             caller.check(Thing(people=(runtime.owner_id,)), "runtime.open")
-        changed = await agents.set_runtime_visibility(conn, runtime_id, visibility)
+        changed = await agents.change_runtime(conn, runtime_id, changes)
         return changed, (event(caller, "daemon:register", action="update"),)
 
     return answer(await write(request, unit))

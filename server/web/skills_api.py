@@ -71,7 +71,7 @@ async def create_skill(request: Request) -> Response:
         )
         if made is None:
             raise _taken(str(values["name"]))
-        return made, (_told(caller, "skill:created", made),)
+        return made, (skill_event(caller, "skill:created", made),)
 
     return answer(await write(request, unit), 201)
 
@@ -94,11 +94,11 @@ async def update_skill(request: Request) -> Response:
     _check_together(changes.get("content", ""), files or {})
 
     async def unit(conn: Connection) -> tuple[FullSkill, _Told]:
-        before = await _managed(conn, caller, skill_id)
+        before = await managed_skill(conn, caller, skill_id)
         changed = await skills.update_skill(conn, skill_id, changes, files)
         if changed is None:
             raise _taken(str(changes.get("name", before.name)))
-        return changed, (_told(caller, "skill:updated", changed),)
+        return changed, (skill_event(caller, "skill:updated", changed),)
 
     return answer(await write(request, unit))
 
@@ -109,7 +109,7 @@ async def delete_skill(request: Request) -> Response:
     skill_id = path_id(request, "id", "skill id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _managed(conn, caller, skill_id)
+        await managed_skill(conn, caller, skill_id)
         await conn.execute(skills.SQL.delete_skill, skill_id)
         return None, (event(caller, "skill:deleted", skill_id=skill_id),)
 
@@ -139,12 +139,12 @@ async def put_file(request: Request) -> Response:
     content = _file_content(path, sent.text("content"))
 
     async def unit(conn: Connection) -> tuple[SkillFileRow, _Told]:
-        await _managed(conn, caller, skill_id)
+        await managed_skill(conn, caller, skill_id)
         known = {file.path: file.content for file in await skills.list_files(conn, skill_id)}
         _check_together("", known | {path: content})
         written = await skills.put_file(conn, skill_id, path, content)
         shown = await _known(conn, caller, skill_id)
-        return written, (_told(caller, "skill:updated", shown),)
+        return written, (skill_event(caller, "skill:updated", shown),)
 
     return answer(await write(request, unit))
 
@@ -156,11 +156,11 @@ async def delete_file(request: Request) -> Response:
     file_id = path_id(request, "file_id", "file id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _managed(conn, caller, skill_id)
+        await managed_skill(conn, caller, skill_id)
         if await conn.fetchval(skills.SQL.delete_file, skill_id, file_id) is None:
             raise NotFound("skill file not found")
         shown = await _known(conn, caller, skill_id)
-        return None, (_told(caller, "skill:updated", shown),)
+        return None, (skill_event(caller, "skill:updated", shown),)
 
     await write(request, unit)
     return nothing()
@@ -216,7 +216,7 @@ async def _known(conn: Connection, caller: Membership, skill_id: str) -> FullSki
     return found
 
 
-async def _managed(conn: Connection, caller: Membership, skill_id: str) -> SkillSummary:
+async def managed_skill(conn: Connection, caller: Membership, skill_id: str) -> SkillSummary:
     found = await skills.lock_skill(conn, caller.workspace_id, skill_id)
     if found is None:
         raise NotFound("skill not found")
@@ -228,7 +228,8 @@ def _taken(name: str) -> Conflict:
     return Conflict(f"a skill named {name!r} already exists in this workspace")
 
 
-def _told(caller: Membership, kind: str, skill: FullSkill) -> Consequence:
+def skill_event(caller: Membership, kind: str, skill: FullSkill) -> Consequence:
+    """What everybody in the workspace hears of a skill."""
     return event(caller, kind, skill=skill)
 
 

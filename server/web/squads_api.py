@@ -53,6 +53,7 @@ async def create_squad(request: Request) -> Response:
     values = {
         "name": _name(sent),
         "description": sent.text("description"),
+        "instructions": sent.text("instructions"),
         "avatar_url": sent.optional_text("avatar_url"),
         "leader_id": leader_id,
     }

@@ -24,6 +24,7 @@ from server.store.runs import FoundTask
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
+from server.web.fields import LARGEST_INT
 from server.web.issue_changes import existing, facts, work_thing
 from server.web.unit import optional_fields, path_id, query, read, write
 from shared import codec
@@ -123,11 +124,11 @@ async def list_messages(request: Request) -> Response:
     """GET /api/tasks/{id}/messages?since=: the transcript after a sequence number."""
     caller = await auth.workspace(request)
     task_id = path_id(request, "id", "task_id")
-    since = query(request).whole("since", low=0) or 0
+    since = query(request).whole("since", low=-LARGEST_INT)
 
     async def unit(conn: Connection) -> list[TaskMessagePayload]:
         await _usable(conn, caller, task_id)
-        return await runs.task_messages(conn, task_id, since)
+        return await runs.task_messages(conn, task_id, -1 if since is None else since)
 
     return answer(await read(request, unit))
 

@@ -273,7 +273,11 @@ async def list_workspaces(request: Request) -> Response:
 async def create_workspace(request: Request) -> Response:
     """POST /api/workspaces: a new one, owned by the caller."""
     actor = await auth.human(request)
-    sent = await fields(request)
+    return answer(await make_workspace(request, actor.user_id, await fields(request)), 201)
+
+
+async def make_workspace(request: Request, user_id: str, sent: Fields) -> FullWorkspace:
+    """Make a workspace of a user's. Raises Invalid, Conflict."""
     name = _name(sent)
     slug = _slug(sent)
     letters = "".join(c for c in name if c.isascii() and c.isalpha())
@@ -283,7 +287,7 @@ async def create_workspace(request: Request) -> Response:
     async def unit(conn: Connection) -> tuple[FullWorkspace, Sequence[Consequence]]:
         made = await people.create_workspace(
             conn,
-            owner_id=actor.user_id,
+            owner_id=user_id,
             name=name,
             slug=slug,
             description=description,
@@ -296,7 +300,7 @@ async def create_workspace(request: Request) -> Response:
 
     made = await write(request, unit)
     services(request).metrics.count("workspace_created")
-    return answer(made, 201)
+    return made
 
 
 async def get_workspace(request: Request) -> Response:

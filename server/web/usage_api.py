@@ -40,8 +40,14 @@ class Span:
 
 
 async def of_runtime(request: Request, statement: str, days: int) -> Response:
-    """GET /api/runtimes/{id}/…: one machine's."""
+    """GET /api/runtimes/{id}/…: one machine's.
+
+    By day also what its programs' own logs say (`source=local`), which is more than its runs.
+    """
     caller = await auth.workspace(request)
+    daily = statement == "runtime_daily"
+    if daily and query(request).text("source") == "local":
+        statement = "local_daily"
     runtime_id = path_id(request, "id", "runtime_id")
 
     async def unit(conn: Connection) -> list[Record]:
@@ -52,7 +58,7 @@ async def of_runtime(request: Request, statement: str, days: int) -> Response:
         return await conn.fetch(SQL[statement], *args)
 
     rows = await read(request, unit)
-    extra = {"runtime_id": runtime_id} if statement == "runtime_daily" else {}
+    extra = {"runtime_id": runtime_id} if daily else {}
     return answer([extra | _shown(row) for row in rows])
 
 

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
-from server.errors import Conflict, DomainError, Forbidden, Invalid
+from server.errors import Conflict, Forbidden, Invalid
 from server.store import work
 from server.store.adornments import adorn_issue
 from server.store.attachments import bind_to_issue
@@ -32,6 +32,7 @@ from server.web.fields import Fields, Query
 from server.web.issue_changes import (
     Patch,
     apply,
+    apply_to_all,
     check_assignee,
     check_parent,
     existing,
@@ -320,15 +321,13 @@ async def update_issues(request: Request) -> Response:
     patch = read_patch(Fields(sent.object("updates")))
 
     async def unit(conn: Connection) -> tuple[int, _Told]:
-        updated, told = 0, list[Consequence]()
-        for issue in await work.lock_issues(conn, caller.workspace_id, issue_ids):
-            try:
-                _, follows = await apply(conn, caller, issue, patch)
-            except DomainError:
-                continue
-            updated += 1
-            told += follows
-        return updated, told
+        issues = await work.lock_issues(
+            conn, caller.workspace_id, issue_ids, parents="status" in patch.changes
+        )
+        if not issues:
+            return 0, ()
+        done = await apply_to_all(conn, caller, issues, patch)
+        return len(done.changed), done.told
 
     updated = await write(request, unit) if patch != Patch() else 0
     return answer({"updated": updated})

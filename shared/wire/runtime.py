@@ -18,8 +18,10 @@ SKILL_BUNDLES: Final = "skill-bundles-v1"
 
 CLAIM_MANY: Final = "claim-many-v1"
 BEAT_MANY: Final = "beat-many-v1"
+UNIQUE_ROWS: Final = "unique-rows-v1"
 """Ours: what a server may offer daemons beyond the protocol, in its answer to a registration: claims
-for many runtimes in one call, and one frame for the beats of many (`frame.heartbeats`)."""
+for many runtimes in one call, one frame for the beats of many (`frame.heartbeats`), and transcripts
+that keep one row for each number, so that a batch may be sent again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +51,8 @@ class RegisterRequest:
     legacy_daemon_ids: list[str] = attrs.field(factory=list)
     device_name: str = ""
     cli_version: str = ""
+    bullpen_version: str = omitted("")
+    """Ours: what the daemon is, where `cli_version` says which protocol it speaks."""
     launched_by: str = ""
     isolation: str = omitted("")
     isolation_problem: str = omitted("")
@@ -68,6 +72,7 @@ class Runtime:
     workspace_id: str = ""
     daemon_id: str | None = None
     name: str = ""
+    custom_name: str | None = omitted(None)
     runtime_mode: str = "local"
     provider: str = ""
     launch_header: str = ""
@@ -94,6 +99,24 @@ class RegisterReply:
 @attrs.frozen(kw_only=True)
 class DeregisterRequest:
     runtime_ids: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class DayUsage:
+    """What one program has used of one model on one day of the machine's calendar."""
+
+    date: str
+    provider: str = ""
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class UsageReport:
+    entries: list[DayUsage] = attrs.field(factory=list)
 
 
 @attrs.frozen(kw_only=True)

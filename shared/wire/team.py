@@ -112,6 +112,8 @@ class Agent:
     has_custom_env: bool = False
     custom_env_key_count: int = 0
     visibility: str = "private"
+    permission_mode: str = "private"
+    invocation_targets: list[dict[str, str]] = attrs.field(factory=list)
     status: str = "offline"
     max_concurrent_tasks: int = 6
     model: str = ""

@@ -321,7 +321,8 @@ def test_what_an_agent_is_trusted_with_is_secret(about: dict[str, Any], secrets:
 def test_the_launcher_is_alone_in_its_directory_and_runs_isolated(tmp_path: Path) -> None:
     folder = make_launcher(Home(tmp_path), "/opt/my python/bin/python")
     make_launcher(Home(tmp_path), "/opt/my python/bin/python")
-    assert [path.name for path in folder.iterdir()] == ["bullpen"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bullpen", "multica"]
+    assert (folder / "multica").read_text() == (folder / "bullpen").read_text()
     script = (folder / "bullpen").read_text()
     assert script.startswith("#!/bin/sh\nexec '/opt/my python/bin/python' -I -c ")
     assert (folder / "bullpen").stat().st_mode & 0o777 == 0o755

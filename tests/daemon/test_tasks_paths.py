@@ -220,7 +220,7 @@ async def test_the_second_task_waits_and_says_so(
         bench.hand_over(third)
         await until(third, WAITING)
         [call] = bench.server.requests(f".*{second.id}/wait-local-directory")
-        assert call.body == {"reason": f"local_directory {link} (held by task {first.id[:8]})"}
+        assert call.body == {"reason": f"local_directory {link} (held by task {first.id[-8:]})"}
         await until(second, RUNNING)
         assert first.status in {RUNNING, COMPLETED}
         assert third.status == WAITING

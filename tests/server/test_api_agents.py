@@ -51,6 +51,8 @@ async def test_an_agent_is_shown_whole() -> None:
             "has_custom_env": True,
             "custom_env_key_count": 1,
             "visibility": "private",
+            "permission_mode": "private",
+            "invocation_targets": [],
             "status": "idle",
             "max_concurrent_tasks": 6,
             "model": "",

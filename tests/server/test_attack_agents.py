@@ -141,6 +141,14 @@ async def test_an_agent_stays_with_its_own_work() -> None:
         await agent.refused(403, "PUT", f"{other}/metadata/key", {"value": 1})
         await agent.refused(403, "POST", f"{other}/subscribe", {})
         await agent.refused(403, "POST", f"{other}/rerun", {})
+        below = {"title": "T", "parent_issue_id": things["other"]}
+        await agent.refused(403, "POST", "/api/issues", below)
+        await agent.refused(403, "PUT", own, {"parent_issue_id": things["other"]})
+        for place, status in ((things["other"], 403), (things["own"], 200), ("", 200)):
+            sent = await agent.client.post(
+                "/api/upload-file", files={"file": ("a.txt", b"x")}, data={"issue_id": place}
+            )
+            assert sent.status_code == status, sent.text
         done = await agent.ok(
             200,
             "POST",

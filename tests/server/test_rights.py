@@ -185,6 +185,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
 )
 
 ELSEWHERE = {
+    "POST /api/skills/import": "asks a code host first, as making a skill; test_skills",
     "POST /api/upload-file": "no JSON; test_attachments",
     "POST /api/issues/{id}/squad-evaluated": "for a squad's leader in its task only; test_squads",
     "POST /auth/send-code": "before there is a caller; test_codes",
@@ -192,6 +193,8 @@ ELSEWHERE = {
     "POST /login/code": "a form before there is a caller; test_login",
     "POST /login/verify": "a form before there is a caller; test_login",
     "POST /login/cli": "a form with a proof of its own; test_login",
+    "POST /workspaces/new": "a form with a proof of its own; test_login",
+    "POST /invite/{id}": "a form with a proof of its own; test_login",
 }
 
 

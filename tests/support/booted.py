@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -98,6 +99,9 @@ class Booted:
             try:
                 self._process.wait(60)
             except subprocess.TimeoutExpired:
+                # All that runs inside ends with its first process.
+                with suppress(ProcessLookupError):
+                    os.kill(self.leader, signal.SIGKILL)
                 self._process.kill()
                 self._process.wait(10)
             self._process = None

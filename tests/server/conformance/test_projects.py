@@ -49,6 +49,8 @@ async def test_a_project_is_shown_whole() -> None:
             "priority": "none",
             "lead_type": None,
             "lead_id": None,
+            "start_date": None,
+            "due_date": None,
             "created_at": made["created_at"],
             "updated_at": made["updated_at"],
             "issue_count": 0,

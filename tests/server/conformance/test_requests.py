@@ -206,6 +206,12 @@ async def test_importing_skills() -> None:
         new = {"status": "completed", "skill": skill | {"content": "new"}}
         await report(api, "local-skills/import", fourth["id"], new)
         assert (await api.owner.get(f"/api/skills/{made['id']}"))["content"] == "new"
+        # What no other machine could write is refused here, not at every task.
+        fifth = await ask(api, "local-skills/import", {"skill_key": "c", "name": "long"})
+        body = {"status": "completed", "skill": skill | {"files": [{"path": "x" * 300}]}}
+        await report(api, "local-skills/import", fifth["id"], body)
+        shown = await poll(api, "local-skills/import", fifth["id"])
+        assert (shown["status"], "file name too long" in shown["error"]) == ("failed", True)
 
 
 async def test_a_sign_of_life_and_who_may_not_ask() -> None:

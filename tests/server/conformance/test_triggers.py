@@ -437,7 +437,7 @@ async def test_what_cannot_be_run_again() -> None:
         )
         issue_id = await issue(api, status="done")
         path = f"/api/issues/{issue_id}/rerun"
-        assert await api.member.refused(400, "POST", path, {})
+        assert await api.member.refused(403, "POST", path, {})
         assert "only a person" in await (await api.agent()).refused(409, "POST", path, {})
         await api.owner.ok(202, "POST", path, {})
         await api.run(lambda conn: conn.execute("update agent set archived_at = now()"))
