@@ -14,10 +14,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+import structlog
 import trio
 
 from daemon.agents.discovery import discover, find_version
+from daemon.agents.isolation import Isolation, NotIsolated, hidden_of
 from daemon.agents.launch import DRIVERS
+from daemon.agents.probing import find_isolation
 from daemon.agents.providers import DEMO
 from daemon.app import Parts, run_daemon
 from daemon.client import ApiError, open_client
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         run = partial(run_daemon, config, parts_of(config, load, notifier))
         successor = trio.run(run, strict_exception_groups=True)
-    except* (ConfigError, AlreadyRunning, SignInRefused) as group:
+    except* (ConfigError, AlreadyRunning, NotIsolated, SignInRefused) as group:
         reasons = [str(error) for error in _leaves(group)]
     for reason in reasons:
         sys.stderr.write(f"daemon: {reason}\n")
@@ -66,11 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if reasons else 0
 
 
+async def isolate(config: Config) -> Isolation:
+    """How this machine isolates agents. Raises NotIsolated where it must and cannot."""
+    found = await find_isolation(
+        config.agent_isolation,
+        hidden=hidden_of(config.home, config.workspaces_root),
+        paths=config.agent_paths,
+    )
+    if found.problem and config.agent_isolation == "required":
+        raise NotIsolated(f"BULLPEN_AGENT_ISOLATION is required, but {found.problem}")
+    if found.problem:
+        structlog.get_logger(__name__).warning("agents are not isolated", problem=found.problem)
+    return found
+
+
 async def check(config: Config) -> None:
     """Try what a start needs and print what came of it. Raises SignInRefused.
 
     A server that is away is no reason against a start: the daemon waits for it.
     """
+    isolation = await isolate(config)
     programs = await discover(config.agents, os.environ)
     server = config.server_url
     try:
@@ -87,6 +105,7 @@ async def check(config: Config) -> None:
         f"home: {config.home.root}",
         f"server: {server}",
         f"agents: {', '.join(f'{p.provider} {p.version}' for p in programs) or 'none found'}",
+        f"isolation: {isolation.problem or isolation.backend}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -125,6 +144,7 @@ def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Noti
         adopt=adopt,
         notifier=notifier,
         installer=installer,
+        isolate=isolate,
         never_updates=never_updates,
     )
 

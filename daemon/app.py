@@ -21,6 +21,8 @@ import psutil
 import structlog
 import trio
 
+from daemon.agents import isolation
+from daemon.agents.isolation import Isolation
 from daemon.agents.models import TakesLevel
 from daemon.client import DEREGISTER, ApiError, Client, open_client
 from daemon.config import Config
@@ -81,6 +83,12 @@ def adopt_nothing(config: Config) -> None:
     """Stand in where nothing outside the tree depends on settings."""
 
 
+async def isolate_nothing(_: Config) -> Isolation:
+    """Stand in where no agent is run as a process."""
+    await trio.lowlevel.checkpoint()
+    return Isolation()
+
+
 @attrs.frozen(kw_only=True)
 class Parts:
     """What the daemon is made of besides its own tree; tests put in their own.
@@ -89,7 +97,7 @@ class Parts:
     `ask_version` starts their programs to be told a version. `abilities` is what can be asked of
     the machine between tasks. `load` reads the settings again when the config file has changed,
     None never; `adopt` is told of those to use from then. `installer` changes Bullpen's own
-    version; without one, `never_updates` says why.
+    version; without one, `never_updates` says why. `isolate` finds out how agents are isolated.
     """
 
     discover: Discover
@@ -103,6 +111,7 @@ class Parts:
     installer: Updates | None = None
     never_updates: str = "updates are off for this installation"
     notifier: Notifier = attrs.field(factory=Notifier)
+    isolate: Callable[[Config], Awaitable[Isolation]] = isolate_nothing
 
 
 @attrs.define(eq=False)
@@ -162,6 +171,7 @@ class Health:
     client: Client | None = None
     sync: Sync | None = None
     stop: Stop | None = None
+    isolation: Isolation = attrs.field(factory=isolation.machine.get)
 
     def tell(self) -> dict[str, Any]:
         """The object of spec 01 §6.1; what follows `workspaces` is ours, there when it applies."""
@@ -186,6 +196,9 @@ class Health:
             told["service"] = self.config.service
         if self.stop and self.stop.draining:
             told["draining"] = True
+        told["isolation"] = self.isolation.backend
+        if self.isolation.problem:
+            told["isolation_problem"] = self.isolation.problem
         problems = [
             self.sync.problem if self.sync else "",
             self.client.problem if self.client else "",
@@ -212,8 +225,9 @@ async def run_daemon(config: Config, parts: Parts) -> Successor | None:
     """Be the daemon until a signal, `/shutdown` or the end of the parent process.
 
     Returns who takes over, if the daemon made room after an update. Raises AlreadyRunning, or an
-    exception group holding SignInRefused or a bug.
+    exception group holding SignInRefused, NotIsolated or a bug.
     """
+    isolation.machine.set(await parts.isolate(config))
     stop, health = Stop(), Health(config)
     word = Nudge()
     commands: dict[str, Callable[[], dict[str, Any]]] = {

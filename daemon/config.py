@@ -22,6 +22,7 @@ from uuid import UUID
 
 import attrs
 
+from daemon.agents.isolation import SETTINGS, Setting
 from daemon.agents.providers import PROVIDERS
 from daemon.identity import (
     IdentityError,
@@ -30,7 +31,7 @@ from daemon.identity import (
     load_machine_key,
 )
 from shared.codec import DecodeError, loads
-from shared.home import Home, find_home
+from shared.home import Home, find_home, gather_secrets
 from shared.ids import InvalidId, canonical_id
 from shared.log import LEVELS
 
@@ -111,6 +112,8 @@ class Config:
     codex_multi_agent: bool = False
     codex_memory: bool = False
     agents: tuple[str, ...] | None = None
+    agent_isolation: Setting = "auto"
+    agent_paths: tuple[Path, ...] = ()
     extra_args: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     models: Mapping[str, str] = attrs.field(factory=dict)
     commands: Mapping[str, str] = attrs.field(factory=dict)
@@ -240,6 +243,8 @@ def load_config(
         codex_multi_agent=read.value("BULLPEN_CODEX_MULTI_AGENT", _switch, False),
         codex_memory=read.value("BULLPEN_CODEX_MEMORY", _switch, False),
         agents=read.value("BULLPEN_AGENTS", _names, None),
+        agent_isolation=read.value("BULLPEN_AGENT_ISOLATION", _isolation, "auto"),
+        agent_paths=read.value("BULLPEN_AGENT_PATHS", _paths, ()),
         extra_args=_per_provider(read, "ARGS", _words),
         models=_per_provider(read, "MODEL", str),
         commands=commands,
@@ -336,6 +341,7 @@ def _disk_settings(read: _Reader, home: Home) -> DiskSettings:
 
 def read_config_file(home: Home) -> dict[str, Any]:
     """Read the config file's object; a missing file is an empty one. Raises ConfigError."""
+    gather_secrets(home)
     try:
         value = loads(home.config_file.read_bytes())
     except FileNotFoundError:
@@ -428,6 +434,21 @@ def _level(text: str) -> str:
     if level not in LEVELS:
         raise ValueError(f"{text!r} is not one of {', '.join(LEVELS)}")
     return level
+
+
+def _isolation(text: str) -> Setting:
+    if text.lower() not in SETTINGS:
+        raise ValueError(f"{text!r} is none of {', '.join(SETTINGS)}")
+    chosen: Setting = text.lower()  # type: ignore[assignment]
+    return chosen
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    found = tuple(Path(part).expanduser() for part in text.split(os.pathsep) if part.strip())
+    for path in found:
+        if not path.is_absolute():
+            raise ValueError(f"{str(path)!r} is not an absolute path")
+    return found
 
 
 def _names(text: str) -> tuple[str, ...] | None:

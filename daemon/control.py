@@ -315,7 +315,7 @@ async def _send(
 @contextmanager
 def hold_home(home: Home) -> Iterator[None]:
     """Hold the home's lock; the system drops it however the process ends. Raises AlreadyRunning."""
-    path = home.daemon_file.with_suffix(".lock")
+    path = home.daemon_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if fcntl is not None:
@@ -324,6 +324,17 @@ def hold_home(home: Home) -> Iterator[None]:
             except OSError as error:
                 raise AlreadyRunning(f"a daemon is already running for {home.root}") from error
         yield
+
+
+async def _listen(port: int) -> list[trio.SocketListener]:
+    """Listen on a port of loopback, 0 for any. Raises AlreadyRunning, naming who has it."""
+    refused: OSError
+    try:
+        return await trio.open_tcp_listeners(port, host="127.0.0.1")
+    except OSError as error:
+        refused = error
+    who = await threads.in_thread(partial(_who_has, port)) if port else str(refused)
+    raise AlreadyRunning(f"port {port} of this machine is taken: {who}") from refused
 
 
 @asynccontextmanager
@@ -340,11 +351,7 @@ async def open_control(
     `stop` is called, with the reason, after a stop was answered. Raises AlreadyRunning.
     """
     with hold_home(home):
-        try:
-            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
-        except OSError as error:
-            who = await threads.in_thread(partial(_who_has, port)) if port else str(error)
-            raise AlreadyRunning(f"port {port} of this machine is taken: {who}") from error
+        listeners = await _listen(port)
         bound: int = listeners[0].socket.getsockname()[1]
         control = Control(
             port=bound,

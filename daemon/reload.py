@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from daemon.config import Config, ConfigError
+from shared.home import gather_secrets
 from shared.supervise import every
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,8 @@ LOOK: Final = 2.0
 
 FIXED: Final = frozenset(
     {
+        "agent_isolation",
+        "agent_paths",
         "control_port",
         "daemon_id",
         "device_name",
@@ -85,6 +88,7 @@ async def run_reload(now: Config, load: Load, adopt: Callable[[Config], None]) -
     async def look() -> None:
         nonlocal current, seen
         await trio.lowlevel.checkpoint()
+        gather_secrets(now.home)
         found = _look_of(file)
         if found == seen:
             return

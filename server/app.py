@@ -36,7 +36,7 @@ from server.store.sessions import shared_secret
 from server.web.context import Services
 from server.web.routes import make_app
 from server.web.serve import open_listeners, serve, url_of
-from shared.home import write_private
+from shared.home import gather_secrets, write_private
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +61,8 @@ async def run_server(config: Config, options: Options = Options()) -> None:
 
     Raises EmbeddedError, BindError and what the database raises when it cannot start.
     """
+    if not config.jwt_secret:
+        gather_secrets(config.home)
     stop = trio.Event()
     async with trio.open_nursery() as watching:
         await watching.start(_watch_signals, stop, watching.cancel_scope)
@@ -80,8 +82,8 @@ async def _run_until(config: Config, options: Options, stop: trio.Event) -> None
             log.info("database is ready", migrations_applied=len(applied))
             if not config.jwt_secret:
                 config = attrs.evolve(config, jwt_secret=await _session_secret(database))
-                with suppress(OSError):  # earlier versions kept it where agents could read it
-                    (config.home.root / "session.secret").unlink()
+                with suppress(OSError):  # where earlier versions kept it
+                    config.home.session_secret.unlink()
             made = await _set_up(config, options, database)
             async with open_services(config, database) as services:
                 async with trio.open_nursery() as web:

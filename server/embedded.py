@@ -32,7 +32,7 @@ import psutil
 import structlog
 import trio
 
-from shared.home import Home, private_secret
+from shared.home import Home, gather_secrets, private_secret
 
 log = structlog.get_logger(__name__)
 
@@ -135,13 +135,14 @@ async def open_embedded(home: Home, progress: Progress = lambda _: None) -> Asyn
     unless another process of this home still uses it.
     """
     home.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    gather_secrets(home)
     postgres = _locate(home)
     with _open_lock(home.root / "postgres.lock") as lock:
         await _lock_alone(lock)
         await _prepare(postgres, home, progress)
         pid = await _ensure_running(postgres, progress)
         fcntl.flock(lock, fcntl.LOCK_SH)
-        password = private_secret(_password_file(home))
+        password = private_secret(home.postgres_password)
         url = f"postgresql://{_DATABASE}:{quote(password)}@/{_DATABASE}?host={quote(str(postgres.socket))}"
         try:
             yield Embedded(url=url, pid=pid, data=postgres.data)
@@ -170,10 +171,6 @@ def _locate(home: Home) -> _Postgres:
         log_file=data / "server.log",
         user=user,
     )
-
-
-def _password_file(home: Home) -> Path:
-    return home.root / "postgres.password"
 
 
 # --- as root: a user of its own, and a way for it to its data --------------------------------------
@@ -328,7 +325,7 @@ async def _leave(postgres: _Postgres, lock: int) -> None:
 async def _prepare(postgres: _Postgres, home: Home, progress: Progress) -> None:
     """Make the data directory at the first start, and bring its settings up to date."""
     _open_up(postgres)
-    password_file = _password_file(home)
+    password_file = home.postgres_password
     known = password_file.exists()
     password = private_secret(password_file)
     if not (postgres.data / "PG_VERSION").exists():

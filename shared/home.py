@@ -10,11 +10,25 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import attrs
 import platformdirs
+
+_SECRETS: Final = "secrets"
+
+_ONCE_OUTSIDE: Final = (
+    "config.json",
+    "daemon.json",
+    "postgres.password",
+    "server.json",
+    "session.secret",
+    "up.json",
+)
+"""Secret files that earlier versions kept directly in the home."""
+
 
 OURS: Final = "x-bullpen"
 """The header by which our own commands ask a daemon how it is (`daemon/control.py`)."""
@@ -32,19 +46,44 @@ class Home:
         return self.base / "profiles" / self.profile if self.profile else self.base
 
     @property
+    def secrets(self) -> Path:
+        """Everything that lets its reader act as somebody else: no agent sees this directory."""
+        return self.root / _SECRETS
+
+    @property
     def config_file(self) -> Path:
         """The command line's settings and the daemon's sign-in: server_url, token, workspace_id."""
-        return self.root / "config.json"
+        return self.secrets / "config.json"
 
     @property
     def up_file(self) -> Path:
         """What `bullpen up` says of its processes while it runs."""
-        return self.root / "up.json"
+        return self.secrets / "up.json"
+
+    @property
+    def ready_file(self) -> Path:
+        """What the server says to `bullpen up` once it is ready."""
+        return self.secrets / "server.json"
 
     @property
     def daemon_file(self) -> Path:
         """The running daemon's pid, control port and secret."""
-        return self.root / "daemon.json"
+        return self.secrets / "daemon.json"
+
+    @property
+    def daemon_lock(self) -> Path:
+        """Held by the home's one daemon; where it always was, so that versions exclude each other."""
+        return self.root / "daemon.lock"
+
+    @property
+    def session_secret(self) -> Path:
+        """What the server signs sessions with."""
+        return self.secrets / "session.secret"
+
+    @property
+    def postgres_password(self) -> Path:
+        """The embedded Postgres' password."""
+        return self.secrets / "postgres.password"
 
     @property
     def daemon_id_file(self) -> Path:
@@ -53,7 +92,7 @@ class Home:
     @property
     def machine_key_file(self) -> Path:
         """What proves to servers that this is the machine that registered before."""
-        return self.root / "secrets" / "machine.key"
+        return self.secrets / "machine.key"
 
     @property
     def directories_file(self) -> Path:
@@ -94,9 +133,29 @@ def find_home(
     return Home(base.absolute(), profile)
 
 
+def gather_secrets(home: Home) -> None:
+    """Move secret files from where earlier versions kept them into the directory for secrets.
+
+    One that is still, or again, at its old place is what somebody wrote last, an earlier version or
+    a person, so it replaces the other. Each move is one rename: it may be repeated, and done by
+    several processes at once. What cannot be moved stays and is not read.
+    """
+    for name in _ONCE_OUTSIDE:
+        old = home.root / name
+        if not old.is_file():
+            continue
+        with suppress(OSError):
+            home.secrets.mkdir(mode=0o700, exist_ok=True)
+            home.secrets.chmod(0o700)
+            old.replace(home.secrets / name)
+
+
 def write_private(path: Path, text: str) -> None:
-    """Replace a file atomically with one only its owner can read, on disk before the rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a file atomically with one only its owner can read, on disk before the rename.
+
+    Directories that are missing are made; the last one is the owner's alone.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 import attrs
 import trio
 
+from daemon.agents.isolation import View
+
 MessageKind = Literal["text", "thinking", "tool_use", "tool_result", "status", "error", "log"]
 ResultStatus = Literal["completed", "failed", "aborted", "timeout"]
 
@@ -108,7 +110,8 @@ class AgentRun:
 
     `cwd` is absolute. `env` is the complete environment of the process; nothing is inherited
     besides. `mcp_config` None inherits the program's own configuration, any object, even an empty
-    one, replaces it. `max_turns` 0 means no limit.
+    one, replaces it. `max_turns` 0 means no limit. `view` is what it may see of what isolated agents
+    do not.
     """
 
     program: Program
@@ -124,6 +127,7 @@ class AgentRun:
     custom_args: tuple[str, ...] = ()
     mcp_config: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     thread_name: str = ""
+    view: View = attrs.field(factory=View)
 
 
 class Agent(Protocol):

@@ -14,8 +14,11 @@ order in place of the look at the notes; they make the demo useful for trying th
     demo: think TEXT             think something
     demo: lines N [every S]      say N lines, S seconds apart (0.01)
     demo: sleep S                be silent for S seconds
-    demo: sh COMMAND             run a shell command in the work directory
+    demo: sh COMMAND             run a shell command in the work directory, see below
     demo: fail TEXT              end the task as failed, with this text
+
+A shell command is run only if the machine's owner asked for the task and wrote the text it stands
+in; the daemon names the owner in `MULTICA_DEMO_OWNER` where the first is so.
 
 The pause between steps is 0.2 s, or `MULTICA_DEMO_PACE` seconds. Standard input carries the prompt
 and, at any time, the interrupt request; `--resume` continues a session known in the work directory.
@@ -51,6 +54,11 @@ _LINES: Final = re.compile(r"(\d+)(?:\s+every\s+([\d.]+)\s*s?)?")
 _SESSIONS: Final = Path(".bullpen-demo")
 _NOTES: Final = "demo-notes.md"
 _LINES_LIMIT: Final = 100_000
+_OWNER: Final = "MULTICA_DEMO_OWNER"
+_NOT_YOURS: Final = (
+    "I run shell commands for the owner of my machine only: who asks must be the owner,"
+    " and the text must be the owner's."
+)
 
 
 class Interrupted(Exception):
@@ -99,7 +107,7 @@ class Demo:
     def _work(self, prompt: str) -> str:
         found = _ISSUE.search(prompt)
         if found is None:
-            self._run_script(prompt)
+            self._run_script(prompt, is_trusted=bool(os.environ.get(_OWNER)))
             answer = "This is Bullpen's demo agent. No issue was named, so there was nothing to do."
             self._say(answer)
             return answer
@@ -121,7 +129,8 @@ class Demo:
         self._tool_bullpen("issue", "status", issue, "in_progress")
         self._think("I write down what the issue asks for.")
         notes = self._write_notes(str(details.get("identifier") or issue), title, description)
-        if not self._run_script(description):
+        is_trusted = _is_owner(details.get("creator_type"), details.get("creator_id"))
+        if not self._run_script(description, is_trusted=is_trusted):
             self._tool_shell(f"wc -w -l {shlex.quote(notes)} && ls -l")
         words, sentences = len(description.split()), _count_sentences(description)
         report = (
@@ -140,8 +149,10 @@ class Demo:
         thread = self._tool_bullpen(
             "issue", "comment", "list", issue, "--thread", parent, "--output", "json"
         )
-        asked = _comment_text(thread, parent)
-        self._run_script(asked or prompt)
+        comment = _find_comment(thread, parent)
+        asked = str(comment.get("content", ""))
+        is_trusted = _is_owner(comment.get("author_type"), comment.get("author_id"))
+        self._run_script(asked or prompt, is_trusted=is_trusted)
         status = details.get("status", "unknown")
         answer = (
             f"**Demo agent**: I read your comment of {len(asked.split())} words on"
@@ -152,7 +163,7 @@ class Demo:
         self._say("Demo done: comment answered.")
         return "Demo done: comment answered."
 
-    def _run_script(self, text: str) -> bool:
+    def _run_script(self, text: str, *, is_trusted: bool) -> bool:
         """Run the script lines of a text; say whether there were any."""
         lines = _SCRIPT.findall(text)
         for word, argument in lines:
@@ -168,8 +179,10 @@ class Demo:
                         self._pause(every)
                 case "sleep" if argument.replace(".", "", 1).isdigit():
                     self._pause(float(argument))
-                case "sh":
+                case "sh" if is_trusted:
                     self._tool_shell(argument)
+                case "sh":
+                    self._say(_NOT_YOURS)
                 case "fail":
                     raise Failed(argument or "the demo was told to fail")
                 case _:
@@ -345,16 +358,22 @@ def _is_interrupt(event: dict[str, Any]) -> bool:
     )
 
 
-def _comment_text(listing: str, comment: str) -> str:
-    """Find a comment's text in what `comment list --output json` printed."""
+def _find_comment(listing: str, comment: str) -> dict[str, Any]:
+    """Find a comment in what `comment list --output json` printed; {} if it is not there."""
     try:
         rows = json.loads(listing)
     except ValueError:
-        return ""
+        return {}
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and row.get("id") == comment:
-            return str(row.get("content", ""))
-    return ""
+            return row
+    return {}
+
+
+def _is_owner(kind: Any, identity: Any) -> bool:
+    """Whether this is the machine's owner, who also asked for the task."""
+    owner = os.environ.get(_OWNER)
+    return bool(owner) and kind == "member" and identity == owner
 
 
 def _count_sentences(text: str) -> int:

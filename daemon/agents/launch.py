@@ -19,6 +19,7 @@ import attrs
 from daemon.agents import claude
 from daemon.agents.contract import Agent, AgentError, AgentRun, Program
 from daemon.agents.dialogue import Dialogue
+from daemon.agents.isolation import private_directory
 from daemon.agents.process import Launch
 from daemon.agents.providers import DEMO
 from daemon.agents.session import open_session
@@ -61,7 +62,7 @@ def demo_program() -> Program:
 
 @contextmanager
 def _prepare_claude(run: AgentRun) -> Iterator[Prepared]:
-    with _private_json(run.mcp_config) as mcp_file:
+    with _private_json(run.mcp_config, private_directory(run.view)) as mcp_file:
         yield _prepare(
             run,
             claude.LABEL,
@@ -80,7 +81,7 @@ def _prepare_demo(run: AgentRun) -> Iterator[Prepared]:
 
 def _prepare(run: AgentRun, label: str, argv: list[str], env: Mapping[str, str]) -> Prepared:
     return Prepared(
-        launch=Launch(label=label, argv=argv, cwd=run.cwd, env=env),
+        launch=Launch(label=label, argv=argv, cwd=run.cwd, env=env, view=run.view),
         dialogue=StreamJson(
             label=label,
             prompt=run.prompt,
@@ -91,12 +92,14 @@ def _prepare(run: AgentRun, label: str, argv: list[str], env: Mapping[str, str])
 
 
 @contextmanager
-def _private_json(value: Mapping[str, Any] | None) -> Iterator[str]:
+def _private_json(value: Mapping[str, Any] | None, folder: Path) -> Iterator[str]:
     """Keep a value in a file only its owner can read; yields its path, "" for None."""
     if value is None:
         yield ""
         return
-    handle, name = tempfile.mkstemp(prefix="bullpen-mcp-", suffix=".json")  # created 0600
+    handle, name = tempfile.mkstemp(
+        prefix="bullpen-mcp-", suffix=".json", dir=folder
+    )  # created 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file)

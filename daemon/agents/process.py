@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,10 @@ import psutil
 import structlog
 import trio
 
-from daemon.agents import warden
+from daemon import threads
+from daemon.agents import isolation, warden
 from daemon.agents.contract import AgentError
+from daemon.agents.isolation import Isolation, Unsafe, View
 from shared.log import redacted
 from shared.system import EXHAUSTED, REPLACED
 
@@ -85,23 +88,39 @@ class LineSplitter:
 
 @attrs.frozen(kw_only=True)
 class Launch:
-    """What to start. `label` names the provider in texts; `env` is the whole environment."""
+    """What to start. `label` names the provider in texts; `env` is the whole environment.
+
+    `view` is what it may see of what is hidden from agents, where this machine isolates them.
+    """
 
     label: str
     argv: Sequence[str] = attrs.field(repr=False)
     cwd: Path
     env: Mapping[str, str] = attrs.field(repr=False)
+    view: View = attrs.field(factory=View)
 
 
 class AgentProcess:
     """A running program. One task reads lines; the other methods may be called by any task."""
 
-    def __init__(self, launch: Launch, process: trio.Process, control: trio.SocketStream) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        process: trio.Process,
+        control: trio.SocketStream,
+        stdin: trio.abc.SendStream,
+        stdout: trio.abc.ReceiveStream,
+        *,
+        isolated: bool,
+    ) -> None:
         self._label = launch.label
         self._path = launch.argv[0]
         self._marker = launch.env.get(TASK_MARKER, "")
         self._process = process
         self._control = control
+        self._stdin = stdin
+        self._stdout = stdout
+        self._isolated = isolated
         self._report = b""  # the warden's last word; only _learn_end
         self._ended = trio.Event()  # set by _learn_end
         self._stop_asked = trio.Event()
@@ -190,36 +209,41 @@ class AgentProcess:
             raise failure
 
     async def _receive(self) -> bytes:
-        assert self._process.stdout is not None
         with trio.CancelScope() as self._reading:
             if self.ended:
                 self._reading.deadline = trio.current_time() + _LAST_WAIT
-            return await _read(self._process.stdout, _CHUNK)
+            return await _read(self._stdout, _CHUNK)
         return b""  # everybody is dead, so whoever still holds the pipe is no part of the program
 
     async def _wait_started(self) -> None:
         """Wait for the warden to say that the program runs. Raises AgentError."""
         with trio.move_on_after(_START_LIMIT):
-            word = await _read(self._control, 64)
+            word = await _read(self._control, 512)
+            if word[:1] == b"N":
+                raise AgentError(
+                    f"{self._label} was not started: this machine did not isolate it ("
+                    f"{word[1:].decode(errors='replace').strip()}); see BULLPEN_AGENT_ISOLATION"
+                )
             if word[:1] == b"S":
                 # A program that ends at once leaves both words in one read.
                 started, _, self._report = word.partition(b"\n")
                 self.pid = int(started[1:])
+                if self._isolated:  # its number means something inside only
+                    self.pid = self._process.pid
                 return
             if word[:1] == b"X":
                 raise _could_not_start(self._label, self._path, int(word[1:]))
         raise AgentError(f"{self._label} could not be started: {self.stderr_tail() or 'no answer'}")
 
     async def _write_stdin(self) -> None:
-        assert self._process.stdin is not None
         async for data in self._outgoing:
             try:
-                await self._process.stdin.send_all(data)
+                await self._stdin.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self.write_error = str(error.__cause__ or error)
                 self._outgoing.close()
                 break
-        await self._process.stdin.aclose()
+        await self._stdin.aclose()
 
     async def _drain_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -285,7 +309,7 @@ class AgentProcess:
                 self._process.kill()
         self._frames.close()
         self._outgoing.close()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._stdin, self._stdout, self._process.stderr):
             if stream is not None:
                 await stream.aclose()
         await self._control.aclose()
@@ -315,29 +339,75 @@ async def _start(launch: Launch) -> AgentProcess:
         raise AgentError(f'{launch.label} work directory "{launch.cwd}" does not exist')
     if shutil.which(path, path=launch.env.get("PATH", os.defpath)) is None:
         raise _could_not_start(launch.label, path, errno.ENOENT)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    machine = isolation.machine.get()
+    if not machine.is_on and machine.setting == "required":
+        raise AgentError(f"{launch.label} was not started: {machine.problem}")
+    with ExitStack() as ends:  # those of the program's, and everything if it is not started
+        ours, theirs = socket.socketpair()
+        ends.enter_context(theirs)
+        kept = ends.enter_context(ExitStack())
+        kept.enter_context(ours)
+        ours.setblocking(False)
+        stdin, stdin_ours = _pipe(ends, kept)
+        stdout_ours, stdout = _pipe(kept, ends)
+        command, plan = await _command_for(machine, launch, theirs.fileno(), stdin, stdout)
+        if plan and ours.send(plan) < len(plan):
+            raise AgentError(f"{launch.label} was not started: its isolation has too many parts")
+        is_isolated = machine.is_on
+        try:
+            raw = await trio.lowlevel.open_process(
+                command,
+                # Bubblewrap holds what it has as its own streams; the warden takes over the others.
+                stdin=subprocess.DEVNULL if is_isolated else stdin,
+                stdout=subprocess.DEVNULL if is_isolated else stdout,
+                stderr=subprocess.PIPE,
+                cwd=launch.cwd,
+                env=dict(launch.env),
+                start_new_session=True,
+                pass_fds=(theirs.fileno(), stdin, stdout) if is_isolated else (theirs.fileno(),),
+            )
+        except OSError as error:
+            raise _could_not_start(launch.label, path, error.errno or 0) from error
+        kept.pop_all()
+    return AgentProcess(
+        launch,
+        raw,
+        trio.SocketStream(trio.socket.from_stdlib_socket(ours)),
+        trio.lowlevel.FdStream(stdin_ours),
+        trio.lowlevel.FdStream(stdout_ours),
+        isolated=is_isolated,
+    )
+
+
+def _pipe(of_reader: ExitStack, of_writer: ExitStack) -> tuple[int, int]:
+    """Make a pipe whose ends are closed with the stacks."""
+    reader, writer = os.pipe()
+    of_reader.callback(os.close, reader)
+    of_writer.callback(os.close, writer)
+    return reader, writer
+
+
+async def _command_for(
+    machine: Isolation, launch: Launch, keeper: int, stdin: int, stdout: int
+) -> tuple[list[str], bytes]:
+    """The warden's command for a launch, and what it is to be sent first. Raises AgentError."""
+    if not machine.is_on:
+        return [sys.executable, "-I", "-S", warden.__file__, str(keeper), *launch.argv], b""
+    make = partial(
+        isolation.command,
+        machine,
+        launch.view,
+        argv=launch.argv,
+        cwd=launch.cwd,
+        env=launch.env,
+        keeper=keeper,
+        stdin=stdin,
+        stdout=stdout,
+    )
     try:
-        raw = await trio.lowlevel.open_process(
-            [sys.executable, "-I", "-S", warden.__file__, str(theirs.fileno()), *launch.argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=launch.cwd,
-            env=dict(launch.env),
-            start_new_session=True,
-            pass_fds=(theirs.fileno(),),
-        )
-    except OSError as error:
-        ours.close()
-        raise _could_not_start(launch.label, path, error.errno or 0) from error
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    control = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    return AgentProcess(launch, raw, control)
+        return await threads.in_thread(make)
+    except (Unsafe, OSError) as error:
+        raise AgentError(f"{launch.label} was not started: {error}") from error
 
 
 async def _read(stream: trio.abc.ReceiveStream, size: int) -> bytes:

@@ -9,6 +9,11 @@ commands: `T` passes SIGTERM to the agent's group, `K` kills everybody. Losing t
 daemon) means the same, so that no agent works on unseen. It ends when its agent has ended and no
 descendant is left, always after telling the keeper how.
 
+An agent is isolated (`daemon.agents.isolation`) by the warden becoming process 1 of namespaces of
+its own, in which there is nothing but what a plan names. Bubblewrap starts it there, or it goes
+there by itself (`daemon.agents.namespaces`) and stays outside only as the parent of that process.
+The kernel then kills everybody inside when process 1 ends, however it ends.
+
 Only the standard library, and little of it: it starts once for every task. Elsewhere than on Linux
 it owns the agent's group alone; the keeper's sweep finds the rest.
 """
@@ -22,7 +27,12 @@ import sys
 import time
 from contextlib import suppress
 
-# The keeper reads these lines: "S<pid>" started, "X<errno>" could not start, "E<code>" ended.
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # at run time `typing` would cost more than all the rest
+    from typing import Any
+
+# The keeper reads these lines: "S<pid>" started, "X<errno>" could not start, "E<code>" ended,
+# "N<text>" the system refused the isolation.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ORPHAN_GRACE = 2.0
@@ -55,7 +65,7 @@ def _children_by_search() -> list[int]:
     """The same for kernels without that file; nothing where there is no /proc at all."""
     found = []
     with suppress(OSError):
-        for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - no pathlib here
+        for name in filter(str.isdecimal, os.listdir("/proc")):
             with suppress(OSError):
                 file = os.open(f"/proc/{name}/stat", os.O_RDONLY)
                 stat = os.read(file, 4096)
@@ -118,15 +128,77 @@ class _Family:
         deadline = time.monotonic() + _KILL_PATIENCE
         self.signal_group(signal.SIGKILL)
         while self.reap() and time.monotonic() < deadline:
-            for pid in _children():
+            if os.getpid() == 1:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(-1, signal.SIGKILL)  # everybody in our namespace but us
+            for pid in () if os.getpid() == 1 else _children():
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
 
 
+def _enter(plan: dict[str, Any], keeper: int) -> None:
+    """Become process 1 of the namespaces that the plan describes, or tell the keeper why not.
+
+    The process that was called stays outside until that one has ended, and ends as it did.
+    """
+    sys.path.append(os.path.dirname(__file__))
+    namespaces: Any = __import__("namespaces")
+    try:
+        if plan["mode"] == "own":
+            null = os.open(os.devnull, os.O_RDWR)
+            namespaces.leave(plan)
+            pid = os.fork()
+            if pid:
+                for number in (plan["stdin"], plan["stdout"], 0, 1, 2, keeper):
+                    os.dup2(null, number)
+                for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+                os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) & 255)
+            os.close(null)
+            namespaces.build(plan["steps"])
+            namespaces.settle(plan)
+        namespaces.give_up(plan)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the outside has no other hold on us
+        namespaces.shut()
+        os.chdir(plan["cwd"])
+    except (namespaces.Refused, OSError) as error:
+        os.write(keeper, f"N{error}".encode()[:400])
+        sys.exit(126)
+
+
+def _read_all(keeper: int, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        data = os.read(keeper, size - len(found))
+        if not data:
+            sys.exit(126)
+        found += data
+    return found
+
+
+def _release_streams() -> None:
+    """The agent's streams belong to the agent: holding copies would keep its readers waiting."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+
+
 def main() -> int:
-    keeper = int(sys.argv[1])
+    """Run `FD PROGRAM…`; with `FD+` the keeper has sent a plan: its length in 8 digits, JSON."""
+    plan: dict[str, Any] = {}
+    keeper = int(sys.argv[1].removesuffix("+"))
+    if sys.argv[1].endswith("+"):
+        import json
+
+        plan = json.loads(_read_all(keeper, int(_read_all(keeper, 8))))
     os.set_inheritable(keeper, False)
+    if plan:
+        _enter(plan, keeper)
+        for number, stream in ((plan["stdin"], 0), (plan["stdout"], 1)):
+            os.dup2(number, stream)
+            os.close(number)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
     wake_read, wake_write = os.pipe()
@@ -144,10 +216,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: family.signal_group(signal.SIGTERM))
     os.write(keeper, f"S{agent}\n".encode())
 
-    # The agent's streams belong to the agent: holding copies would keep its readers waiting.
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
+    _release_streams()
 
     poll = select.poll()
     poll.register(keeper, select.POLLIN)

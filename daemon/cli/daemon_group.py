@@ -29,7 +29,7 @@ from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.service import Manager, ServiceError, find_manager
 from daemon.cli.settings import Settings
-from shared.home import OURS, Home
+from shared.home import OURS, Home, gather_secrets
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -242,6 +242,7 @@ def status(settings: Settings, output: str) -> None:
             ("Tasks", str(health.get("active_task_count", ""))),
             ("Service", health.get("service")),
             ("Stopping", "when no task is left" if health.get("draining") else ""),
+            ("Isolation", health.get("isolation_problem") or health.get("isolation")),
             ("Problem", health.get("problem")),
         ]
     )
@@ -313,6 +314,7 @@ def find_running(settings: Settings) -> Running | None:
 
 def _find(home: Home, timeout: float = PROBE) -> Running | None:
     """Ask the daemon of this home; None if nobody answers as it would."""
+    gather_secrets(home)  # a daemon of an earlier version may still run
     try:
         told = json.loads(home.daemon_file.read_bytes())
         port, secret = int(told["port"]), str(told["secret"])
@@ -385,6 +387,8 @@ def launch(settings: Settings, env: Mapping[str, str]) -> None:
         if health.get("status") == "running":
             notice(f"Daemon{label} started (pid {child.pid}, version {health['cli_version']}).")
             notice(f"Log: {path}")
+            if health.get("isolation_problem"):
+                notice(f"Warning: {health['isolation_problem']}.")
             return
         if health.get("problem"):
             problem_since = problem_since or time.monotonic()
@@ -459,6 +463,7 @@ def service_of(settings: Settings) -> Manager | None:
 
 def up_pid(settings: Settings) -> int:
     """The `bullpen up` that runs this home's daemon and starts it again when it ends; 0 if none."""
+    gather_secrets(settings.home)
     try:
         pid = int(json.loads(settings.home.up_file.read_bytes())["pid"])
         os.kill(pid, 0)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import attrs
 
 from daemon.cli.errors import CliError
-from shared.home import Home, find_home, write_private
+from shared.home import Home, find_home, gather_secrets, write_private
 from shared.ids import TASK_TOKEN
 
 DEFAULT_TIMEOUT: Final = 30.0
@@ -193,6 +193,7 @@ def read_config(home: Home) -> dict[str, Any]:
 
     Raises CliError when it is unreadable.
     """
+    gather_secrets(home)
     path = home.config_file
     try:
         text = path.read_text(encoding="utf-8")

@@ -9,10 +9,14 @@ from daemon.agents.contract import Program
 
 @attrs.frozen(kw_only=True)
 class RuntimeInfo:
-    """A row of the server that binds this daemon, a workspace and an agent program."""
+    """A row of the server that binds this daemon, a workspace and an agent program.
+
+    `owner_id` is the user to whom the machine belongs.
+    """
 
     id: str
     workspace_id: str
     provider: str
     program: Program
     profile_id: str = ""
+    owner_id: str = ""

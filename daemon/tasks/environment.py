@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from daemon.agents.providers import DEMO
 from daemon.repos import desk
 from shared.home import Home, write_private
 from shared.wire.task import ClaimedTask
@@ -67,10 +68,12 @@ def build_environment(
     tmp: Path,
     as_root: bool,
     checkout_secret: str = "",
+    owner_id: str = "",
 ) -> dict[str, str]:
     """Return the complete environment of the agent's process.
 
-    `base` is the daemon's environment, `launcher` the directory that holds the `bullpen` command.
+    `base` is the daemon's environment, `launcher` the directory that holds the `bullpen` command,
+    `owner_id` the user to whom the machine belongs.
     """
     env = inherited(base)
     agent = task.agent
@@ -102,6 +105,9 @@ def build_environment(
         if task.quick_create_attachment_ids:
             ids = json.dumps(task.quick_create_attachment_ids)
             env["MULTICA_QUICK_CREATE_ATTACHMENT_IDS"] = ids
+    asked_by_owner = task.initiator_type == "member" and task.initiator_id == owner_id
+    if provider == DEMO and owner_id and asked_by_owner:
+        env["MULTICA_DEMO_OWNER"] = owner_id
     if as_root and provider == "claude" and env.get("IS_SANDBOX") != "1":
         # as root the program refuses to work unattended unless this says exactly "1"
         log.info("running as root: IS_SANDBOX=1 for claude", task_id=task.id)

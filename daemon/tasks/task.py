@@ -23,11 +23,14 @@ import structlog
 import trio
 
 from daemon import threads
+from daemon.agents import isolation
 from daemon.agents.contract import Agent, AgentError, AgentResult, AgentRun
+from daemon.agents.isolation import View
 from daemon.agents.models import TakesLevel, any_level
 from daemon.client import ApiError
 from daemon.repos.desk import Grant, mint_secret
 from daemon.repos.kept import kept_for_issue
+from daemon.repos.visible import visible_to_git
 from daemon.tasks import outcome as outcomes
 from daemon.tasks import report
 from daemon.tasks.drain import Sender, Transcript, consume
@@ -41,6 +44,7 @@ from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
 from daemon.workdir.brief import render_brief
 from daemon.workdir.bundles import BundleCache
 from daemon.workdir.errors import PrepareError
+from daemon.workdir.layout import Layout
 from daemon.workdir.local import LocalDirectory
 from daemon.workdir.meta import noting
 from daemon.workdir.openclaw_config import OpenClaw, provide_openclaw
@@ -227,6 +231,7 @@ class _TaskRun:
         self._thinking_level = ""
         self._whole: Path | None = None
         self._tmp = Path()
+        self._view = View()
         self._end: End = "agent"
         self._silence = ""
         self._outcome: Outcome | None = None
@@ -390,8 +395,12 @@ class _TaskRun:
         self._journal.note_started()
         self._work_dir = str(chosen.layout.work_dir)
         self._whole = chosen.layout.output / f"result-{task.id}.md"
-        shortened = threads.in_threads(short_path(chosen.layout.tmp))
-        self._tmp = await self._guards.enter_async_context(shortened)
+        if isolation.machine.get().is_on:
+            self._tmp = Path(isolation.TMP)
+        else:
+            shortened = threads.in_threads(short_path(chosen.layout.tmp))
+            self._tmp = await self._guards.enter_async_context(shortened)
+        self._view = await threads.in_thread(partial(self._see, chosen.layout))
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
         await self._grant_checkouts(chosen)
 
@@ -409,6 +418,18 @@ class _TaskRun:
         if cap.cancelled_caught:
             self._end = "cap"
         return self._judge(self._end)
+
+    def _see(self, layout: Layout) -> View:
+        """What an isolated agent sees of Bullpen's directories. Makes those that come later."""
+        root = self._runner.config.workspaces_root
+        git = visible_to_git(root, self._task.workspace_id, layout.env_root)
+        for folder in git.read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        return View(
+            own=git.writable,
+            read_only=(self._runner.launcher, *git.read_only),
+            tmp=layout.tmp,
+        )
 
     async def _choose(self, local: LocalDirectory | None) -> Prepared:
         """Choose the directory and hold it until the task's end.
@@ -598,6 +619,7 @@ class _TaskRun:
             tmp=self._tmp,
             as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
             checkout_secret=self._checkout_secret,
+            owner_id=self._job.runtime.owner_id,
         )
         agent = task.agent
         mcp = agent.mcp_config if agent is not None else None
@@ -614,6 +636,7 @@ class _TaskRun:
             custom_args=tuple(agent.custom_args) if agent is not None else (),
             mcp_config=mcp if isinstance(mcp, Mapping) else None,
             thread_name=thread_name(task),
+            view=self._view,
         )
 
     async def _progress(self, summary: str, step: int) -> None:

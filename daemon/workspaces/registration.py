@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import attrs
 
 from daemon.agents.contract import Program
+from daemon.agents.isolation import machine
 from daemon.config import Config
 from daemon.identity import machine_proof
 from daemon.runtimes.info import RuntimeInfo
@@ -143,6 +144,8 @@ def registration(
         cli_version=PROTOCOL_VERSION,
         bullpen_version=__version__,
         launched_by=config.launched_by,
+        isolation=machine.get().backend if machine.get().is_on else "",
+        isolation_problem=machine.get().problem,
         runtimes=[wanted.spec for wanted in plan.wanted],
         failed_profiles=list(plan.failed),
         machine_key=proof,
@@ -160,6 +163,7 @@ def runtimes_of(workspace_id: str, plan: Plan, reply: RegisterReply) -> tuple[Ru
             provider=row.provider,
             program=programs[key],
             profile_id=row.profile_id or "",
+            owner_id=row.owner_id or "",
         )
         for row in reply.runtimes
         if (key := _key(row.provider, row.profile_id or "")) in programs

@@ -175,9 +175,16 @@ def _entry(
             "version": spec.version,
             "cli_version": request.cli_version,
             "launched_by": request.launched_by,
+            **_isolation(request),
             **({"bullpen_version": request.bullpen_version} if request.bullpen_version else {}),
         },
     }
+
+
+def _isolation(request: RegisterRequest) -> dict[str, str]:
+    """What a daemon of ours says of its agents' isolation; a stock one says nothing."""
+    told = {"isolation": request.isolation, "isolation_problem": request.isolation_problem[:600]}
+    return {name: text for name, text in told.items() if text}
 
 
 def _failed_entry(failure: FailedProfile, profile: Record, device: str) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class FailedProfile:
 
 @attrs.frozen(kw_only=True)
 class RegisterRequest:
+    """`isolation` (ours) names how agents are isolated; `isolation_problem` says why they are not."""
+
     workspace_id: str = ""
     daemon_id: str = ""
     legacy_daemon_ids: list[str] = attrs.field(factory=list)
@@ -52,6 +54,8 @@ class RegisterRequest:
     bullpen_version: str = omitted("")
     """Ours: what the daemon is, where `cli_version` says which protocol it speaks."""
     launched_by: str = ""
+    isolation: str = omitted("")
+    isolation_problem: str = omitted("")
     runtimes: list[RuntimeSpec] = attrs.field(factory=list)
     failed_profiles: list[FailedProfile] = attrs.field(factory=list)
     machine_key: str = omitted("")

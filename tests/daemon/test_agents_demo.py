@@ -45,8 +45,8 @@ class Desk:
         details |= {"description": description, **more}
         (self.folder / "issue.json").write_text(json.dumps(details))
 
-    def comment(self, content: str) -> None:
-        rows = [{"id": COMMENT, "content": content}]
+    def comment(self, content: str, **more: Any) -> None:
+        rows = [{"id": COMMENT, "content": content, **more}]
         (self.folder / "comments.json").write_text(json.dumps(rows))
 
     @property
@@ -61,8 +61,9 @@ class Desk:
     def work(self) -> Path:
         return self.folder / "work"
 
-    def run(self, prompt: str, **more: Any) -> AgentRun:
+    def run(self, prompt: str, asker: str = "", **more: Any) -> AgentRun:
         env = {
+            **({"MULTICA_DEMO_OWNER": asker} if asker else {}),
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.defpath}",
             "MULTICA_DEMO_PACE": "0",
             "MULTICA_TASK_ID": self.watch.word,
@@ -131,15 +132,37 @@ async def test_a_comment_is_answered_in_its_thread(desk: Desk) -> None:
 async def test_script_lines_are_followed(desk: Desk) -> None:
     desk.issue(
         "demo:say one\ntext between\ndemo: think two\ndemo:lines 3 every 0.001s\n"
-        "demo: sh echo $((6*7)) > answer; cat answer\ndemo: sleep 0.01\ndemo: dance"
+        "demo: sh echo $((6*7)) > answer; cat answer\ndemo: sleep 0.01\ndemo: dance",
+        creator_type="member",
+        creator_id="anna",
     )
-    messages, result = await desk(ASSIGNED)
+    messages, result = await desk(ASSIGNED, asker="anna")
     assert result.status == "completed"
     said = [m.content.strip() for m in messages if m.kind in {"text", "thinking"}]
     start = said.index("one")
     assert said[start : start + 5] == ["one", "two", "demo line 1", "demo line 2", "demo line 3"]
     assert (desk.work / "answer").read_text() == "42\n"
     assert any("do not understand" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("asker", "writer"),
+    [("", ("member", "anna")), ("anna", ("member", "ben")), ("anna", ("agent", "anna"))],
+)
+async def test_only_the_machines_owner_gets_a_shell(
+    desk: Desk, asker: str, writer: tuple[str, str]
+) -> None:
+    kind, name = writer
+    script = "demo: sh echo here > taken\ndemo: say after"
+    desk.issue(script, creator_type=kind, creator_id=name)
+    desk.comment(script, author_type=kind, author_id=name)
+    for prompt in (ASSIGNED, COMMENTED):
+        messages, result = await desk(prompt, asker=asker)
+        assert result.status == "completed"
+        said = [m.content for m in messages if m.kind == "text"]
+        assert any("for the owner of my machine only" in text for text in said)
+        assert any("after" in text for text in said)
+    assert not (desk.work / "taken").exists()
 
 
 async def test_it_fails_when_told_to_and_when_the_loop_is_broken(desk: Desk) -> None:

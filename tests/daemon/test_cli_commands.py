@@ -205,7 +205,7 @@ def test_inside_a_task_the_agent_is_named_and_the_owners_token_is_refused_unsent
         code, _, err = bench.run(*words)
         assert code == 1
         assert "inside a task" in err
-    assert not (bench.home / "config.json").exists()
+    assert not (bench.home / "secrets" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,8 @@ def test_the_next_page_is_told_on_stderr(bench: Bench) -> None:
 
 
 def test_login_remembers_and_logout_forgets(bench: Bench) -> None:
-    config = bench.home / "config.json"
+    config = bench.home / "secrets" / "config.json"
+    config.parent.mkdir(parents=True)
     config.write_text('{"unknown": 1, "workspace_id": "old"}')
     assert bench.run("login", "--token", TOKEN)[0] == 0
     told = json.loads(config.read_text())
@@ -524,7 +525,7 @@ def test_login_remembers_and_logout_forgets(bench: Bench) -> None:
 def test_a_bad_token_is_exit_3_and_changes_nothing(bench: Bench) -> None:
     bench.respond = lambda _: httpx.Response(401, json={"error": "x"})
     assert bench.run("login", "--token", TOKEN)[0] == 3
-    assert not (bench.home / "config.json").exists()
+    assert not (bench.home / "secrets" / "config.json").exists()
     code, _, err = bench.run("auth", "status")
     assert code == 0
     assert "no longer valid" in err

@@ -22,7 +22,8 @@ INSIDE = {"MULTICA_AGENT_ID": "a", "MULTICA_TASK_ID": "t"}
 def settings(tmp_path: Path, config: dict[str, Any] | None = None, /, **values: Any) -> Settings:
     env = values.pop("env", {})
     if config is not None:
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "secrets").mkdir(exist_ok=True)
+        (tmp_path / "secrets" / "config.json").write_text(json.dumps(config))
     return Settings(env={"BULLPEN_HOME": str(tmp_path), **env}, **values)
 
 
@@ -100,13 +101,13 @@ def test_saving_keeps_unknown_keys_and_makes_the_file_private(tmp_path: Path) ->
     unknown = {"backends": {"openclaw": {"binary_path": "/x"}}, "later": [1]}
     found = settings(tmp_path, {**CONFIG, **unknown})
     found.save(token=None, server_url="http://new:1")
-    written = (tmp_path / "config.json").read_text()
+    written = (tmp_path / "secrets" / "config.json").read_text()
     expected = {**CONFIG, **unknown, "server_url": "http://new:1"}
     del expected["token"]
     assert json.loads(written) == expected
     assert written.endswith("}\n")
     assert '\n  "later"' in written
-    assert stat.S_IMODE((tmp_path / "config.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "secrets" / "config.json").stat().st_mode) == 0o600
     assert found.config == expected
 
 
@@ -114,7 +115,8 @@ def test_saving_keeps_unknown_keys_and_makes_the_file_private(tmp_path: Path) ->
 def test_a_broken_config_is_one_clear_error_and_is_not_overwritten(
     tmp_path: Path, content: str
 ) -> None:
-    path = tmp_path / "config.json"
+    path = tmp_path / "secrets" / "config.json"
+    path.parent.mkdir()
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(CliError, match=r"config\.json"):
         settings(tmp_path).save(server_url="http://x:1")
@@ -123,7 +125,7 @@ def test_a_broken_config_is_one_clear_error_and_is_not_overwritten(
 
 def test_profiles_have_a_place_of_their_own_and_cannot_leave_it(tmp_path: Path) -> None:
     settings(tmp_path, profile="work").save(server_url="http://x:1")
-    assert (tmp_path / "profiles" / "work" / "config.json").exists()
+    assert (tmp_path / "profiles" / "work" / "secrets" / "config.json").exists()
     for name in ("../x", "a/b", ".", ".hidden"):
         with pytest.raises(CliError, match="profile"):
             _ = settings(tmp_path, profile=name).home
@@ -173,7 +175,8 @@ def test_the_place_of_a_profiles_program(tmp_path: Path) -> None:
         return run(["runtime", "profile", *words], settings(tmp_path, env=env))
 
     one, other = (f"00000000-0000-4000-8000-00000000000{n}" for n in (1, 2))
-    file = tmp_path / "config.json"
+    file = tmp_path / "secrets" / "config.json"
+    file.parent.mkdir()
     file.write_text(json.dumps({"kept": 1}))
     assert call("set-path", one.upper(), "--path", "/opt/agent") == 0
     assert call("set-path", other, "--path", "/opt/other") == 0

@@ -87,14 +87,14 @@ def test_it_says_how_things_are_stops_in_time_and_keeps_everything(home: Path) -
         told = bullpen.told
         assert told["pid"] == bullpen.process.pid
         assert all(psutil.pid_exists(pid) for pid in pids(bullpen).values())
-        config = json.loads((home / "config.json").read_text())
+        config = json.loads((home / "secrets" / "config.json").read_text())
         assert config == {
             "server_url": told["url"],
             "token": told["token"],
             "workspace_id": told["workspace_id"],
         }
         agents = json.loads(bullpen.cli("agent", "list", "--output", "json").stdout)
-        assert [(agent["name"], agent["visibility"]) for agent in agents] == [("demo", "workspace")]
+        assert [(agent["name"], agent["visibility"]) for agent in agents] == [("demo", "private")]
         issue = bullpen.create_issue("Kept")
         watched = bullpen.cli("watch", issue["identifier"])
         assert "Demo" in watched.stdout
@@ -104,7 +104,7 @@ def test_it_says_how_things_are_stops_in_time_and_keeps_everything(home: Path) -
 
         assert stop(bullpen) < STOP_DEADLINE
         assert bullpen.process.returncode == 0
-        assert not (home / "up.json").exists()
+        assert not (home / "secrets" / "up.json").exists()
         assert processes_of(home) == []
         assert told["token"] not in log_of(home)
 
@@ -202,7 +202,7 @@ def test_a_child_that_keeps_dying_ends_everything_with_its_log(home: Path) -> No
 
 
 def test_a_token_that_no_longer_works_is_replaced(home: Path) -> None:
-    config = home / "config.json"
+    config = home / "secrets" / "config.json"
     told = json.loads(config.read_text())
     dead = "mul_" + "0" * 40
     config.write_text(json.dumps({**told, "token": dead, "unknown": "kept"}))
@@ -249,7 +249,8 @@ def test_a_wrong_setting_is_told_at_once(home: Path, variable: str, value: str) 
 
 
 def test_a_home_signed_in_elsewhere_is_left_alone(tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
+    config = tmp_path / "secrets" / "config.json"
+    config.parent.mkdir()
     text = json.dumps({"server_url": "https://bullpen.example.org", "token": "mul_x"})
     config.write_text(text)
     done = run_up(tmp_path)

@@ -25,7 +25,7 @@ TOKEN = "mul_" + "a" * 40
 
 def _load(home: Path, env: dict[str, str] | None = None, **flags: Any) -> Config:
     file = home / "config.json"
-    if not file.exists():
+    if not (file.exists() or (home / "secrets").exists()):
         file.write_text(json.dumps({"token": TOKEN}))
     return load_config({"BULLPEN_HOME": str(home), **(env or {})}, flags)
 

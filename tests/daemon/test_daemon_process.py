@@ -117,7 +117,7 @@ class Machine:
         return told
 
     def told(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.home / "daemon.json").read_text())
+        value: dict[str, Any] = json.loads((self.home / "secrets" / "daemon.json").read_text())
         return value
 
 
@@ -153,7 +153,7 @@ def test_start_status_stop(machine: Machine) -> None:
     pid = machine.told()["pid"]
     assert f"pid {pid}" in started.stderr
     assert str(machine.home / "logs" / "daemon.log") in started.stderr
-    assert (machine.home / "daemon.json").stat().st_mode & 0o777 == 0o600
+    assert (machine.home / "secrets" / "daemon.json").stat().st_mode & 0o777 == 0o600
 
     health = machine.health()
     assert (health["status"], health["pid"], health["workspaces"]) == ("running", pid, [])
@@ -173,7 +173,7 @@ def test_start_status_stop(machine: Machine) -> None:
     stopped = machine.run("daemon", "stop")
     assert stopped.returncode == 0
     assert "has stopped" in stopped.stderr
-    assert not (machine.home / "daemon.json").exists()
+    assert not (machine.home / "secrets" / "daemon.json").exists()
     assert machine.health() == {"status": "stopped"}
     assert "not running" in machine.run("daemon", "stop").stderr
 
@@ -201,7 +201,7 @@ def test_a_check_says_what_a_start_would_find(machine: Machine, server: Server) 
     assert checked.returncode == 0, checked.stderr
     assert f"server: {server.url}\n" in checked.stdout
     assert "agents: demo" in checked.stdout
-    assert not (machine.home / "daemon.json").exists()
+    assert not (machine.home / "secrets" / "daemon.json").exists()
     server.status = 503
     away = machine.run("daemon", "start", "--check")
     assert (away.returncode, "no answer" in away.stdout) == (0, True)
@@ -214,9 +214,9 @@ def test_a_new_sign_in_is_taken_over_by_the_running_daemon(
     machine: Machine, server: Server
 ) -> None:
     assert machine.run("daemon", "start").returncode == 0
-    settings = json.loads((machine.home / "config.json").read_text())
+    settings = json.loads((machine.home / "secrets" / "config.json").read_text())
     settings["token"] = "mul_" + "7" * 40
-    (machine.home / "config.json").write_text(json.dumps(settings))
+    (machine.home / "secrets" / "config.json").write_text(json.dumps(settings))
     _wait_for(lambda: f"Bearer {settings['token']}" in server.tokens)
 
 

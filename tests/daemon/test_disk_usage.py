@@ -126,7 +126,7 @@ def test_the_command(tmp_path: Path) -> None:
         json.dumps({"settings": {"BULLPEN_WORKSPACES_ROOT": str(elsewhere)}})
     )
     assert str(elsewhere) in run(tmp_path)[1], "the daemon's settings count here too"
-    (tmp_path / "config.json").unlink()
+    (tmp_path / "secrets" / "config.json").unlink()
     patterns = {"BULLPEN_GC_ARTIFACT_PATTERNS": "target, a/b"}
     assert json.loads(run(tmp_path, "--output", "json", **patterns)[1])["artifact_patterns"] == [
         "target"

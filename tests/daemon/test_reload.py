@@ -74,7 +74,8 @@ def _write(home: Path, **file: Any) -> None:
     text = json.dumps({"token": OLD, "server_url": "http://server", **file})
     temporary = home / "new"
     temporary.write_text(text)
-    temporary.replace(home / "config.json")
+    (home / "secrets").mkdir(exist_ok=True)
+    temporary.replace(home / "secrets" / "config.json")
 
 
 async def test_a_new_sign_in_counts_without_a_restart(
@@ -154,11 +155,11 @@ async def test_a_file_that_cannot_be_used_changes_nothing(
     structlog.configure(processors=[keep], cache_logger_on_first_use=False)
     async with open_fake_server() as server, _reloading(server, tmp_path) as rig:
         for text in ("{", json.dumps({"server_url": "http://server"})):
-            (tmp_path / "config.json").write_text(text)
-            os.utime(tmp_path / "config.json", ns=(1, len(text)))
+            (tmp_path / "secrets" / "config.json").write_text(text)
+            os.utime(tmp_path / "secrets" / "config.json", ns=(1, len(text)))
             await trio.sleep(10)
         assert len(warned) == 2, "each once"
-        (tmp_path / "config.json").unlink()
+        (tmp_path / "secrets" / "config.json").unlink()
         await trio.sleep(100)
         assert rig.health.tell()["status"] == "running"
         last = server.calls[-1]

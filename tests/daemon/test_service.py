@@ -352,7 +352,7 @@ def fake_systemd(folder: Path) -> None:
 def test_settings_of_the_daemon_are_set_in_the_file(tmp_path: Path) -> None:
     made = Settings(env={"BULLPEN_HOME": str(tmp_path)})
     assert run(["config", "set", "BULLPEN_AGENT_TIMEOUT", "2h"], made) == 0
-    file = tmp_path / "config.json"
+    file = tmp_path / "secrets" / "config.json"
     assert json.loads(file.read_text()) == {"settings": {"BULLPEN_AGENT_TIMEOUT": "2h"}}
     for words in (["BULLPEN_AGENT_TIMEOUT", "2"], ["BULLPEN_AGENT_TIMEOT", "2h"]):
         again = Settings(env={"BULLPEN_HOME": str(tmp_path)})

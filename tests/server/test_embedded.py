@@ -77,7 +77,7 @@ async def test_nobody_gets_in_without_the_password(home: Home) -> None:
     async with open_embedded(home) as running:
         socket = running.data / ".s.PGSQL.5432"
         assert stat.S_IMODE(socket.stat().st_mode) == 0o700
-        assert stat.S_IMODE((home.root / "postgres.password").stat().st_mode) == 0o600
+        assert stat.S_IMODE((home.secrets / "postgres.password").stat().st_mode) == 0o600
         assert stat.S_IMODE(home.postgres.stat().st_mode) == 0o700
         host = f"?host={running.data}"
         for credentials in ("bullpen", "postgres", "bullpen:wrong", "postgres:postgres"):
@@ -85,7 +85,7 @@ async def test_nobody_gets_in_without_the_password(home: Home) -> None:
                 await ask(f"postgresql://{credentials}@/bullpen{host}", "select 1")
         process = psutil.Process(running.pid)
         assert not process.net_connections("inet"), "no network port is open"
-        password = (home.root / "postgres.password").read_text().strip()
+        password = (home.secrets / "postgres.password").read_text().strip()
         assert password not in " ".join(process.cmdline())
         assert password not in str(process.environ())
 
@@ -148,7 +148,7 @@ async def test_a_start_that_was_cut_short_is_repeated(home: Home) -> None:
 async def test_a_lost_password_is_replaced(home: Home) -> None:
     async with open_embedded(home) as first:
         pass
-    (home.root / "postgres.password").unlink()
+    (home.secrets / "postgres.password").unlink()
     async with open_embedded(home) as second:
         assert second.url != first.url
         assert await ask(second.url, "select 1") == 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import failure, ids, times
-from shared.home import Home, find_home, private_secret, write_private
+from shared.home import Home, find_home, gather_secrets, private_secret, write_private
 from shared.mailbox import Nudge, Outbox, OutboxFull
 from shared.redact import Redactor, redact
 
@@ -139,7 +139,7 @@ async def test_a_full_outbox_says_so() -> None:
 
 def test_everything_moves_with_the_home(tmp_path: Path) -> None:
     home = find_home({"BULLPEN_HOME": str(tmp_path)})
-    assert home.config_file == tmp_path / "config.json"
+    assert home.config_file == tmp_path / "secrets" / "config.json"
     assert find_home({}, home=tmp_path, profile="p").root == tmp_path / "profiles" / "p"
     assert Home(tmp_path, "p").daemon_id_file == tmp_path / "daemon.id"
 
@@ -150,3 +150,24 @@ def test_private_files_are_private_and_secrets_stay(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o600
     assert private_secret(tmp_path / "secret") == private_secret(tmp_path / "secret")
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_secrets_of_earlier_versions_move_into_their_directory(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    gather_secrets(home)
+    assert list(tmp_path.iterdir()) == [], "a home without any stays as it is"
+    names = ("config.json", "daemon.json", "postgres.password", "session.secret", "up.json")
+    for name in names:
+        (tmp_path / name).write_text(f"old {name}")
+    (tmp_path / "daemon.id").write_text("kept")
+    gather_secrets(home)
+    gather_secrets(home)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["daemon.id", "secrets"]
+    assert home.secrets.stat().st_mode & 0o777 == 0o700
+    for name in names:
+        assert (home.secrets / name).read_text() == f"old {name}"
+
+    (tmp_path / "config.json").write_text("by an earlier version, later")
+    gather_secrets(home)
+    assert home.config_file.read_text() == "by an earlier version, later"
+    assert not (tmp_path / "config.json").exists()

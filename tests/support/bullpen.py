@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,8 @@ T = TypeVar("T")
 START_DEADLINE = 60.0
 """Seconds for `up` on a fresh home: initdb, migrations, first registration."""
 
-CLI = (sys.executable, "-c", "from daemon.cli import main; main()")
+_MAIN = ("-c", "from daemon.cli import main; main()")
+CLI = (sys.executable, *_MAIN)
 
 
 def wait_for(what: str, probe: Callable[[], T | None], *, seconds: float = 30.0) -> T:
@@ -50,6 +51,10 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return env | {"PYTHONUNBUFFERED": "1"} | extra
 
 
+def _cli(python: Sequence[str] | None) -> tuple[str, ...]:
+    return CLI if python is None else (*python, *_MAIN)
+
+
 @attrs.define
 class Bullpen:
     """A running `bullpen up`; `told` is what its up.json says now."""
@@ -57,10 +62,12 @@ class Bullpen:
     home: Path
     process: subprocess.Popen[bytes]
     env: dict[str, str]
+    python: Sequence[str] | None = None
+    """The command that runs Python as the user this Bullpen belongs to, if that is not us."""
 
     @property
     def told(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.home / "up.json").read_text())
+        value: dict[str, Any] = json.loads((self.home / "secrets" / "up.json").read_text())
         return value
 
     def api(self, timeout: float = 15.0) -> httpx.Client:
@@ -79,7 +86,7 @@ class Bullpen:
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line as the home's owner."""
         done = subprocess.run(
-            [*CLI, *words],
+            [*_cli(self.python), *words],
             env=self.env,
             capture_output=True,
             text=True,
@@ -143,26 +150,33 @@ class Bullpen:
 
 @contextmanager
 def start_up(
-    home: Path, *flags: str, env: Mapping[str, str] | None = None, agents: str = "demo"
+    home: Path,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    agents: str = "demo",
+    python: Sequence[str] | None = None,
 ) -> Iterator[Bullpen]:
-    """Run `bullpen up` on `home` until the block is left; then it must stop within 15 s."""
+    """Run `bullpen up` on `home` until the block is left; then it must stop within 15 s.
+
+    `python` runs it, if not this one.
+    """
     environment = clean_environment(BULLPEN_HOME=str(home), **(env or {}))
     home.mkdir(parents=True, exist_ok=True)
-    (home / "up.json").unlink(missing_ok=True)
+    (home / "secrets" / "up.json").unlink(missing_ok=True)
     with (home / "up.out").open("ab") as out:
         process = subprocess.Popen(
-            [*CLI, "up", "--no-browser", "--port", "0", "--agents", agents, *flags],
+            [*_cli(python), "up", "--no-browser", "--port", "0", "--agents", agents, *flags],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    bullpen = Bullpen(home, process, environment)
+    bullpen = Bullpen(home, process, environment, python)
 
     def ready() -> bool | None:
         assert process.poll() is None, f"up ended early:\n{(home / 'up.out').read_text()}"
-        return (home / "up.json").exists() or None
+        return (home / "secrets" / "up.json").exists() or None
 
     try:
         wait_for("up.json", ready, seconds=START_DEADLINE)

@@ -80,7 +80,7 @@ def test_a_running_task_can_be_cancelled_and_its_agent_is_gone(bullpen: Bullpen)
 
 def test_what_up_writes_is_private_and_the_pages_need_a_sign_in(bullpen: Bullpen) -> None:
     for name in ("up.json", "config.json"):
-        path: Path = bullpen.home / name
+        path: Path = bullpen.home / "secrets" / name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, name
     with httpx.Client(base_url=bullpen.told["url"], trust_env=False) as stranger:
         assert stranger.get("/health").json() == {"status": "ok"}

@@ -63,9 +63,11 @@ class Project:
 
 
 def test_two_tasks_one_after_the_other_and_nothing_is_left(tmp_path: Path) -> None:
-    with start_up(tmp_path / "home") as bullpen:
+    signals = tmp_path / "signals"
+    signals.mkdir()
+    with start_up(tmp_path / "home", env={"BULLPEN_AGENT_PATHS": str(signals)}) as bullpen:
         project = Project(bullpen, tmp_path / "project")
-        go = tmp_path / "go"
+        go = signals / "go"
         look = (
             "demo:sh git status --porcelain\n"
             "demo:sh cat .agent_context/skills/deploy/SKILL.md AGENTS.md\n"

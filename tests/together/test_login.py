@@ -94,10 +94,10 @@ def test_a_person_signs_the_command_line_in(bullpen: Bullpen, screen: Screen) ->
     assert login.returncode == 0, err
     assert "signed in to" in err
     assert "workspace:" in err
-    kept = json.loads((screen.home / "config.json").read_text())
+    kept = json.loads((screen.home / "secrets" / "config.json").read_text())
     assert kept["token"].startswith("mul_")
     assert kept["token"] not in err
-    assert (screen.home / "config.json").stat().st_mode & 0o077 == 0
+    assert (screen.home / "secrets" / "config.json").stat().st_mode & 0o077 == 0
     with bullpen.api() as api:
         tokens = api.get("/api/tokens").json()
         sessions = api.get("/api/sessions").json()["sessions"]

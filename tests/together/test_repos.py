@@ -34,7 +34,12 @@ def bullpen(tmp_path_factory: pytest.TempPathFactory, remote: Remote) -> Iterato
     config.write_text(
         f'[url "file://{remote.path.parent}/"]\n\tinsteadOf = {URL.rpartition("/")[0]}/\n'
     )
-    with start_up(folder / "home", env={"GIT_CONFIG_GLOBAL": str(config)}) as started:
+    env = {
+        "GIT_CONFIG_GLOBAL": str(config),
+        # Below /tmp, of which agents have their own.
+        "BULLPEN_AGENT_PATHS": f"{config}:{remote.path.parent}",
+    }
+    with start_up(folder / "home", env=env) as started:
         with started.api() as api:
             told = {"repos": [{"url": URL}]}
             path = f"/api/workspaces/{started.told['workspace_id']}"
@@ -123,7 +128,7 @@ def test_only_a_tasks_own_command_checks_out(bullpen: Bullpen) -> None:
     assert outside.returncode != 0
     assert "inside a task" in outside.stderr
 
-    door = json.loads((bullpen.home / "daemon.json").read_text())
+    door = json.loads((bullpen.home / "secrets" / "daemon.json").read_text())
     work = next((bullpen.home / "workspaces").rglob("workdir"), bullpen.home)
     request = {
         "url": URL,

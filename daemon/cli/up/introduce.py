@@ -135,7 +135,7 @@ async def make_agents(
             "name": name,
             "description": _ABOUT.get(provider, f"{provider} on this machine."),
             "runtime_id": runtime["id"],
-            "visibility": "workspace",
+            "visibility": "private",  # its owner shares it, if anybody does
         }
         await caller.call("POST", "/api/agents", body)
         made.append(name)

@@ -15,7 +15,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -172,8 +171,9 @@ class _Up:
                     self._daemon_is_back,
                     self._voice.warn,
                 )
-            if health.get("problem"):
-                self._voice.warn(str(health["problem"]))
+            for name in ("problem", "isolation_problem"):
+                if health.get(name):
+                    self._voice.warn(str(health[name]))
             runtimes = await introduce.runtimes_of(caller, health["daemon_id"])
             self._warn_of_missing(runtimes)
             made, agents = await introduce.make_agents(caller, runtimes)
@@ -243,23 +243,19 @@ class _Up:
         env = {k: v for k, v in self._plan.env.items() if not k.startswith("MULTICA_")}
         return {**env, "PYTHONUNBUFFERED": "1", "BULLPEN_HOME": str(self._home.root), **own}
 
-    @property
-    def _ready_file(self) -> Path:
-        return self._home.root / "server.json"
-
     def _server_spec(self) -> ChildSpec:
         def command() -> Sequence[str]:
-            self._ready_file.unlink(missing_ok=True)
+            self._home.ready_file.unlink(missing_ok=True)
             words = [sys.executable, "-P", "-m", "server"]  # -P: not what the current directory has
             words += ["--home", str(self._home.root), "--port", str(self._port)]
-            words += ["--ready-file", str(self._ready_file), "--parent-pid", str(os.getpid())]
+            words += ["--ready-file", str(self._home.ready_file), "--parent-pid", str(os.getpid())]
             words += ["--host", self._plan.host] if self._plan.host else []
             return words + (["--setup"] if self._mint else [])
 
         async def probe(pid: int) -> Any:
             await trio.lowlevel.checkpoint()
             try:
-                told = json.loads(self._ready_file.read_text(encoding="utf-8"))
+                told = json.loads(self._home.ready_file.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return None
             return told if isinstance(told, dict) and told.get("pid") == pid else None
@@ -311,7 +307,7 @@ class _Up:
         self._told["postgres"] = told.get("postgres") or {}
         self._server_told = told
         self._mint = False
-        self._ready_file.unlink(missing_ok=True)  # it names secrets, and has been read
+        self._home.ready_file.unlink(missing_ok=True)  # it names secrets, and has been read
         self._write_up_file()
 
     def _server_is_back(self, told: Mapping[str, Any]) -> None:

@@ -28,6 +28,8 @@ class Machine:
     key: str
     name: str
     version: str
+    exposed: str
+    """Why its agents are not isolated, in one sentence, or ""."""
     runtimes: list[Row]
 
     @property
@@ -49,6 +51,7 @@ def machines(visit: shell.Visit) -> list[Machine]:
                 or runtimes[0].metadata.get("cli_version")
                 or ""
             ),
+            exposed=str(runtimes[0].metadata.get("isolation_problem") or ""),
             runtimes=[_row(runtime, visit) for runtime in runtimes],
         )
         for key, runtimes in groups.items()
