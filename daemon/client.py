@@ -25,6 +25,7 @@ from daemon.answers import SIGN_IN, ApiError, Foreign, Rejected, Shape, Transien
 from daemon.config import Config
 from shared import __version__, codec
 from shared.wire.runtime import (
+    REPOSITORY_ACCESS,
     SKILL_BUNDLES,
     Beat,
     DeregisterRequest,
@@ -425,7 +426,7 @@ async def open_client(
     headers = {
         "Authorization": f"Bearer {config.token}",
         **identity_headers(),
-        "X-Client-Capabilities": SKILL_BUNDLES,
+        "X-Client-Capabilities": f"{SKILL_BUNDLES},{REPOSITORY_ACCESS}",
     }
 
     def pool() -> httpx.AsyncClient:

@@ -117,6 +117,7 @@ def list_resources(settings: Settings, ref: str, output: str) -> None:
 @resource.command()
 @click.argument("ref", metavar="PROJECT")
 @click.option("--url", help="A repository.")
+@click.option("--ref", "start", help="Where its runs start: a branch, tag or commit.")
 @click.option("--default-branch-hint", help="Its branch to begin from.")
 @click.option("--local-path", help="A directory, on the machine --daemon-id names.")
 @click.option("--daemon-id")
@@ -125,8 +126,10 @@ def list_resources(settings: Settings, ref: str, output: str) -> None:
 @click.pass_obj
 def add(settings: Settings, /, ref: str, output: str, **options: str | None) -> None:
     """Attach a repository or a directory."""
-    label = options.pop("label")
-    where = given(**options)
+    label, start = options.pop("label"), options.pop("start")
+    where = given(**options) | given(ref=start)
+    if start and "url" not in where:
+        raise CliError("--ref is for a repository: give --url")
     if ("url" in where) == ("local_path" in where):
         raise CliError("give --url for a repository, or --local-path and --daemon-id")
     body = {

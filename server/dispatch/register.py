@@ -18,6 +18,7 @@ from server.store.agents import runtime_of
 from server.store.queries import Connection, Record
 from server.store.tasks import Caller, seen
 from shared import codec
+from shared.addresses import join_address
 from shared.ids import InvalidId, canonical_id
 from shared.wire.runtime import (
     BEAT_MANY,
@@ -35,9 +36,12 @@ _FAILED: Final = "the profile's command could not be started on this machine"
 
 
 async def register(
-    conn: Connection, request: RegisterRequest, *, caller: Caller
+    conn: Connection, request: RegisterRequest, *, caller: Caller, apart: bool = False
 ) -> tuple[RegisterReply, list[Consequence]]:
-    """Register what the request lists. Raises Invalid, NotFound("workspace not found"), Conflict."""
+    """Register what the request lists. Raises Invalid, NotFound("workspace not found"), Conflict.
+
+    `apart`: the daemon asks for the passwords of repositories; else they stand in the addresses.
+    """
     daemon_id, workspace_id = _checked(request)
     try:
         workspace = await see_workspace(conn, workspace_id, caller)
@@ -79,7 +83,7 @@ async def register(
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
 
     runtimes = [runtime_of(row) for row in rows]
-    repos = repos_of(workspace["repos"])
+    repos = repos_of(workspace["repos"], {} if apart else workspace["credentials"])
     reply = RegisterReply(
         runtimes=runtimes,
         repos=repos,
@@ -107,8 +111,11 @@ async def see_workspace(conn: Connection, workspace_id: str, caller: Caller) -> 
     return seen(row, "workspace not found")
 
 
-def repos_of(stored: Any) -> list[Repo]:
-    """The workspace's repositories for a daemon: trimmed, no blanks, each once. Pure."""
+def repos_of(stored: Any, credentials: Mapping[str, str] | None = None) -> list[Repo]:
+    """The workspace's repositories for a daemon: trimmed, no blanks, each once. Pure.
+
+    `credentials` by address are put into the addresses, for a daemon that knows no other way.
+    """
     repos: dict[str, Repo] = {}
     for item in stored if isinstance(stored, list) else []:
         url = item.get("url") if isinstance(item, Mapping) else None
@@ -117,8 +124,9 @@ def repos_of(stored: Any) -> list[Repo]:
             repos.setdefault(
                 url.strip(),
                 Repo(
-                    url=url.strip(),
+                    url=join_address(url.strip(), (credentials or {}).get(url.strip(), "")),
                     description=description if isinstance(description, str) else "",
+                    ref=ref if isinstance(ref := item.get("ref"), str) else "",
                 ),
             )
     return list(repos.values())

@@ -61,8 +61,13 @@ from agent_runtime r
 where r.id = $1;
 
 -- name: see_workspace
--- A workspace and the caller's right to it. $1 workspace, $2 user, $3 bound
+-- A workspace and the caller's right to it; its repositories' passwords are for those who have a
+-- machine here. $1 workspace, $2 user, $3 bound
 select w.id, w.repos, w.settings,
+       (select jsonb_object_agg(rc.url, rc.userinfo) from repository_credential rc
+        where rc.workspace_id = w.id and exists (
+            select from agent_runtime r where r.workspace_id = w.id
+            and (r.owner_id = $2::uuid or $3::uuid is not null))) as credentials,
        coalesce($2::uuid, $3::uuid) is null or w.id = $3::uuid
        or exists (select from member m
                   where m.workspace_id = w.id and m.user_id = $2::uuid) as allowed

@@ -14,11 +14,11 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.errors import Conflict, Forbidden, Invalid, NotFound
-from server.store import projects
+from server.store import credentials, projects
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection
 from server.store.wire_rows import wire
-from server.web import auth
+from server.web import auth, repository
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
@@ -34,7 +34,7 @@ REPOSITORY: Final = "github_repo"
 DIRECTORY: Final = "local_directory"
 
 _REF_KEYS: Final = {
-    REPOSITORY: ("url", "default_branch_hint"),
+    REPOSITORY: ("url", "default_branch_hint", "ref"),
     DIRECTORY: ("local_path", "daemon_id", "label"),
 }
 
@@ -163,6 +163,7 @@ async def delete_project(request: Request) -> Response:
     async def unit(conn: Connection) -> tuple[None, _Told]:
         await _locked(conn, caller, project_id)
         await conn.execute(projects.SQL.delete_project, project_id)
+        await credentials.keep(conn, caller.workspace_id, {})
         return None, (event(caller, "project:deleted", project_id=project_id),)
 
     await write(request, unit)
@@ -224,6 +225,7 @@ async def update_resource(request: Request) -> Response:
             raise NotFound("project resource not found")
         if ref is not None:
             changes["resource_ref"] = _ref(row["resource_type"], ref)
+            await _keep_password(conn, caller, [_password(ref)])
             await _check_directory(
                 conn, project_id, row["resource_type"], changes["resource_ref"], resource_id
             )
@@ -249,6 +251,7 @@ async def delete_resource(request: Request) -> Response:
         await _locked(conn, caller, project_id)
         if await conn.fetchval(projects.SQL.delete_resource, project_id, resource_id) is None:
             raise NotFound("project resource not found")
+        await credentials.keep(conn, caller.workspace_id, {})
         told = event(
             caller, "project_resource:deleted", project_id=project_id, resource_id=resource_id
         )
@@ -301,12 +304,30 @@ async def _attach(
         raise _one_directory()
     for one in wanted:
         await _check_directory(conn, project_id, one["resource_type"], one["resource_ref"])
+    await _keep_password(conn, caller, [one.get("password") for one in wanted])
+    rows = [{key: one[key] for key in one if key != "password"} for one in wanted]
     added = await projects.add_resources(
-        conn, caller.workspace_id, project_id, caller.actor.user_id, wanted
+        conn, caller.workspace_id, project_id, caller.actor.user_id, rows
     )
     if len(added) < len(wanted):
         raise _attached_already()
     return added
+
+
+async def _keep_password(
+    conn: Connection, caller: Membership, given: Sequence[tuple[str, str] | None]
+) -> None:
+    """Keep passwords that came in addresses; only those who run the workspace replace one."""
+    found = dict(one for one in given if one is not None)
+    for url, userinfo in found.items():
+        if not viewer_of(caller).admin and await credentials.is_other(
+            conn, caller.workspace_id, url, userinfo
+        ):
+            raise Forbidden(
+                f"{url} has another password here already: an owner or admin can change it"
+            )
+    if found:
+        await credentials.keep(conn, caller.workspace_id, found)
 
 
 async def _check_directory(
@@ -371,6 +392,15 @@ def _resources(given: Any) -> list[dict[str, Any]]:
     ]
 
 
+def _password(ref: Any) -> tuple[str, str] | None:
+    """A repository's address and what stood before its host, if anything did."""
+    url = ref.get("url") if isinstance(ref, dict) else None
+    if not isinstance(url, str):
+        return None
+    shown, userinfo = repository.split(url)
+    return (shown, userinfo) if userinfo else None
+
+
 def _resource(one: dict[str, Any]) -> dict[str, Any]:
     position = one["position"]
     whole = isinstance(position, int) and not isinstance(position, bool)
@@ -378,7 +408,8 @@ def _resource(one: dict[str, Any]) -> dict[str, Any]:
         raise Invalid("invalid request body")
     if position is not None and not 0 <= position < 2**31:
         raise Invalid("position is out of range")
-    return one | {"resource_ref": _ref(one["resource_type"], one["resource_ref"])}
+    ref = one["resource_ref"]
+    return one | {"resource_ref": _ref(one["resource_type"], ref), "password": _password(ref)}
 
 
 def _ref(kind: Any, ref: Any) -> dict[str, Any]:
@@ -392,6 +423,9 @@ def _ref(kind: Any, ref: Any) -> dict[str, Any]:
         raise Invalid("invalid request body")
     found = {key: text for key in known if (text := (ref.get(key) or "").strip())}
     if kind == REPOSITORY:
+        shown, _ = repository.split(found.get("url", ""))
+        found["url"] = shown
+        repository.ref_of(found.get("ref", ""))
         if not _URL.fullmatch(found.get("url", "")):
             raise Invalid("url must be an http, https, ssh or git address, or user@host:path")
         return found
