@@ -72,7 +72,7 @@ def open_git_server(folder: Path, user: str, password: str) -> Iterator[GitServe
             self.end_headers()
             self.wfile.write(content)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815 - the library's name
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":

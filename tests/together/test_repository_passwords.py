@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_an_agent_fetches_and_pushes_and_the_password_is_nowhere(tmp_path: Path)
     git(remote.path, "branch", "release")
     other = make_remote(tmp_path / "elsewhere", "other")
     log = tmp_path / "commands"
-    real = os.popen("command -v git").read().strip()
+    real = shutil.which("git")
     (tmp_path / "bin").mkdir()
     wrapper = tmp_path / "bin" / "git"
     wrapper.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {log}\nexec {real} "$@"\n')
@@ -70,6 +71,7 @@ def test_an_agent_fetches_and_pushes_and_the_password_is_nowhere(tmp_path: Path)
         said = "\n".join(str(row.get("output") or "") for row in rows)
         assert any(name.startswith("agent/demo/") for name in remote.branches()), said
         assert server.users
+        print(rows)
         assert elsewhere.users == []
         assert "repo is not configured for this workspace" in said
         assert "helper = !bullpen repo credential" in said
