@@ -118,6 +118,12 @@ def real_agents(session: nox.Session) -> None:
 
 
 @nox.session
+def machine(session: nox.Session) -> None:
+    """Do service, updates and renewals work on a real machine? Outside CI: it takes root and time."""
+    session.run("python", "-m", "pytest", "-q", "-m", "machine", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All that CI asks."""
     for name in ("lint", "types", *TIERS):

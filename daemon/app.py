@@ -190,6 +190,7 @@ class Health:
             self.sync.problem if self.sync else "",
             self.client.problem if self.client else "",
             self.pool.held_back if self.pool else "",
+            *(self.sync.refusals if self.sync else ()),
         ]
         if any(problems):
             told["problem"] = "; ".join(filter(None, problems))

@@ -23,6 +23,7 @@ import trio
 from daemon import answers
 from daemon.answers import SIGN_IN, ApiError, Foreign, Rejected, Shape, Transient, Words
 from daemon.config import Config
+from daemon.runtimes.offers import Offers
 from shared import __version__, codec
 from shared.wire.runtime import (
     REPOSITORY_ACCESS,
@@ -130,6 +131,7 @@ class Client:
         self._control = control
         self._bulk = bulk
         self._bulk_limit = trio.CapacityLimiter(_BULK_CALLS)
+        self.offers = Offers()
         self._stranger: tuple[float, str, str] | None = None  # when, which call, what it said
 
     @property
@@ -287,7 +289,12 @@ class Client:
         """Return the numbers of the transcript's rows after `since` that the server has."""
         path = f"{_task(task_id, 'messages')}?since={since}"
         rows = await self._get(
-            path, list[StoredMessage], answers.is_list, answers.MESSAGES, bulk=True
+            path,
+            list[StoredMessage],
+            answers.is_list,
+            answers.MESSAGES,
+            deadline=MESSAGES,
+            bulk=True,
         )
         return [row.seq for row in rows]
 

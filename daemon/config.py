@@ -23,7 +23,12 @@ from uuid import UUID
 import attrs
 
 from daemon.agents.providers import PROVIDERS
-from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id
+from daemon.identity import (
+    IdentityError,
+    legacy_daemon_ids,
+    load_daemon_id,
+    load_machine_key,
+)
 from shared.codec import DecodeError, loads
 from shared.home import Home, find_home
 from shared.ids import InvalidId, canonical_id
@@ -44,8 +49,9 @@ _NOT_WRITTEN: Final = frozenset(
 """What tells of one start, or has a place of its own in the file."""
 
 DEFAULT_SERVER_URL: Final = "http://localhost:8080"
-DEFAULT_PORT: Final = 19514
-_FIRST_PROFILE_PORT: Final = 19515
+DEFAULT_PORT: Final = 27514
+"""Not the reference's (19514): its `setup`, `stop` and `restart` would find our daemon there and end it."""
+_FIRST_PROFILE_PORT: Final = 27515
 
 ARTIFACT_PATTERNS: Final = ("node_modules", ".next", ".turbo")
 """Directories that a build makes again; base names."""
@@ -87,6 +93,7 @@ class Config:
     server_url: str
     token: str = attrs.field(repr=False)
     daemon_id: str
+    machine_key: str = attrs.field(default="", repr=False)
     legacy_daemon_ids: tuple[str, ...] = ()
     device_name: str = "local-machine"
     runtime_name: str = ""
@@ -166,7 +173,7 @@ def normalise_server_url(text: str) -> str:
 
 
 def profile_port(profile: str) -> int:
-    """Return the control port of a CLI profile (spec 03 §1)."""
+    """Return the control port of a CLI profile: as in spec 03 §1, from another beginning."""
     if not profile:
         return DEFAULT_PORT
     return _FIRST_PROFILE_PORT + sum(profile.encode()) % 1000
@@ -182,7 +189,8 @@ def load_config(
 ) -> Config:
     """Read and check every setting; `flags` holds variables given on the command line.
 
-    `file` stands for the config file's object, if given. Raises ConfigError. Reads the config file and the machine's daemon id, minting the latter.
+    `file` stands for the config file's object, if given. Raises ConfigError. Reads the config file and the machine's daemon id
+    and key, making the latter two.
     """
     place = find_home(env, home=home, profile=profile)
     file = read_config_file(place) if file is None else file
@@ -196,6 +204,7 @@ def load_config(
     daemon_id = read.value("BULLPEN_DAEMON_ID", _id, "")
     try:
         daemon_id = daemon_id or load_daemon_id(place)
+        machine_key = load_machine_key(place)
     except IdentityError as error:
         raise ConfigError(str(error)) from error
     keep = read.value("BULLPEN_KEEP_ENV_AFTER_TASK", _switch, False)
@@ -211,6 +220,7 @@ def load_config(
         or _file_url(place, _text(file, "server_url")),
         token=token,
         daemon_id=daemon_id,
+        machine_key=machine_key,
         legacy_daemon_ids=legacy_daemon_ids(place, hostname=hostname, daemon_id=daemon_id),
         device_name=read.text("BULLPEN_DAEMON_DEVICE_NAME") or hostname or "local-machine",
         runtime_name=read.text("BULLPEN_AGENT_RUNTIME_NAME"),
@@ -251,12 +261,43 @@ def load_config(
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, read.value("LOG_LEVEL", _level, "info")),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )
+    _check_intervals(config)
     for name in written:
         if name not in read.asked or name in _NOT_WRITTEN:
             near = get_close_matches(name, read.asked - _NOT_WRITTEN, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{place.config_file}: there is no setting {name}{hint}")
     return config
+
+
+LONGEST_BEAT: Final = 45.0
+"""Seconds after which a server of ours that was told nothing else counts a machine as away."""
+
+
+def _check_intervals(config: Config) -> None:
+    """Refuse intervals with which a healthy machine comes and goes or never works."""
+    for name, seconds, most, why in (
+        (
+            "BULLPEN_DAEMON_HEARTBEAT_INTERVAL",
+            config.heartbeat_interval,
+            LONGEST_BEAT,
+            "the server counts a machine as away that is silent for so long",
+        ),
+        (
+            "BULLPEN_DAEMON_POLL_INTERVAL",
+            config.poll_interval,
+            3600.0,
+            "tasks whose wake-up is lost would wait for so long",
+        ),
+        (
+            "BULLPEN_DAEMON_SYNC_INTERVAL",
+            config.sync_interval,
+            3600.0,
+            "workspaces and runtimes would be out of date for so long",
+        ),
+    ):
+        if seconds > most:
+            raise ConfigError(f"{name} must be at most {most:g}s, not {seconds:g}s: {why}")
 
 
 def check_config_file(home: Home, file: Mapping[str, Any]) -> None:

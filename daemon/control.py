@@ -11,6 +11,7 @@ their own (`routes`) and check for themselves who asks.
 from __future__ import annotations
 
 import hmac
+import http.client
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +28,9 @@ import h11
 import structlog
 import trio
 
+from daemon import threads
 from shared import codec
-from shared.home import Home, write_private
+from shared.home import OURS, Home, write_private
 
 if sys.platform == "win32":  # the port alone is the lock there
     fcntl = None
@@ -109,7 +112,7 @@ class Control:
         if _is_foreign(asked):
             return Answer(status=403, text="forbidden\n")
         if asked.path == "/health":
-            return Answer(status=200, value=self.status())
+            return Answer(status=200, value=_told(self.status(), asked))
         if asked.path == "/shutdown":
             return self._signed(asked) or Answer(status=200, value={"status": "shutting down"})
         if asked.path in self.commands:
@@ -210,6 +213,42 @@ class Control:
         return answer
 
 
+PRODUCT: Final = "bullpen"
+
+
+def _told(health: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """Name the product, for others in the very field the reference's commands look at.
+
+    To them a daemon that says neither `running` nor `starting` is none of theirs: so their `stop`,
+    `restart` and `setup` leave it alone.
+    """
+    told = {**health, "product": PRODUCT}
+    if OURS not in asked.headers:
+        told["status"] = f"{PRODUCT} {health.get('status', '')}".strip()
+    return told
+
+
+def _who_has(port: int) -> str:
+    """Say in a sentence who holds a port of this machine. Blocks for at most two seconds."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    told: Any = None
+    try:
+        connection.request("GET", "/health", headers={OURS: "1"})
+        told = json.loads(connection.getresponse().read(1 << 20))
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
+        pass
+    finally:
+        connection.close()
+    if not isinstance(told, dict) or "daemon_id" not in told:
+        return "another program has it; set BULLPEN_DAEMON_PORT to a free one"
+    if told.get("product") == PRODUCT:
+        return f"another daemon of Bullpen has it (pid {told.get('pid')})"
+    return (
+        f"a daemon of another product has it (pid {told.get('pid')}), which Bullpen leaves alone:"
+        " stop that one yourself, or set BULLPEN_DAEMON_PORT to a free one"
+    )
+
+
 def _is_foreign(asked: Asked) -> bool:
     """Whether a browser asks for some web page, or anybody by another name than this machine's."""
     host = asked.headers.get("host", "").rsplit(":", 1)[0]
@@ -277,9 +316,8 @@ async def open_control(
         try:
             listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         except OSError as error:
-            raise AlreadyRunning(
-                f"port {port} of this machine is taken, probably by another daemon: {error}"
-            ) from error
+            who = await threads.in_thread(partial(_who_has, port)) if port else str(error)
+            raise AlreadyRunning(f"port {port} of this machine is taken: {who}") from error
         bound: int = listeners[0].socket.getsockname()[1]
         control = Control(
             port=bound,

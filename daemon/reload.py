@@ -40,6 +40,7 @@ FIXED: Final = frozenset(
         "home",
         "launched_by",
         "legacy_daemon_ids",
+        "machine_key",
         "min_free_disk",
         "parent_pid",
         "server_url",

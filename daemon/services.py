@@ -44,7 +44,7 @@ def make_services(
     abilities: Abilities,
 ) -> Services:
     """Make what is made of the rest."""
-    offers = Offers()
+    offers = client.offers
     return Services(
         config=config,
         client=client,

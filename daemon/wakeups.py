@@ -8,8 +8,9 @@ carry on without it. It ends by being cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 HANDSHAKE: Final = 10.0
-"""Seconds to connect and upgrade (spec 03 §11)."""
+"""Seconds to connect and upgrade (spec 03 §11). Ours, round the whole of it: the library's own leaves
+its reader waiting for a peer that took the connection and says nothing."""
 
 WRITE: Final = 10.0
 """Seconds a beat may wait for a peer that does not read."""
@@ -49,7 +51,11 @@ acknowledged, and a half-open connection would hold up wake-ups for minutes."""
 HEALTHY: Final = 60.0
 """Seconds after which a connection that ends was a good one, and the back-off starts afresh."""
 
-BACKOFF: Final = Backoff(first=1.0, limit=30.0, jitter=0.2)
+BACKOFF: Final = Backoff(first=1.0, limit=4.0, jitter=0.2)
+"""Up to 5 s: who waits for a server to come back waits no longer than that once it is back."""
+
+REFUSED: Final = Backoff(first=1.0, limit=30.0, jitter=0.2)
+"""After a refusal, which is the answer of a server that is there."""
 
 _ENDS = (
     trio_websocket.HandshakeError,
@@ -74,16 +80,47 @@ Headers = list[tuple[bytes, bytes]]
 Connect = Callable[[str, Headers], AbstractAsyncContextManager[Socket]]
 
 
-def connect(url: str, headers: Headers) -> AbstractAsyncContextManager[Socket]:
-    """Open a websocket over the network, every limit set."""
-    opened: AbstractAsyncContextManager[Socket] = trio_websocket.open_websocket_url(
-        url,
-        extra_headers=headers,
-        connect_timeout=HANDSHAKE,
-        disconnect_timeout=CLOSE,
-        max_message_size=LONGEST_FRAME,
+@asynccontextmanager
+async def connect(url: str, headers: Headers) -> AsyncIterator[Socket]:
+    """Open a websocket over the network, every limit set. Raises TooSlowError, or a group.
+
+    The stream and the library's reader are ours, so that nothing of them outlives the block, or a
+    handshake that takes too long.
+    """
+    deadline = trio.current_time() + HANDSHAKE
+    with trio.fail_at(deadline):
+        stream = await _open_stream(url)
+    try:
+        async with trio.open_nursery() as reader:
+            parts = urlsplit(url)
+            with trio.fail_at(deadline):
+                socket = await trio_websocket.wrap_client_stream(
+                    reader,
+                    stream,
+                    parts.netloc.rpartition("@")[2],
+                    f"{parts.path}?{parts.query}",
+                    extra_headers=headers,
+                    max_message_size=LONGEST_FRAME,
+                )
+            try:
+                yield socket
+            finally:
+                with trio.move_on_after(CLOSE, shield=True):
+                    await socket.aclose()
+                reader.cancel_scope.cancel(reason="websocket closed")
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _open_stream(url: str) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "ws":
+        return await trio.open_tcp_stream(host, parts.port or 80)
+    context = ssl.create_default_context()
+    return await trio.open_ssl_over_tcp_stream(
+        host, parts.port or 443, ssl_context=context, https_compatible=True
     )
-    return opened
 
 
 def socket_url(server_url: str, runtime_ids: tuple[str, ...]) -> str:
@@ -115,12 +152,16 @@ async def run_wakeups(services: Services, *, connect: Connect = connect) -> None
             failures = 0
             continue
         failures = 1 if connection.age() >= HEALTHY else failures + 1
-        if await changed.wait(BACKOFF.wait(failures)):
+        backoff = REFUSED if connection.refused else BACKOFF
+        if await changed.wait(backoff.wait(failures)):
             failures = 0
 
 
 class _Connection:
-    """One connection from handshake to end. `outdated` is set when the set of runtimes changed."""
+    """One connection from handshake to end.
+
+    `outdated` is set when the set of runtimes changed, `refused` when a server said no.
+    """
 
     def __init__(self, services: Services, runtime_ids: tuple[str, ...]) -> None:
         self._services = services
@@ -128,6 +169,7 @@ class _Connection:
         self._opened: float | None = None
         self._acknowledgements = 0  # since the last beats; the reader counts, the writer clears
         self.outdated = False
+        self.refused = False
 
     def age(self) -> float:
         """Seconds since the handshake; 0 if there was none."""
@@ -139,6 +181,7 @@ class _Connection:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         status = getattr(error, "status_code", None)
+        self.refused = status is not None and status < 500
         log.info(
             "no websocket to the server; polling meanwhile",
             reason=f"answered {status}" if status else (str(error) or type(error).__name__),

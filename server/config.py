@@ -7,6 +7,7 @@ person who set it knows what to change.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -146,7 +147,31 @@ def from_environment(env: Mapping[str, str], **overrides: Any) -> Config:
     values.update({name: value for name, value in overrides.items() if value is not None})
     if not 0 <= values["port"] <= 65535:
         raise ConfigError(f"--port must be between 0 and 65535, not {values['port']}")
+    _check_intervals(values["offline_after"], values["sweep_interval"], read.beat())
     return Config(**values)
+
+
+MISSED_BEATS: Final = 3
+"""Beats a machine may miss before it counts as away: one may be late, one lost."""
+
+
+def _check_intervals(offline_after: float, sweep_interval: float, beat: float) -> None:
+    """Refuse intervals that make healthy machines come and go. Raises ConfigError."""
+    least = MISSED_BEATS * beat
+    if offline_after < least:
+        raise ConfigError(
+            f"BULLPEN_OFFLINE_AFTER must be at least {least:g}, not {offline_after:g}: machines beat"
+            f" every {beat:g} s, and healthy ones would count as away between two beats. Where all"
+            " of them beat faster, tell the server so by BULLPEN_DAEMON_HEARTBEAT_INTERVAL as well"
+        )
+    if sweep_interval > offline_after:
+        raise ConfigError(
+            f"BULLPEN_SWEEP_INTERVAL must not be above BULLPEN_OFFLINE_AFTER ({offline_after:g}),"
+            f" not {sweep_interval:g}: machines that are away would be noticed far too late"
+        )
+
+
+_BEAT: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m)")
 
 
 @attrs.frozen
@@ -178,6 +203,16 @@ class _Reader:
 
     def seconds(self, name: str, default: float, low: float, high: float) -> float:
         return self._bounded(name, default, low, high, float)
+
+    def beat(self) -> float:
+        """Seconds between two beats of a machine: the daemons' setting, if the server has it too."""
+        text = self.text("BULLPEN_DAEMON_HEARTBEAT_INTERVAL", "15s")
+        match = _BEAT.fullmatch(text)
+        if match is None:
+            raise ConfigError(
+                f"BULLPEN_DAEMON_HEARTBEAT_INTERVAL must be a duration such as 15s, not {text!r}"
+            )
+        return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2]]
 
     def days(self, name: str, default: float) -> float:
         """Seconds, from a number of days."""

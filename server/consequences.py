@@ -34,4 +34,12 @@ class TokensRevoked:
     hashes: tuple[str, ...]
 
 
-Consequence = Event | TaskAvailable | ProfilesChanged | TokensRevoked
+@attrs.frozen
+class Counted:
+    """Something that the metrics of this process count, and nobody else hears of."""
+
+    name: str
+    times: int = 1
+
+
+Consequence = Event | TaskAvailable | ProfilesChanged | TokensRevoked | Counted

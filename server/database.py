@@ -40,11 +40,19 @@ _CLOSING: Final = 5.0
 _NOTIFICATIONS: Final = 4096
 """A relay that falls this far behind is closed, and catches up after it has reconnected."""
 
-_AGAIN: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_AGAIN: Final = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    # what the unit had read was deleted before it could point at it: it looks again
+    asyncpg.ForeignKeyViolationError,
+)
 _LOST: Final = (
     asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
     asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    # what asyncpg meets when a backend dies in the middle of a message
+    asyncpg.InternalClientError,
     OSError,
 )
 
@@ -70,8 +78,8 @@ class Database:
     ) -> T:
         """Run a unit in one transaction, to its end whatever the caller's scope says.
 
-        Serialization failures and deadlocks are retried, and so is a connection that was lost
-        before the commit was sent. Raises trio.TooSlowError after `deadline` seconds; the
+        Serialization failures and deadlocks are retried, what was deleted meanwhile is looked up
+        again, and so is done when a connection was lost before the commit was sent. Raises trio.TooSlowError after `deadline` seconds; the
         transaction has then been rolled back, unless it was the answer to the commit that was
         awaited. `one_statement` says that the unit is a single statement, which is a transaction
         already: it saves two round trips.
@@ -145,7 +153,16 @@ class Database:
             waiting.enter_context(stage("waiting for a connection"))
             async with self._pool.acquire() as conn:
                 waiting.close()
-                yield conn
+                try:
+                    yield conn
+                except asyncpg.InternalClientError:
+                    conn.terminate()  # whatever state it is in, nobody else is to meet it
+                    raise
+                except asyncpg.InterfaceError as error:
+                    # Also what asyncpg says of wrong calls and values: those are nobody's loss.
+                    if _is_closed(conn):
+                        raise asyncpg.ConnectionDoesNotExistError(str(error)) from error
+                    raise
 
     async def _persistent(self, unit: Unit[T], one_statement: bool) -> T:
         attempt = 0
@@ -234,10 +251,18 @@ async def _open_pool(url: str, size: int) -> Any:
     )
 
 
+def _is_closed(conn: Any) -> bool:
+    """Tell whether a connection of the pool is closed; it is the pool's again then, not ours."""
+    try:
+        return bool(conn.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
 async def _close(conn: Any) -> None:
     try:
         await conn.close(timeout=_CLOSING / 2)
-    except (*_LOST, TimeoutError):
+    except (*_LOST, asyncpg.InterfaceError, TimeoutError):
         conn.terminate()
 
 

@@ -73,5 +73,9 @@ class TooMany(DomainError):
         self.after = after
 
 
+class BadGateway(DomainError):
+    """Somebody else's server, asked on the caller's behalf, did not do its part."""
+
+
 class Unavailable(DomainError):
     """A part this needs is away for the moment (503)."""

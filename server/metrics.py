@@ -30,7 +30,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from server.consequences import Consequence
+from server.consequences import Consequence, Counted
 from server.database import Database
 from server.push.hub import Hub
 from server.store.queries import Connection, Record, load
@@ -80,6 +80,7 @@ _FUNNEL: Final = {
 _COUNTED: Final = (
     *_FUNNEL.values(),
     *("signup", "workspace_created", "issue_executed", "runtime_registered"),
+    *("runtime_ready", "runtime_failed", "runtime_offline"),
 )
 
 _Labels = tuple[str, ...]
@@ -216,6 +217,8 @@ class Metrics:
 
     def _happened(self, consequence: Consequence) -> None:
         """Count what this process announced; what others announce they count themselves."""
+        if isinstance(consequence, Counted):
+            self._funnel[consequence.name].inc(consequence.times)
         if not isinstance(consequence, Event):
             return
         kind, payload = consequence.type, consequence.payload
@@ -231,11 +234,8 @@ class Metrics:
             begun.labels(payload["source"]).inc()
         elif kind == "autopilot:run_done":
             self._runs_ended.labels(payload["status"]).inc()
-        elif kind == "daemon:register":
-            if "runtimes" in payload:
-                self._funnel["runtime_registered"].inc(len(payload["runtimes"]))
-            elif "action" in payload:
-                self._offline.labels(payload["action"]).inc()
+        elif kind == "daemon:register" and "action" in payload:
+            self._offline.labels(payload["action"]).inc()
 
     def count(self, name: str) -> None:
         """Count one of the things no event tells of: signup, workspace_created."""

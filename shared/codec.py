@@ -21,6 +21,9 @@ from cattrs import BaseValidationError, Converter, transform_error
 from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping_structure_factory
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from shared import depth
+from shared.text import json_text
+
 T = TypeVar("T")
 
 _OMIT = "bullpen_omit_default"
@@ -37,19 +40,26 @@ def omitted(default: Any = attrs.NOTHING, *, factory: Callable[[], Any] | None =
     return attrs.field(default=default, metadata={_OMIT: True})
 
 
-def loads(data: bytes | str) -> Any:
-    """Read the first JSON value of `data` into plain Python values. Raises DecodeError."""
+def loads(data: bytes | str, *, cut: bool = False) -> Any:
+    """Read the first JSON value of `data` into plain Python values. Raises DecodeError.
+
+    What is nested deeper than `depth.DEEPEST` is refused, or with `cut` replaced by a mark.
+    Its text is clean (`shared.text`): whatever reads it can store and send it.
+    """
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        value, _ = json.JSONDecoder().raw_decode(json_text(data).lstrip("\ufeff").lstrip())
+    except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON: {error}") from error
+    if cut:
+        return depth.cut(value)
+    if depth.is_deeper(value):
+        raise DecodeError(f"nested deeper than {depth.DEEPEST} levels")
     return value
 
 
-def decode(data: bytes | str, kind: type[T]) -> T:
-    """Read the first JSON value of `data` as a `kind`. Raises DecodeError."""
-    return structure(loads(data), kind)
+def decode(data: bytes | str, kind: type[T], *, cut: bool = False) -> T:
+    """Read the first JSON value of `data` as a `kind`; `cut` as for `loads`. Raises DecodeError."""
+    return structure(loads(data, cut=cut), kind)
 
 
 def structure(value: Any, kind: type[T]) -> T:
@@ -58,7 +68,7 @@ def structure(value: Any, kind: type[T]) -> T:
         return _converter.structure(value, kind)
     except BaseValidationError as error:
         raise DecodeError("; ".join(transform_error(error))) from None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise DecodeError(str(error)) from None
 
 

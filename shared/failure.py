@@ -2,7 +2,8 @@
 
 The classifier reads error texts of agent programs; its table is spec 02 §7.2 and the first row that
 matches wins. Unlike the reference, a bare status code counts only where it stands alone as a
-number, so a port or a line number is not taken for an HTTP status. Pure.
+number, so a port or a line number is not taken for an HTTP status; and a limit that is said to come
+back is a quota, whatever the provider calls it. Pure.
 """
 
 from __future__ import annotations
@@ -40,15 +41,60 @@ VERSION_UNSUPPORTED: Final = "agent_error.runtime_version_unsupported"
 MISSING_EXECUTABLE: Final = "agent_error.runtime_missing_executable"
 UNKNOWN: Final = "agent_error.unknown"
 
+REASONS: Final = frozenset(
+    {
+        QUEUED_EXPIRED,
+        RUNTIME_OFFLINE,
+        RUNTIME_RECOVERY,
+        TIMEOUT,
+        ITERATION_LIMIT,
+        AGENT_BLOCKED,
+        API_INVALID_REQUEST,
+        AGENT_FALLBACK_MESSAGE,
+        CODEX_SEMANTIC_INACTIVITY,
+        IDLE_WATCHDOG,
+        LOCAL_DIRECTORY_ERROR,
+        CANCELLED,
+        AGENT_ERROR,
+        AUTH,
+        QUOTA,
+        CAPACITY,
+        SERVER_ERROR,
+        NETWORK,
+        PROCESS_FAILURE,
+        EMPTY_OUTPUT,
+        AGENT_TIMEOUT,
+        CONTEXT_OVERFLOW,
+        MISSING_CONFIG,
+        MODEL_NOT_FOUND,
+        VERSION_UNSUPPORTED,
+        MISSING_EXECUTABLE,
+        UNKNOWN,
+    }
+)
+"""All that this version knows."""
+
 RETRYABLE: Final = frozenset(
     {RUNTIME_OFFLINE, RUNTIME_RECOVERY, TIMEOUT, CODEX_SEMANTIC_INACTIVITY}
 )
 """Infrastructure failed, not the work: the server queues a new attempt (spec 02 §6)."""
 
 RESUME_UNSAFE: Final = frozenset(
-    {ITERATION_LIMIT, AGENT_FALLBACK_MESSAGE, API_INVALID_REQUEST, CODEX_SEMANTIC_INACTIVITY}
+    {
+        ITERATION_LIMIT,
+        AGENT_FALLBACK_MESSAGE,
+        API_INVALID_REQUEST,
+        CODEX_SEMANTIC_INACTIVITY,
+        CONTEXT_OVERFLOW,
+    }
 )
-"""The agent's session is spoilt: it is never resumed (spec 02 §6)."""
+"""The agent's session is spoilt: it is never resumed (spec 02 §6). A history that is too long for
+the model stays too long, which the reference does not see."""
+
+_VAGUE: Final = frozenset({AGENT_ERROR, UNKNOWN, CAPACITY})
+"""Reasons that say less than the words of a provider whose quota is used up."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{2,39}(?:\.[a-z][a-z0-9_]{2,39})?")
 
 _POISON_LIMIT: Final = 320
 """Bytes. A longer output that contains a poison phrase is a real answer quoting it."""
@@ -73,7 +119,26 @@ def _code(*codes: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w.:]){'(?:' + '|'.join(codes) + ')'}(?![\w.])")
 
 
+_RESETS: Final = re.compile(
+    r"\blimits?\b[^\n]{0,160}?\bresets?\b(?:\s?(?:at|on|in|after|:))?\s?"
+    r"(?:\d|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+    r"|mon|tue|wed|thu|fri|sat|sun|tomorrow|midnight|noon)"
+    r"|\blimit(?:s|ed)?\b[^\n]{0,160}?\b(?:try again|retry|wait|available)\b(?: again)?"
+    r"(?: in| after)?(?: about)? \d+ ?(?:m(?:in)?\b|minutes?|h(?:rs?|ours?)?\b|d(?:ays?)?\b)"
+)
+"""A limit that comes back at some time, or after some minutes at least: what all providers call the
+end of a quota. Seconds the programs wait themselves."""
+
+_YOUR_LIMIT: Final = re.compile(
+    r"\b(?:hit|reached|exceeded|used up) your (?!rate|context|token|turn|iteration|time)"
+    r"[^.\n]{0,40}?(?<!rate )\blimit\b"
+    r"|\b(?:\d+-hour|hourly|daily|weekly|monthly|session|spend|spending|opus|sonnet|haiku|plan)"
+    r"(?: \w+)? limit (?:was |has been |is )?(?:reached|hit|exceeded|exhausted)"
+    r"|\bout of (?:\w+ )?(?:usage|credits|quota)\b"
+)
+
 _TABLE: Final[tuple[tuple[str, _Signal], ...]] = (
+    (QUOTA, _any(_RESETS)),
     (
         CONTEXT_OVERFLOW,
         _any(
@@ -127,12 +192,17 @@ _TABLE: Final[tuple[tuple[str, _Signal], ...]] = (
             "credits",
             "credit balance",
             "quota",
+            _YOUR_LIMIT,
         ),
     ),
     (
         CAPACITY,
         _any(
-            _code("429", "529"), "rate limit", "rate_limit", "overloaded", "no capacity available"
+            _code("429", "529"),
+            re.compile("rate[ _-]limit"),
+            "resource_exhausted",
+            "overloaded",
+            "no capacity available",
         ),
     ),
     (
@@ -213,6 +283,20 @@ def classify(text: str) -> str:
     return UNKNOWN
 
 
+def reason_of(given: str, error: str) -> str:
+    """Name the reason of a failure that a daemon reports.
+
+    It is the daemon's if that is the name of one, which a newer daemon may know more of; else, and
+    where the error's words say more, it is what they stand for.
+    """
+    given = given.strip()
+    if _NAME.fullmatch(given) is None:
+        return classify(error)
+    if given in _VAGUE and classify(error) == QUOTA:
+        return QUOTA
+    return given
+
+
 def poisoned_output(output: str) -> str | None:
     """Name the reason a seemingly successful output is none, or None (spec 02 §7.3)."""
     trimmed = output.strip()
@@ -232,3 +316,8 @@ def poisoned_error(error: str) -> str | None:
     if "invalid_request_error" in lowered and "400" in lowered:
         return API_INVALID_REQUEST
     return None
+
+
+def spoils_session(reason: str | None, error: str | None) -> bool:
+    """Tell whether a failure leaves a session that must not be resumed."""
+    return reason in RESUME_UNSAFE or (bool(error) and poisoned_error(error or "") is not None)

@@ -11,9 +11,13 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import attrs
 import platformdirs
+
+OURS: Final = "x-bullpen"
+"""The header by which our own commands ask a daemon how it is (`daemon/control.py`)."""
 
 
 @attrs.frozen
@@ -45,6 +49,16 @@ class Home:
     @property
     def daemon_id_file(self) -> Path:
         return self.base / "daemon.id"
+
+    @property
+    def machine_key_file(self) -> Path:
+        """What proves to servers that this is the machine that registered before."""
+        return self.root / "secrets" / "machine.key"
+
+    @property
+    def directories_file(self) -> Path:
+        """The directories of the user's that tasks may work in."""
+        return self.root / "secrets" / "directories.json"
 
     @property
     def postgres(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
+from collections.abc import Iterable
 from typing import Final
 
 PERSONAL_TOKEN: Final = "mul_"
@@ -54,8 +55,18 @@ def is_id(text: str) -> bool:
 
 
 def short_id(full: str) -> str:
-    """Return the first eight hex digits, for showing to people; never a key."""
-    return full.replace("-", "")[:8]
+    """Return the last eight hex digits, for showing to people; never a key.
+
+    Of ids that begin with the time, all those of a minute have the same beginning.
+    """
+    return full.replace("-", "")[-8:]
+
+
+def short_ids(full: Iterable[str]) -> dict[str, str]:
+    """Return for each id its beginning of eight characters, or of as many as tell all apart."""
+    known = set(full)
+    length = next((n for n in range(8, 36) if len({one[:n] for one in known}) == len(known)), 36)
+    return {one: one[:length].rstrip("-") for one in known}
 
 
 def mint_token(prefix: str) -> str:

@@ -1,20 +1,42 @@
 """Structured logging for server, daemon and command line: one set-up, one redaction.
 
 Lines go to stderr; people at a terminal get colours, everything else gets one JSON object a line.
-Secrets are redacted in every string value, including tracebacks.
+Secrets are redacted in every value, however deep it lies, including tracebacks; inside `hiding` also
+those that are known by value, in all that the task and its children log.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TextIO
 
 import structlog
 
-from shared.redact import redact
+from shared.redact import Redactor
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+_redactor: ContextVar[Redactor] = ContextVar("redactor", default=Redactor())  # noqa: B039 - frozen
+
+
+@contextmanager
+def hiding(redactor: Redactor) -> Iterator[None]:
+    """Redact what this task, and tasks it starts, log inside the block with this redactor."""
+    token = _redactor.set(redactor)
+    try:
+        yield
+    finally:
+        _redactor.reset(token)
+
+
+def redacted(text: str) -> str:
+    """Return a text as it would be logged here; to be asked for before the text is cut."""
+    return _redactor.get().text(text)
 
 
 def set_up(level: str = "info", stream: TextIO | None = None) -> None:
@@ -50,6 +72,22 @@ def _number(level: str) -> int:
 def _redact_strings(
     _: Any, __: str, record: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    return {
-        key: redact(value) if isinstance(value, str) else value for key, value in record.items()
-    }
+    redactor = _redactor.get()
+    return {key: redactor.value(_plain(value)) for key, value in record.items()}
+
+
+_DEEPEST: Final = 12
+"""Nesting of what is logged; nobody reads what lies deeper, and logging must not fail of it."""
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as it will be written, so that nothing in it is written unseen."""
+    if depth > _DEEPEST:
+        return "…"
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(member, depth + 1) for key, member in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(member, depth + 1) for member in value]
+    return str(value)

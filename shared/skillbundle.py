@@ -21,6 +21,14 @@ WORKSPACE: Final = "workspace"
 BUILTIN: Final = "builtin"
 """The source of skills that come with the server."""
 
+LONGEST_PART: Final = 255
+"""Bytes of a file's or a directory's name, as file systems take them."""
+
+LONGEST_PATH: Final = 512
+"""Bytes of a file's path within its skill; the smallest limit for a whole path is 1024."""
+
+_SHOWN: Final = 80
+
 
 class InvalidBundle(ValueError):
     """A bundle that is not what its reference says."""
@@ -102,22 +110,57 @@ def check(bundle: SkillBundle, ref: SkillRef) -> None:
         raise InvalidBundle(f"skill {bundle.name!r}: its content does not match its hash")
     if bundle.size_bytes and bundle.size_bytes != _size(bundle.content, bundle.files):
         raise InvalidBundle(f"skill {bundle.name!r}: its content does not have its size")
-    for file in bundle.files:
-        if not is_safe_path(file.path):
-            raise InvalidBundle(f"skill {bundle.name!r} has a file at {file.path!r}")
+    faults = [path_fault(file.path) for file in bundle.files]
+    faults.append(clash(file.path for file in bundle.files))
+    if fault := next(filter(None, faults), ""):
+        raise InvalidBundle(f"skill {bundle.name!r}: {fault}")
 
 
-def is_safe_path(path: str) -> bool:
-    """Tell whether a file of a skill may be written there: relative, clean, inside."""
+def is_inside(path: str) -> bool:
+    """Tell whether a file of a skill lies in the skill's directory: relative, clean, not above."""
     return (
         bool(path)
-        and not path.startswith("/")
+        and not path.startswith(("/", "../"))
         and "\\" not in path
         and "\0" not in path
         and posixpath.normpath(path) == path
         and path not in {".", ".."}
-        and not path.startswith("../")
     )
+
+
+def path_fault(path: str) -> str:
+    """Say what keeps a file of a skill from being written there; "" for nothing.
+
+    It must be inside, and no longer than file systems take.
+    """
+    if not is_inside(path):
+        return f"invalid file path {_shown(path)}: it must be relative, without '..'"
+    if any(len(part.encode("utf-8", "replace")) > LONGEST_PART for part in path.split("/")):
+        return f"file name too long in {_shown(path)}: at most {LONGEST_PART} bytes a name"
+    if len(path.encode("utf-8", "replace")) > LONGEST_PATH:
+        return f"file path too long: {_shown(path)} (at most {LONGEST_PATH} bytes)"
+    return ""
+
+
+def clash(paths: Iterable[str]) -> str:
+    """Say which of a skill's files keep each other from being written; "" for none."""
+    known = set(paths)
+    for path in sorted(known):
+        folder = posixpath.dirname(path)
+        while folder.strip("/"):
+            if folder in known:
+                return f"{_shown(folder)} is a file, and a directory of {_shown(path)}"
+            folder = posixpath.dirname(folder)
+    return ""
+
+
+def is_safe_path(path: str) -> bool:
+    """Tell whether a file of a skill may be written there."""
+    return not path_fault(path)
+
+
+def _shown(path: str) -> str:
+    return repr(path if len(path) <= _SHOWN else path[:_SHOWN] + "…")
 
 
 def _size(content: str, files: Iterable[SkillFile]) -> int:

@@ -12,6 +12,10 @@ from typing import Final
 
 from shared import __version__
 
+PROTOCOL_VERSION: Final = "0.3.28"
+"""The reference's version whose protocol our daemon speaks. Servers of the protocol switch features
+off for daemons that say less, so this is what ours says there; its own version stands beside it."""
+
 HANDOFF_NOTES: Final = (0, 3, 28)
 QUICK_CREATE: Final = (0, 2, 21)
 

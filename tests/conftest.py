@@ -20,7 +20,7 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-TIERS = {"fast", "simulation", "postgres", "together", "browser", "real_agents"}
+TIERS = {"fast", "simulation", "postgres", "together", "browser", "real_agents", "machine"}
 
 _LOUD = frozenset({"error", "exception", "critical"})
 

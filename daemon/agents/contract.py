@@ -19,7 +19,14 @@ ResultStatus = Literal["completed", "failed", "aborted", "timeout"]
 
 
 class AgentError(Exception):
-    """The agent could not be started; the text is meant for the task's error field."""
+    """The agent could not be started; the text is meant for the task's error field.
+
+    `passing`: the reason may be gone in a moment, as while its program is being replaced.
+    """
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 @attrs.frozen(kw_only=True)
@@ -67,12 +74,21 @@ class Tokens:
 
 
 @attrs.frozen(kw_only=True)
+class Quota:
+    """A provider's quota that has run out; `resets_at` is in seconds since 1970, 0 for unknown."""
+
+    resets_at: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class AgentResult:
     """How the run ended, as the agent and its process told it (spec 04 §1.3).
 
     `output` is empty unless `status` is "completed". An empty `session_id` means "do not pin";
     `resume_rejected` is positive evidence that the requested session was refused. `usage` is keyed
-    by model. `exit_code` is negative for a signal, None when nothing was started.
+    by model. `quota` says that the run failed because one is used up, in the provider's own fields.
+    `unfinished`: it has answered, and was ended while it had work open in the background.
+    `exit_code` is negative for a signal, None when nothing was started.
     """
 
     status: ResultStatus
@@ -81,6 +97,8 @@ class AgentResult:
     session_id: str = ""
     usage: Mapping[str, Tokens] = attrs.field(factory=dict)
     resume_rejected: bool = False
+    quota: Quota | None = None
+    unfinished: bool = False
     exit_code: int | None = None
 
 

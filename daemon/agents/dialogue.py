@@ -19,8 +19,9 @@ from daemon.agents.contract import AgentMessage, AgentResult
 class Step:
     """What follows from one line of output.
 
-    `linger` is how long the program may stay silent from now on before it is ended (seconds; None
-    for as long as it likes): set once nothing more is owed by it.
+    `linger` is how long the program may stay silent from now on (seconds; None for as long as it
+    likes) before its input is closed or, if that is done already, it is ended: set once nothing
+    more is owed by it.
     """
 
     messages: Sequence[AgentMessage] = ()

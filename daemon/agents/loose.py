@@ -11,11 +11,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from shared.text import read_json
+
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """Return the object a line holds, None for anything else."""
+    """Return the object a line holds, its text clean (`shared.text`); None for anything else."""
     try:
-        event = json.loads(line)
+        event = read_json(line)
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) else None

@@ -19,6 +19,7 @@ import trio
 
 from daemon.agents import models_catalogue as catalogue
 from daemon.agents.contract import AgentError, Program
+from daemon.agents.loose import parse
 from daemon.agents.models_catalogue import Model, UnreadableCatalogue
 from daemon.agents.process import AgentProcess, Launch, LineTooLong, open_process
 
@@ -297,12 +298,9 @@ async def _call(
     """Call a method and return its result; what the agent asks meanwhile is declined."""
     _write(process, {"id": number, "method": method, "params": params})
     while (line := await process.receive_line()) is not None:
-        try:
-            said = json.loads(line)
-        except ValueError:
+        said = parse(line)
+        if said is None:
             continue  # a banner
-        if not isinstance(said, dict):
-            continue
         if "method" in said:
             if "id" in said:
                 error = {"code": _METHOD_NOT_FOUND, "message": "not offered here"}

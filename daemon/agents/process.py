@@ -27,12 +27,16 @@ import trio
 
 from daemon.agents import warden
 from daemon.agents.contract import AgentError
+from shared.log import redacted
+from shared.system import EXHAUSTED, REPLACED
 
 log = structlog.get_logger(__name__)
 
 LINE_LIMIT: Final = 32 * 1024 * 1024
 """Bytes in one line of output; resumed conversations make the largest (spec 04 §1.4)."""
 STDERR_TAIL: Final = 2048
+_STDERR_KEPT: Final = 2 * STDERR_TAIL
+"""More than is shown: a secret at the cut must be whole to be recognised."""
 PROTOCOL_GRACE: Final = 4.0
 """Claude answers an interrupt in 0.1 s, with a tool to kill in 1.4 s (real-agents §2)."""
 TERM_GRACE: Final = 2.5
@@ -42,6 +46,7 @@ _LAST_WAIT: Final = 1.0
 _START_LIMIT: Final = 30.0
 _CHUNK: Final = 64 * 1024
 _LOG_CLIP: Final = 1000
+_LOG_READ: Final = 4 * _LOG_CLIP
 TASK_MARKER: Final = "MULTICA_TASK_ID"
 
 
@@ -158,8 +163,9 @@ class AgentProcess:
             await self._stderr_done.wait()
 
     def stderr_tail(self) -> str:
-        """Return the end of standard error, at most 2048 bytes."""
-        return self._tail.decode("utf-8", "replace").strip()
+        """Return the end of standard error, at most 2048 characters, secrets taken out."""
+        text = redacted(self._tail.decode("utf-8", "replace").strip())
+        return text[-STDERR_TAIL:].strip()
 
     @asynccontextmanager
     async def running(self, ask_politely: Callable[[], bool]) -> AsyncIterator[None]:
@@ -220,14 +226,14 @@ class AgentProcess:
         splitter = LineSplitter()
         while data := await _read(self._process.stderr, _CHUNK):
             self._tail += data
-            del self._tail[:-STDERR_TAIL]
+            del self._tail[:-_STDERR_KEPT]
             try:
                 lines = splitter.feed(data)
             except LineTooLong:
                 splitter = LineSplitter()
                 continue
             for line in lines:
-                text = line[:_LOG_CLIP].decode("utf-8", "replace")
+                text = redacted(line[:_LOG_READ].decode("utf-8", "replace"))[:_LOG_CLIP]
                 log.info("agent stderr", provider=self._label, pid=self.pid, line=text)
         self._stderr_done.set()
 
@@ -343,14 +349,17 @@ async def _read(stream: trio.abc.ReceiveStream, size: int) -> bytes:
 
 
 def _could_not_start(label: str, path: str, number: int) -> AgentError:
+    passing = number in EXHAUSTED | REPLACED
     if number == errno.ENOENT:
-        return AgentError(f'{label} executable not found at "{path}"')
+        return AgentError(f'{label} executable not found at "{path}"', passing=passing)
     if number == errno.ENOEXEC:
         return AgentError(
             f'{label} executable at "{path}" is not a program this machine can run'
-            " (exec format error); its installation is probably incomplete: install it again"
+            " (exec format error); its installation is probably incomplete: install it again",
+            passing=passing,
         )
-    return AgentError(f'{label} executable at "{path}" cannot be run: {os.strerror(number)}')
+    text = f'{label} executable at "{path}" cannot be run: {os.strerror(number)}'
+    return AgentError(text, passing=passing)
 
 
 def kill_marked(task_id: str) -> int:

@@ -103,6 +103,7 @@ class Session:
 
     async def _converse(self, process: AgentProcess) -> None:
         linger = math.inf
+        closed = False
         while True:
             with trio.move_on_after(linger) as patience:
                 try:
@@ -111,6 +112,11 @@ class Session:
                     self._read_error = str(error)
                     process.kill()
                     break
+            if patience.cancelled_caught and not closed:
+                closed = True  # a word to go, before force
+                process.close_stdin()
+                linger = _EXIT_GRACE
+                continue
             if patience.cancelled_caught:
                 self._ended_by_us = True
                 process.terminate()
@@ -122,6 +128,7 @@ class Session:
             for frame in step.frames:
                 process.send(frame)
             if step.close_stdin:
+                closed = True
                 process.close_stdin()
             linger = math.inf if step.linger is None or self._ended_by_us else step.linger
             for message in step.messages:

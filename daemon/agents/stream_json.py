@@ -2,7 +2,8 @@
 
 One JSON object a line in both directions (spec 04 §2.1; real-agents §4, `shapes.md`). The last
 `result` event decides, never the exit code alone: background work makes the program speak again
-after a first result. Events of kinds not known here are counted and passed on as signs of life.
+after a first result, and until it is done (`open_work.py`) the conversation stays open. Events of
+kinds not known here are counted and passed on as signs of life.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from daemon.agents.contract import AgentMessage, AgentResult, Tokens
+from daemon.agents.contract import AgentMessage, AgentResult, Quota, Tokens
 from daemon.agents.dialogue import Ending, Step
 from daemon.agents.loose import blocks, flat, frame, mapping, number, parse, string
+from daemon.agents.open_work import OpenWork
+from shared import failure
 from shared.redact import redact
 
 log = structlog.get_logger(__name__)
 
 _EXIT_LINGER: Final = 10.0
-"""Silence after the last result, with nothing in the background, before the program is ended."""
-_BACKGROUND_LINGER: Final = 1500.0
-"""The same while background work goes on, which may never end; below the idle watchdog's 30 min,
-so that the result at hand is not thrown away. While a tool is open the watchdogs alone decide."""
+"""Silence after the last result, with nothing in the background, before the program is ended. While
+background work or a tool is open the watchdogs alone decide."""
 _REJECTIONS: Final = (
     "no conversation found",
     "no saved session found",
@@ -32,6 +33,8 @@ _REJECTIONS: Final = (
     "bound to another account",
     "bound to a different account",
 )
+_QUOTA_REASONS: Final = (failure.QUOTA, failure.CAPACITY, failure.UNKNOWN)
+_UNFINISHED: Final = "ended while work was still going on in the background"
 _CUT_SHORT: Final = "(the agent ended before this tool did)"
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _INTERRUPT_ID: Final = "bullpen-interrupt"
@@ -49,11 +52,16 @@ class StreamJson:
         self._resume = resume_session_id
         self._session_id = ""
         self._tools: dict[str, str] = {}  # open calls: id -> tool
-        self._background: set[str] = set()  # task ids still at work
+        self._work = OpenWork()
         self._turn_over = False  # the last word so far was a result
         self._interrupted = False
-        self._result: dict[str, Any] | None = None  # the last result event
+        self._result: dict[str, Any] | None = None  # the last result event that counts
+        self._silent = True  # nothing was said since the last result
+        self._afterthought = False  # an error came behind the answer, for no work
+        self._used_tool = False
+        self._limit: Mapping[str, Any] = {}  # the provider's last word on the quota
         self._calls: dict[str, tuple[str, Tokens]] = {}  # API message id -> (model, usage)
+        self._counted: Mapping[str, Tokens] = {}  # what the last result that counted has counted
         self._answer = _Answer()
         self._unknown = 0
 
@@ -63,7 +71,7 @@ class StreamJson:
 
     def interrupt(self) -> Sequence[bytes]:
         if self._turn_over:
-            return ()  # standard input is closed, and there is nothing to interrupt
+            return ()  # there is nothing to interrupt
         self._interrupted = True
         request = {"subtype": "interrupt"}
         return (
@@ -91,6 +99,9 @@ class StreamJson:
                 entry = mapping(event.get("log"))
                 level, content = string(entry.get("level")), string(entry.get("message"))
                 return self._step([AgentMessage(kind="log", level=level, content=content)])
+            case "rate_limit_event":
+                self._limit = mapping(event.get("rate_limit_info"))
+                return self._step([_alive("rate_limit_event")])
             case "control_response" | "stream_event" as kind:
                 return self._step([_alive(kind)])
             case kind:
@@ -105,20 +116,25 @@ class StreamJson:
             for call, tool in self._tools.items()
         ]
         self._tools.clear()
-        return owed, self._resolve(ending)
+        result = self._resolve(ending)
+        if result.unfinished:
+            names = "; ".join(self._work.names)
+            owed.append(AgentMessage(kind="error", content=f"{_UNFINISHED}: {names}"))
+        return owed, result
 
     def _step(self, messages: Sequence[AgentMessage] = (), *, frames: Sequence[bytes] = ()) -> Step:
-        linger = None
-        if self._turn_over and not self._tools:
-            linger = _BACKGROUND_LINGER if self._background else _EXIT_LINGER
-        return Step(messages=messages, frames=frames, close_stdin=self._turn_over, linger=linger)
+        # Background work is killed with the end of input, and what comes of it begins a new turn.
+        over = self._turn_over and not self._work.names
+        linger = _EXIT_LINGER if over and not self._tools else None
+        close = over and not self._work.unsettled
+        return Step(messages=messages, frames=frames, close_stdin=close, linger=linger)
 
     def _system(self, event: Mapping[str, Any]) -> Step:
         subtype = string(event.get("subtype"))
-        task = string(event.get("task_id"))
         match subtype:
             case "init":
                 self._turn_over = False
+                self._work.turn_began()
                 self._model = self._model or string(event.get("model"))
                 session = string(event.get("session_id"))
                 if session and session != self._session_id:
@@ -126,10 +142,12 @@ class StreamJson:
                     return self._step([AgentMessage(kind="status", session_id=session)])
             case "api_retry":
                 return self._step([AgentMessage(kind="error", content=_retry_text(event))])
-            case "task_started" if task:
-                self._background.add(task)
-            case "task_notification":  # what it brings is told in a turn that begins at once
-                self._background.discard(task)
+            case "task_started":
+                self._work.started(event)
+            case "task_updated":
+                self._work.updated(event)
+            case "task_notification":
+                self._work.told(event)
         return self._step([_alive(subtype)])
 
     def _assistant(self, event: Mapping[str, Any]) -> Step:
@@ -157,7 +175,7 @@ class StreamJson:
                         self._answer.spoil(identity)
         self._count(identity, message)
         if not inner:
-            self._turn_over = False
+            self._turn_over = self._silent = False
         return self._step(messages)
 
     def _tool_use(self, block: Mapping[str, Any]) -> list[AgentMessage]:
@@ -165,6 +183,7 @@ class StreamJson:
         if not call or call in self._tools:
             return []
         self._tools[call] = tool
+        self._used_tool = True
         arguments = dict(mapping(block.get("input")))
         return [AgentMessage(kind="tool_use", tool=tool, call_id=call, input=arguments)]
 
@@ -172,6 +191,8 @@ class StreamJson:
         messages = []
         for block in blocks(mapping(event.get("message")).get("content")):
             call = string(block.get("tool_use_id"))
+            if call:
+                self._work.answered(call, mapping(event.get("tool_use_result")))
             if block.get("type") == "tool_result" and call in self._tools:
                 tool = self._tools.pop(call)
                 output = flat(block.get("content"))
@@ -181,8 +202,14 @@ class StreamJson:
         return messages or [_alive("user")]
 
     def _take_result(self, event: dict[str, Any]) -> Step:
-        self._result = event
         self._turn_over = True
+        if self._result is not None and not _is_error(self._result) and self._is_empty(event):
+            self._afterthought = True
+            said = f"after the answer: {self._error_text(event)}"
+            return self._step([AgentMessage(kind="error", content=said)])
+        self._keep_usage(event)
+        self._result = event
+        self._silent = True
         messages: list[AgentMessage] = []
         session = string(event.get("session_id"))
         if session and session != self._session_id and not self._rejected(event, ""):
@@ -192,6 +219,21 @@ class StreamJson:
             messages.append(AgentMessage(kind="error", content=self._error_text(event)))
         return self._step(messages)
 
+    def _is_empty(self, event: Mapping[str, Any]) -> bool:
+        """Whether a result is the failure of nothing: no turn, no tokens, not a word before it.
+
+        The program prints one when something reaches it that it does not expect; the answer stands.
+        """
+        spent = _model_usage(event) or _tokens(mapping(event.get("usage")))
+        return self._silent and _is_error(event) and not event.get("num_turns") and not spent
+
+    def _keep_usage(self, event: Mapping[str, Any]) -> None:
+        """Remember the conversation's usage so far; a result that counts nothing takes none away."""
+        if usage := _model_usage(event):
+            self._counted = usage
+        elif tokens := _tokens(mapping(event.get("usage"))):
+            self._counted = {self._model or self._label: tokens}
+
     def _count(self, identity: str, message: Mapping[str, Any]) -> None:
         """Remember one API call's usage; its blocks come as events that repeat it."""
         model = string(message.get("model"))
@@ -199,24 +241,11 @@ class StreamJson:
         if identity and model != "<synthetic>" and tokens:
             self._calls[identity] = (model, tokens)
 
-    def _usage(self) -> dict[str, Tokens]:
-        if self._result is not None:
-            usage = {
-                model: Tokens(
-                    input=number(counts.get("inputTokens")),
-                    output=number(counts.get("outputTokens")),
-                    cache_read=number(counts.get("cacheReadInputTokens")),
-                    cache_write=number(counts.get("cacheCreationInputTokens")),
-                )
-                for model, counts in mapping(self._result.get("modelUsage")).items()
-                if isinstance(counts, Mapping)
-            }
-            if usage := {model: tokens for model, tokens in usage.items() if tokens}:
-                return usage
-            if tokens := _tokens(mapping(self._result.get("usage"))):
-                return {self._model or self._label: tokens}
+    def _usage(self) -> Mapping[str, Tokens]:
+        if self._counted:
+            return self._counted
         # No result: a lower bound, since output is counted at the start of each message.
-        usage = {}
+        usage: dict[str, Tokens] = {}
         for model, tokens in self._calls.values():
             sofar = usage.get(model, Tokens())
             usage[model] = Tokens(
@@ -232,8 +261,8 @@ class StreamJson:
         final = self._result
         failed = final is not None and _is_error(final)
         rejected = (failed or final is None) and self._rejected(final or {}, ending.stderr_tail)
-        spoilt = final is not None and final.get("terminal_reason") == "prompt_too_long"
-        session = "" if rejected or (spoilt and failed) else self._session_id
+        spoilt = final is not None and failed and self._is_spoilt(final)
+        session = "" if rejected or spoilt else self._session_id
         usage = self._usage()
 
         def end(status: Any, error: str = "", output: str = "") -> AgentResult:
@@ -244,6 +273,8 @@ class StreamJson:
                 session_id=session,
                 usage=usage,
                 resume_rejected=rejected and status == "failed",
+                quota=self._quota(error) if status == "failed" else None,
+                unfinished=status == "completed" and bool(self._work.names),
                 exit_code=ending.exit_code,
             )
 
@@ -258,7 +289,8 @@ class StreamJson:
             return fail(f"{self._label} stdout read error: {ending.read_error}")
         if final is None and ending.write_error and not self._session_id:
             return fail(f"write {self._label} input: {ending.write_error}")
-        if ending.exit_code and not (final is not None and (ending.ended_by_us or ending.stopped)):
+        excused = ending.ended_by_us or ending.stopped or self._afterthought
+        if ending.exit_code and not (final is not None and excused):
             return fail(f"{self._label} exited with error: {_exit_text(ending.exit_code)}")
         if final is None:
             return fail(f"{self._label} stream ended without terminal result")
@@ -272,6 +304,24 @@ class StreamJson:
         # A program that failed before its first turn under another id did not find ours.
         unborn = other and _is_error(event) and not event.get("num_turns")
         return unborn or any(phrase in said for phrase in _REJECTIONS)
+
+    def _is_spoilt(self, event: Mapping[str, Any]) -> bool:
+        """Whether the session's history is what the model refuses: no run can go on with it."""
+        text = self._error_text(event)
+        if failure.classify(text) == failure.CONTEXT_OVERFLOW:
+            return True
+        return bool(self._resume) and not self._used_tool and bool(failure.poisoned_error(text))
+
+    def _quota(self, error: str) -> Quota | None:
+        """What the provider says of a quota that has run out, if that is what the run failed of."""
+        if self._limit.get("status") != "rejected":
+            return None
+        final = self._result or {}
+        reason = failure.classify(error)
+        if final.get("api_error_status") != 429 and reason not in _QUOTA_REASONS:
+            return None
+        times = (number(self._limit.get(name)) for name in ("resetsAt", "overageResetsAt"))
+        return Quota(resets_at=min(filter(None, times), default=0))
 
     def _error_text(self, event: Mapping[str, Any]) -> str:
         subtype = string(event.get("subtype"))
@@ -359,6 +409,21 @@ def _said(kind: Literal["text", "thinking"], content: Any) -> list[AgentMessage]
 def _alive(what: str) -> AgentMessage:
     """Build a sign of life: not for people, but it keeps the idle watchdog quiet."""
     return AgentMessage(kind="log", level="debug", content=what)
+
+
+def _model_usage(event: Mapping[str, Any]) -> dict[str, Tokens]:
+    """Return what a result counts, by model; models without a token are left out."""
+    usage = {
+        model: Tokens(
+            input=number(counts.get("inputTokens")),
+            output=number(counts.get("outputTokens")),
+            cache_read=number(counts.get("cacheReadInputTokens")),
+            cache_write=number(counts.get("cacheCreationInputTokens")),
+        )
+        for model, counts in mapping(event.get("modelUsage")).items()
+        if isinstance(counts, Mapping)
+    }
+    return {model: tokens for model, tokens in usage.items() if tokens}
 
 
 def _tokens(usage: Mapping[str, Any]) -> Tokens:

@@ -11,7 +11,15 @@ import click
 from daemon.cli.api import Api, open_api
 from daemon.cli.errors import CliError
 from daemon.cli.names import Names
-from daemon.cli.output import notice, output_option, print_fields, print_json, print_table, short
+from daemon.cli.output import (
+    notice,
+    output_option,
+    print_fields,
+    print_json,
+    print_table,
+    short,
+    shortener,
+)
 from daemon.cli.refs import agent_id, runtime_id
 from daemon.cli.run_commands import print_runs
 from daemon.cli.settings import Settings
@@ -39,11 +47,12 @@ def list_(settings: Settings, include_archived: bool, full_id: bool, output: str
             print_json(found)
             return
         runtimes = _runtime_names(api)
+    shown = shortener([row["id"] for row in found], full_id)
     print_table(
         ["ID", "NAME", "STATUS", "RUNTIME", "ARCHIVED"],
         [
             [
-                short(row["id"], full_id),
+                shown(row["id"]),
                 row["name"],
                 row["status"],
                 runtimes.get(row["runtime_id"]) or short(row["runtime_id"]),

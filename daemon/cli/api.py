@@ -1,16 +1,19 @@
 """The command line's HTTP client: one blocking call at a time, errors as CliError (spec 06 §20.1).
 
-A person gets one attempt and a prompt answer. An agent inside a task would lose its work to a
-server restart, so there a call that never reached the server is tried again, for at most
-PATIENCE seconds, and a call that may have reached it only when repeating it changes nothing.
+A person gets one attempt and a prompt answer. An agent inside a task would lose its work to a server
+that is away, so there silence, 5xx and 401, which is what a server without its database may answer,
+are waited out, as long as the task lives and BULLPEN_TASK_PATIENCE allows. What may have reached the
+server is repeated only when that changes nothing; otherwise the agent is told once the server is back.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
@@ -21,11 +24,15 @@ from daemon.cli.errors import ABSENT, INVALID, REFUSED, UNREACHABLE, USAGE, CliE
 from daemon.cli.settings import Settings
 from shared import __version__
 
-PATIENCE: Final = 20.0
-"""How long an agent's call waits for a server that is away: longer than an ordinary restart."""
-
 _IDEMPOTENT: Final = frozenset({"GET", "PUT", "DELETE"})
-_AWAY: Final = frozenset({502, 503, 504})
+_AWAY: Final = frozenset({401, 500, 502, 503, 504})
+_NOT_DONE: Final = frozenset({401, 503})
+"""What says that nothing was done, whatever was asked."""
+_LONGEST_WAIT: Final = 5.0
+_BUG: Final = 60.0
+"""Seconds after which 500 is no longer taken for a server that is about to be well again."""
+_PROGRESS: Final = 30.0
+"""Seconds between two lines that say what is waited for."""
 _ERROR_LIMIT: Final = 4096
 _BODY_LIMIT: Final = 100 * 1024 * 1024
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -112,49 +119,67 @@ class Api:
         self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = ...
     ) -> tuple[Any, httpx.Headers]:
         """As `call`, with the answer's headers. `body=...` sends none. Raises CliError."""
-        deadline = time.monotonic() + self._patience
-        wait = 0.25
+        response = self._patiently(method, lambda: self._once(method, path, query, body))
+        return self._decode(response, method, path), response.headers
+
+    def _patiently(self, method: str, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Send; inside a task until the server has answered. Raises CliError."""
+        waiting = _Waiting(self.server_url, self._patience)
+        repeatable = method in _IDEMPOTENT
         while True:
+            response: httpx.Response | None = None
+            failure: CliError | None = None
             try:
-                response = self._once(method, path, query, body)
+                response = send()
+                if response.status_code not in _AWAY:
+                    return response
+                not_done = response.status_code in _NOT_DONE
+                why = f"it answered {response.status_code}"
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                failure: Exception = error
+                failure, not_done, why = self._unreachable(error, sent=False), True, "no connection"
             except httpx.TransportError as error:
-                if method not in _IDEMPOTENT:
-                    raise self._unreachable(error, sent=True) from error
-                failure = error
+                failure = self._unreachable(error, sent=not repeatable)
+                not_done, why = False, "the connection broke"
             except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:
                 raise CliError(f"{self.server_url} did not answer sensibly: {error}") from error
+            if repeatable or not_done:
+                most = _BUG if response is not None and response.status_code == 500 else math.inf
+                again = waiting.pause(why, most)
             else:
-                away = response.status_code in _AWAY and method in _IDEMPOTENT
-                if not away or time.monotonic() + wait >= deadline:
-                    return self._decode(response, method, path), response.headers
-                time.sleep(wait)
-                wait = min(wait * 2, 2.0)
-                continue
-            if time.monotonic() + wait >= deadline:
-                raise self._unreachable(failure, sent=False) from failure
-            time.sleep(wait)
-            wait = min(wait * 2, 2.0)
+                while not self._is_back() and waiting.pause(why, math.inf):
+                    pass
+                again = False
+            if not again:
+                if failure is not None:
+                    raise failure
+                assert response is not None
+                return response
 
-    def upload(self, path: Path, *, issue_id: str) -> dict[str, Any]:
-        """Send a file for an issue and return the attachment. Raises CliError."""
+    def _is_back(self) -> bool:
+        """Whether the server answers again; always for a person, who does not wait."""
+        if not self._patience:
+            return True
+        try:
+            return self._client.get(f"{self.server_url}/readyz").status_code < 500
+        except httpx.TransportError:
+            return False
+
+    def upload(self, path: Path, **place: str) -> dict[str, Any]:
+        """Send a file and return the attachment. `place` says what it is for. Raises CliError."""
         try:
             if path.stat().st_size > _BODY_LIMIT:
                 raise CliError(f"{path} is larger than {_BODY_LIMIT // 2**20} MiB")
             data = path.read_bytes()
         except OSError as error:
             raise CliError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            response = self._client.post(
+        response = self._patiently(
+            "POST",
+            lambda: self._client.post(
                 f"{self.server_url}/api/upload-file",
-                data={"issue_id": issue_id},
+                data=place,
                 files={"file": (path.name, data)},
-            )
-        except httpx.TransportError as error:
-            raise self._unreachable(
-                error, sent=not isinstance(error, httpx.ConnectError)
-            ) from error
+            ),
+        )
         made: dict[str, Any] = self._decode(response, "POST", "/api/upload-file")
         return made
 
@@ -233,6 +258,35 @@ class Api:
         raise Rejected(text, code, status=status, body=body, detail=detail)
 
 
+class _Waiting:
+    """The time one call may spend waiting; says on standard error what for. Changed by `pause`."""
+
+    def __init__(self, server_url: str, patience: float) -> None:
+        self._server_url = server_url
+        self._began = time.monotonic()
+        self._patience = patience
+        self._wait = 0.25
+        self._said = 0.0
+
+    def pause(self, why: str, most: float) -> bool:
+        """Wait a moment; False when the patience is at its end, or `most` seconds of it."""
+        waited = time.monotonic() - self._began
+        if waited + self._wait >= min(self._patience, most):
+            return False
+        if waited - self._said >= _PROGRESS:
+            self._said = waited
+            left = self._patience - waited
+            print(
+                f"bullpen: waiting for {self._server_url} since {waited:.0f} s ({why});"
+                f" giving up in {left:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(self._wait)
+        self._wait = min(self._wait * 2, _LONGEST_WAIT)
+        return True
+
+
 def _told(body: Mapping[str, Any]) -> str:
     for key in ("error", "message", "detail", "title"):
         value = body.get(key)
@@ -274,7 +328,7 @@ def open_api(settings: Settings, *, workspace: bool = True) -> Api:
         agent_id=settings.agent_id,
         task_id=settings.task_id,
         timeout=settings.timeout,
-        patience=PATIENCE if settings.agent_context else 0.0,
+        patience=settings.patience,
         transport=settings.transport,
     )
 

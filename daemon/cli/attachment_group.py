@@ -9,7 +9,7 @@ import click
 from daemon.cli.api import open_api, segment
 from daemon.cli.errors import CliError
 from daemon.cli.output import print_json
-from daemon.cli.refs import need_id
+from daemon.cli.refs import issue_id, need_id
 from daemon.cli.settings import Settings
 
 
@@ -46,3 +46,25 @@ def download(settings: Settings, attachment_id: str, output_dir: Path) -> None:
     except OSError as error:
         raise CliError(f"cannot write {path}: {error.strerror or error}") from error
     print_json({"id": found, "filename": name, "path": str(path.resolve()), "size": len(data)})
+
+
+@attachment.command()
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--issue", metavar="ISSUE", help="The issue it is for.")
+@click.option("--comment", metavar="ID", help="The comment it is for.")
+@click.option("--task", metavar="ID", help="The task whose issue or chat it is for.")
+@click.pass_obj
+def upload(
+    settings: Settings, path: Path, issue: str | None, comment: str | None, task: str | None
+) -> None:
+    """Attach a file to an issue, a comment or what a task is about."""
+    if [issue, comment, task].count(None) != 2:
+        raise CliError("give one of --issue, --comment and --task")
+    with open_api(settings) as api:
+        if issue is not None:
+            place = {"issue_id": issue_id(api, issue)}
+        elif comment is not None:
+            place = {"comment_id": need_id(comment, "comment")}
+        else:
+            place = {"task_id": need_id(task or "", "task")}
+        print_json(api.upload(path, **place))

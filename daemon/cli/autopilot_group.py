@@ -9,7 +9,16 @@ import click
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import ABSENT, CliError
 from daemon.cli.named import Named, given, print_json_or
-from daemon.cli.output import ago, notice, output_option, plain, print_json, print_table, short
+from daemon.cli.names import Names
+from daemon.cli.output import (
+    ago,
+    notice,
+    output_option,
+    plain,
+    print_json,
+    print_table,
+    shortener,
+)
 from daemon.cli.project_group import PROJECTS
 from daemon.cli.refs import Candidate, agent_id, match_name, try_id
 from daemon.cli.settings import Settings
@@ -158,18 +167,20 @@ def runs(
     """List its runs, newest first."""
     with open_api(settings) as api:
         found = api.get(f"{AUTOPILOTS.url(api, ref)}/runs", limit=limit, offset=offset)
-    if output == "json":
-        print_json(found)
-        return
+        if output == "json":
+            print_json(found)
+            return
+        issues = Names(api).issues(run.get("issue_id") for run in found["runs"])
+    shown = shortener([run["id"] for run in found["runs"]], full_id)
     print_table(
         ["ID", "STATUS", "SOURCE", "STARTED", "ISSUE", "REASON"],
         [
             [
-                short(run["id"], full_id),
+                shown(run["id"]),
                 run["status"],
                 run["source"],
                 ago(run["triggered_at"]),
-                short(run.get("issue_id"), full_id),
+                issues[run.get("issue_id")],
                 run.get("failure_reason"),
             ]
             for run in found["runs"]
@@ -319,11 +330,12 @@ def _show_trigger(settings: Settings, row: dict[str, Any], output: str) -> None:
 
 
 def _print_triggers(settings: Settings, rows: list[dict[str, Any]]) -> None:
+    shown = shortener([row["id"] for row in rows])
     print_table(
         ["ID", "KIND", "ENABLED", "LABEL", "WHEN OR WHERE"],
         [
             [
-                short(row["id"]),
+                shown(row["id"]),
                 row["kind"],
                 "yes" if row["enabled"] else "no",
                 row.get("label"),

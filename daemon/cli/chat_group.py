@@ -10,7 +10,7 @@ import click
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import CliError
 from daemon.cli.named import Named, given, print_json_or
-from daemon.cli.output import ago, output_option, plain, print_json, print_table, short
+from daemon.cli.output import ago, output_option, plain, print_json, print_table, shortener
 from daemon.cli.refs import agent_id
 from daemon.cli.settings import Settings
 from daemon.cli.text import read_text, text_options
@@ -38,11 +38,12 @@ def list_(settings: Settings, full_id: bool, output: str) -> None:
             print_json(rows)
             return
         names = {row["id"]: row["name"] for row in api.get("/api/agents", include_archived="true")}
+    shown = shortener([row["id"] for row in rows], full_id)
     print_table(
         ["ID", "NEW", "AGENT", "UPDATED", "TITLE"],
         [
             [
-                short(row["id"], full_id),
+                shown(row["id"]),
                 "*" if row["has_unread"] else "",
                 names.get(row["agent_id"], row["agent_id"]),
                 ago(row["updated_at"]),

@@ -23,12 +23,13 @@ from typing import IO, Any, Final, TypeVar
 import attrs
 import click
 
+from daemon.cli.allow_dir import allow_dir
 from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.service import Manager, ServiceError, find_manager
 from daemon.cli.settings import Settings
-from shared.home import Home
+from shared.home import OURS, Home
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -270,6 +271,7 @@ def logs(settings: Settings, follow: bool, lines: int) -> None:
 
 
 daemon.add_command(disk_usage)
+daemon.add_command(allow_dir)
 
 
 @daemon.command()
@@ -327,7 +329,7 @@ def _find(home: Home, timeout: float = PROBE) -> Running | None:
 def _ask(method: str, port: int, path: str, timeout: float, secret: str = "") -> Any:
     """One request over loopback, never through a proxy; None for any failure."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    headers = {OURS: "1"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()

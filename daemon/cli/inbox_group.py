@@ -6,7 +6,8 @@ import click
 
 from daemon.cli.api import open_api, segment
 from daemon.cli.named import print_json_or
-from daemon.cli.output import ago, output_option, print_json, print_table, short
+from daemon.cli.names import Names
+from daemon.cli.output import ago, output_option, print_json, print_table, shortener
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 
@@ -26,20 +27,21 @@ def inbox() -> None:
 def list_(settings: Settings, unread: bool, full_id: bool, output: str) -> None:
     """List your news, newest first."""
     with open_api(settings) as api:
-        rows = api.get(_PATH)
-    rows = [row for row in rows if not (unread and row["read"])]
-    if output == "json":
-        print_json(rows)
-        return
+        rows = [row for row in api.get(_PATH) if not (unread and row["read"])]
+        if output == "json":
+            print_json(rows)
+            return
+        issues = Names(api).issues(row.get("issue_id") for row in rows)
+    shown = shortener([row["id"] for row in rows], full_id)
     print_table(
         ["ID", "NEW", "WHEN", "TYPE", "ISSUE", "TITLE"],
         [
             [
-                short(row["id"], full_id),
+                shown(row["id"]),
                 "" if row["read"] else "*",
                 ago(row["created_at"]),
                 row["type"],
-                short(row.get("issue_id"), full_id),
+                issues[row.get("issue_id")],
                 row["title"],
             ]
             for row in rows

@@ -9,7 +9,7 @@ import attrs
 import click
 
 from daemon.cli.api import Api, open_api, segment
-from daemon.cli.output import notice, output_option, print_json, print_table, short
+from daemon.cli.output import notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import Candidate, match_name, try_id
 from daemon.cli.settings import Settings
 
@@ -60,11 +60,12 @@ class Named:
             print_json(rows)
             return
         header = ["ID", self.name.upper(), *(column.upper() for column in self.columns)]
+        shown = shortener([row["id"] for row in rows], full_id)
         print_table(
             header,
             [
                 [
-                    short(row["id"], full_id),
+                    shown(row["id"]),
                     row[self.name],
                     *("" if row.get(column) is None else row[column] for column in self.columns),
                 ]

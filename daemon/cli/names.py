@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final
 
 from daemon.cli.api import Api, segment
 from daemon.cli.errors import CliError
 from daemon.cli.output import short
+
+_MOST_ISSUES: Final = 100
+"""How many issues a table asks for by name; each is a request."""
 
 
 class Names:
@@ -24,6 +28,18 @@ class Names:
         if self._known is None:
             self._known = self._load()
         return self._known.get(who) or short(who)
+
+    def issues(self, ids: Iterable[str | None]) -> dict[str | None, str]:
+        """The identifiers of issues, by id: `BUL-7`; the short id of those that are not known."""
+        shown: dict[str | None, str] = {None: "", "": ""}
+        for one in ids:
+            if one in shown or not one:
+                continue
+            shown[one] = short(one)
+            if len(shown) <= _MOST_ISSUES:
+                with suppress(CliError):
+                    shown[one] = self._api.get(f"/api/issues/{segment(one)}")["identifier"]
+        return shown
 
     def assignee(self, issue: Mapping[str, Any]) -> str:
         if not issue.get("assignee_id"):

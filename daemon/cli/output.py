@@ -10,12 +10,13 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import click
 
+from shared.ids import short_id, short_ids
 from shared.times import parse_stamp
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -145,9 +146,15 @@ def print_fields(fields: Sequence[tuple[str, Any]]) -> None:
             click.echo(f"{' ' * width}  {line}")
 
 
-def short(full: str | None, full_id: bool = False) -> str:
-    """An id as tables show it: eight characters unless all are asked for."""
-    return (full or "") if full_id else (full or "")[:8]
+def short(full: str | None) -> str:
+    """An id that stands alone: its last eight digits, which tell it from others of its minute."""
+    return short_id(full) if full else ""
+
+
+def shortener(ids: Iterable[str], full_id: bool = False) -> Callable[[str], str]:
+    """How a table shows these ids: as much as tells them apart, or all of them."""
+    known = {one: one for one in ids} if full_id else short_ids(ids)
+    return lambda full: known.get(full, full)
 
 
 def ago(stamp: str | None) -> str:

@@ -16,13 +16,14 @@ import attrs
 
 from daemon.cli.api import Api, segment
 from daemon.cli.errors import ABSENT, CliError
-from shared.ids import InvalidId, canonical_id
+from shared.ids import InvalidId, canonical_id, short_id
 
 _MENTION: Final = re.compile(r"\[@?(.+?)\]\(mention://([a-z]+)/([0-9a-fA-F-]+)\)")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*-\d+")
 _SHORT_NUMBER: Final = re.compile(r"#\d+|\d{1,3}")
 _PREFIX: Final = re.compile(r"[0-9a-fA-F-]{4,36}")
 
+_ALONE: Final = 8
 _PAGE: Final = 50
 _SHOWN: Final = 8
 """How many candidates an error lists."""
@@ -151,7 +152,7 @@ class Candidate:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {self.id[:8]})"
+        return f"{self.name} ({self.kind}, {short_id(self.id)})"
 
 
 def assignees(api: Api) -> list[list[Candidate]]:
@@ -218,8 +219,10 @@ def match_name(lists: Iterable[Sequence[Candidate]], text: str, what: str) -> Ca
     raise CliError(f"no {what} is called {text!r}{known}", ABSENT)
 
 
-def _begins(full: str, prefix: str) -> bool:
-    return full.replace("-", "").startswith(prefix.lower().replace("-", ""))
+def _begins(full: str, part: str) -> bool:
+    """Tell whether an id begins with some digits, or ends with so many as are shown of it alone."""
+    digits, part = full.replace("-", ""), part.lower().replace("-", "")
+    return digits.startswith(part) or (len(part) >= _ALONE and digits.endswith(part))
 
 
 def _listed(things: Sequence[object]) -> str:

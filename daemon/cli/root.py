@@ -7,6 +7,7 @@ does not pay for what `bullpen up` needs. Nothing that goes wrong prints a trace
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,11 @@ from daemon.cli.errors import USAGE, CliError
 from daemon.cli.settings import Settings
 
 _INTERRUPTED: Final = 130
+
+_OUTPUT_LOST: Final = frozenset(
+    {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE}
+)
+"""What a write to standard output may fail with; anything else is about something else."""
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     # name: (where it is, what it does)
@@ -193,8 +199,13 @@ def run(args: Sequence[str] | None = None, settings: Settings | None = None) -> 
     except OSError as error:
         if _wants_debug(settings):
             _explain_at_length(error)
-        what = error.filename or "what the command prints"
-        _say(f"cannot use {what}: {error.strerror or error}")
+        why = error.strerror or str(error)
+        if error.filename:
+            _say(f"cannot use {error.filename}: {why}")
+        elif error.errno in _OUTPUT_LOST:
+            _say(f"cannot use what the command prints: {why}")
+        else:
+            _say(f"the system refused what was asked of it: {why} (--debug shows where)")
         return USAGE
     except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is one line, too
         if _wants_debug(settings):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
 from daemon.cli.api import open_api, segment
 from daemon.cli.names import Names
-from daemon.cli.output import ago, notice, output_option, print_json, print_table, short
+from daemon.cli.output import ago, notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import issue_id, task_id
 from daemon.cli.settings import Settings
 
@@ -38,13 +39,14 @@ def runs(settings: Settings, ref: str, full_id: bool, output: str) -> None:
 
 def print_runs(tasks: list[dict[str, Any]], names: Names, full_id: bool) -> None:
     """Print tasks as a table."""
+    shown = shortener([task["id"] for task in tasks], full_id)
     print_table(
         ["ID", "AGENT", "STATUS", "STARTED", "COMPLETED", "ERROR"],
         [
             [
-                short(task["id"], full_id),
+                shown(task["id"]),
                 names.of("agent", task["agent_id"]),
-                task["status"],
+                _status(task),
                 ago(task.get("started_at")),
                 ago(task.get("completed_at")),
                 " ".join((task.get("error") or "").split()),
@@ -52,6 +54,12 @@ def print_runs(tasks: list[dict[str, Any]], names: Names, full_id: bool) -> None
             for task in tasks
         ],
     )
+
+
+def _status(task: Mapping[str, Any]) -> str:
+    """What a run does, and since when nobody can know."""
+    since = task.get("unreachable_since")
+    return f"{task['status']} (out of reach, {ago(since)})" if since else str(task["status"])
 
 
 @click.command("run-messages")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from daemon.cli.api import Rejected, open_api
+from daemon.cli.api import Api, Rejected, open_api, segment
 from daemon.cli.errors import CliError
-from daemon.cli.output import ago, notice, output_option, print_json, print_table, short
-from daemon.cli.refs import runtime_id
+from daemon.cli.output import ago, notice, output_option, print_json, print_table, shortener
+from daemon.cli.refs import Candidate, match_name, runtime_id
 from daemon.cli.settings import Settings
 from shared.ids import InvalidId, canonical_id
 
@@ -31,11 +31,12 @@ def list_(settings: Settings, full_id: bool, output: str) -> None:
     if output == "json":
         print_json(found)
         return
+    shown = shortener([row["id"] for row in found], full_id)
     print_table(
         ["ID", "NAME", "MODE", "PROVIDER", "STATUS", "LAST_SEEN"],
         [
             [
-                short(row["id"], full_id),
+                shown(row["id"]),
                 row["name"],
                 row["runtime_mode"],
                 row["provider"],
@@ -75,6 +76,65 @@ def delete(settings: Settings, ref: str, cascade: bool, output: str) -> None:
         print_json(told)
     else:
         notice(f"runtime {found} deleted")
+
+
+@runtime.command("hand-over")
+@click.argument("ref", metavar="RUNTIME")
+@click.option("--to", "heir", required=True, metavar="MEMBER", help="An address, name or id.")
+@click.option("--with-agents", is_flag=True, help="Your agents on it become theirs, too.")
+@click.option("--with-directories", is_flag=True, help="Keep the directories you named on it.")
+@output_option("table")
+@click.pass_obj
+def hand_over(
+    settings: Settings,
+    ref: str,
+    *,
+    heir: str,
+    with_agents: bool,
+    with_directories: bool,
+    output: str,
+) -> None:
+    """Give the machine a runtime is on to another member, with all its runtimes.
+
+    What runs there is stopped and queued again. Agents of other people stay theirs, and wait until
+    their owners move them or the machine's new owner opens its runtimes to all.
+    """
+    with open_api(settings) as api:
+        found = runtime_id(api, ref)
+        user_id, name = _member(api, heir)
+        body = {
+            "user_id": user_id,
+            "include_agents": with_agents,
+            "include_directories": with_directories,
+        }
+        told = api.post(f"/api/runtimes/{found}/hand-over", body)
+    if output == "json":
+        print_json(told)
+        return
+    names = ", ".join(row["name"] for row in told["runtimes"])
+    notice(f"the machine belongs to {name} now: {names}")
+    for key, text in (
+        ("agents_given", "agents that went along"),
+        ("agents_waiting", "agents that wait until their owners move them"),
+    ):
+        if told[key]:
+            notice(f"{text}: {', '.join(agent['name'] for agent in told[key])}")
+    if told["directories_removed"]:
+        places = ", ".join(row["local_path"] for row in told["directories_removed"])
+        notice(f"directories taken out of projects: {places}")
+    if told["tasks_stopped"]:
+        notice(f"tasks stopped there and queued again: {told['tasks_stopped']}")
+
+
+def _member(api: Api, text: str) -> tuple[str, str]:
+    """The id and name of the member an address, name or id names. Raises CliError."""
+    members = api.get(f"/api/workspaces/{segment(api.workspace_id)}/members")
+    for member in members:
+        if str(member.get("email") or "").lower() == text.strip().lower():
+            return str(member["user_id"]), str(member["name"])
+    known = [Candidate(kind="member", id=m["user_id"], name=m["name"]) for m in members]
+    one = match_name([known], text, "member")
+    return one.id, one.name
 
 
 @runtime.group()

@@ -25,6 +25,9 @@ from shared.ids import TASK_TOKEN
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds one request may take, unless the environment says otherwise."""
 
+DEFAULT_PATIENCE: Final = 3600.0
+"""Seconds a call inside a task waits for a server that is away, at most; it ends with the task."""
+
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 _OFF: Final = frozenset({"", "0", "false", "no", "off"})
@@ -83,6 +86,22 @@ class Settings:
         if seconds <= 0:
             raise CliError(f"BULLPEN_HTTP_TIMEOUT must be a duration such as 45s, not {text!r}")
         return seconds
+
+    @property
+    def patience(self) -> float:
+        """Seconds a call inside a task waits for a server that is away; 0 for a person's call.
+
+        Raises CliError for a malformed value.
+        """
+        text = self._either("TASK_PATIENCE")
+        if not self.agent_context:
+            return 0.0
+        if not text:
+            return DEFAULT_PATIENCE
+        match = _DURATION.fullmatch(text)
+        if match is None:
+            raise CliError(f"BULLPEN_TASK_PATIENCE must be a duration such as 30m, not {text!r}")
+        return float(match[1]) * _SECONDS[match[2]]
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 from daemon.cli.api import open_api
 from daemon.cli.errors import CliError
 from daemon.cli.named import Named, add_basics, given, print_json_or
-from daemon.cli.output import notice, output_option, print_json, print_table, short
+from daemon.cli.output import notice, output_option, print_json, print_table
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 from daemon.cli.text import read_text, text_options
@@ -94,7 +94,7 @@ def list_files(settings: Settings, ref: str, output: str) -> None:
         return
     print_table(
         ["ID", "PATH", "BYTES"],
-        [[short(row["id"], True), row["path"], len(row["content"].encode())] for row in rows],
+        [[row["id"], row["path"], len(row["content"].encode())] for row in rows],
     )
 
 
@@ -132,3 +132,24 @@ def delete_file(settings: Settings, ref: str, file: str) -> None:
     with open_api(settings) as api:
         api.delete(f"{SKILLS.url(api, ref)}/files/{need_id(file, 'file')}")
     notice("deleted")
+
+
+@skill.command("import")
+@click.argument("url", metavar="URL")
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["fail", "overwrite", "rename", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What to do when there is one of that name.",
+)
+@output_option("json")
+@click.pass_obj
+def import_(settings: Settings, url: str, on_conflict: str, output: str) -> None:
+    """Bring a skill in from a public repository (github.com, skills.sh)."""
+    with open_api(settings) as api:
+        done = api.post("/api/skills/import", {"url": url, "on_conflict": on_conflict})
+    skill = done.get("skill") or done.get("existing_skill") or {}
+    print_json_or(
+        done, output, f"{done['status']}: {skill.get('name', '')} ({skill.get('id', '')})"
+    )

@@ -19,6 +19,7 @@ from daemon.cli.names import Names
 from daemon.cli.output import notice, plain
 from daemon.cli.refs import get_issue
 from daemon.cli.settings import Settings
+from shared.ids import short_id
 
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 _PAUSE: Final = 0.5
@@ -92,7 +93,7 @@ def follow_task(
             _print(message, as_json)
         if told is not None and told["status"] != status:
             status = told["status"]
-            notice(f"run {task_id[:8]} is {status}")
+            notice(f"run {short_id(task_id)} is {status}")
         if status in ENDED:
             error_text = (told or {}).get("error")
             if error_text:

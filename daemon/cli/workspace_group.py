@@ -8,7 +8,14 @@ import click
 
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import CliError
-from daemon.cli.output import notice, output_option, print_fields, print_json, print_table, short
+from daemon.cli.output import (
+    notice,
+    output_option,
+    print_fields,
+    print_json,
+    print_table,
+    shortener,
+)
 from daemon.cli.refs import find_workspace, try_id
 from daemon.cli.settings import Settings
 
@@ -30,12 +37,13 @@ def list_(settings: Settings, full_id: bool, output: str) -> None:
         print_json([{key: row[key] for key in ("id", "name", "slug")} for row in found])
         return
     chosen = settings.try_workspace_id()
+    shown = shortener([row["id"] for row in found], full_id)
     print_table(
         ["", "ID", "NAME", "SLUG"],
         [
             [
                 "*" if row["id"] == chosen else "",
-                short(row["id"], full_id),
+                shown(row["id"]),
                 row["name"],
                 row["slug"],
             ]

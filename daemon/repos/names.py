@@ -45,7 +45,7 @@ def repo_name(url: str) -> str:
 
 
 def branch_name(agent_name: str, task_id: str) -> str:
-    """A task's own branch, `agent/<agent>/<first eight digits of the task>`."""
+    """A task's own branch, `agent/<agent>/<last eight digits of the task>`."""
     slug = re.sub(r"[^a-z0-9]+", "-", agent_name.lower()).strip("-")[:_SLUG].rstrip("-")
     return f"agent/{slug or 'agent'}/{short_id(task_id)}"
 

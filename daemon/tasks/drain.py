@@ -19,10 +19,13 @@ import structlog
 import trio
 
 from daemon.agents.contract import AgentMessage
-from daemon.client import ApiError
+from daemon.client import ApiError, Foreign
 from daemon.tasks.journal import BATCH_ITEMS, Batch, Journal, JournalError
+from daemon.tasks.outcome import clip
 from daemon.tasks.watchdog import Watchdog
+from shared import codec, depth
 from shared.redact import Redactor
+from shared.wire.runtime import UNIQUE_ROWS
 from shared.wire.task import TaskMessage
 
 if TYPE_CHECKING:
@@ -38,12 +41,21 @@ talks faster than this."""
 OUTPUT_LIMIT: Final = 8192
 """Bytes of one tool output that are sent (spec 03 §15.2); the journal has all of it."""
 
+DEEPEST_INPUT: Final = 64
+"""Levels of a tool's input that are kept; far above any real one, below what anybody can read."""
+
 CONTENT_LIMIT: Final = 1024 * 1024
 """Bytes of one text that are sent: far above any real one, far below the server's body limit."""
 
 SEND_WITHIN: Final = 8.0
 """Seconds a batch in flight may hold up a cancel: above the client's own 5 s. Cut short, a batch
 would be stored twice by servers that do not know (task, seq) to be unique."""
+
+SMALLEST_CONTENT: Final = 4096
+"""Bytes of a text that are sent in any case, however little something on the way lets through."""
+
+UNREAD: Final = 5
+"""Refused looks at what is stored after which a server counts as one that cannot tell."""
 
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 30.0
@@ -77,7 +89,7 @@ class Transcript:
                         seq=0,
                         type="tool_use",
                         tool=message.tool,
-                        input=self._redactor.value(dict(message.input)),
+                        input=self._redactor.value(depth.cut(dict(message.input), DEEPEST_INPUT)),
                     )
                 )
             case "tool_result":
@@ -170,6 +182,9 @@ class Sender:
         self._task_id = task_id
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
+        self._unsure = bool(journal.unsent)  # an earlier process may have sent some of it
+        self._unread = 0
+        self._clip = CONTENT_LIMIT
         self.gone = False
 
     async def run(self) -> None:
@@ -216,14 +231,24 @@ class Sender:
         while not self.gone:
             try:
                 with trio.move_on_after(SEND_WITHIN, shield=True):
-                    await self._client.messages(self._task_id, list(map(for_wire, batch.messages)))
+                    messages = await self._missing(batch.messages)
+                    self._unsure = True
+                    if messages:
+                        wire = [for_wire(message, self._clip) for message in messages]
+                        await self._client.messages(self._task_id, wire)
                     self._journal.confirm(batch.end)
+                    self._unsure = False
                     return
             except ApiError as error:
                 if error.task_gone:
                     self.gone = await self._client.surely_gone(self._task_id)
                     if self.gone:
                         return
+                elif error.too_large:
+                    if len(batch.messages) > 1:
+                        await self._narrow_down(batch, error)
+                        return
+                    self._clip = max(SMALLEST_CONTENT, self._clip // 4)
                 elif error.final:
                     await self._narrow_down(batch, error)
                     return
@@ -231,6 +256,23 @@ class Sender:
             failures += 1
             wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 10))
             await trio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - spreads retries
+
+    async def _missing(self, messages: list[TaskMessage]) -> list[TaskMessage]:
+        """Leave out what the server has already, where sending it again would double it.
+
+        Asked only when the answer to an earlier attempt was lost, and a server does not say that it
+        keeps one row for each number. One that does not answer that either gets all of it: a row
+        twice is better than none.
+        """
+        if not self._unsure or UNIQUE_ROWS in self._client.offers or self._unread >= UNREAD:
+            return messages
+        try:
+            stored = await self._client.stored_seqs(self._task_id, messages[0].seq - 1)
+        except ApiError as error:
+            self._unread += isinstance(error, Foreign) and error.status in (404, 405)
+            raise
+        self._unread = 0
+        return [message for message in messages if message.seq not in set(stored)]
 
     async def _narrow_down(self, batch: Batch, error: ApiError) -> None:
         """The server refuses a batch: send its items singly and go on without the refused one."""
@@ -243,18 +285,12 @@ class Sender:
             await self._send_next(items=1)
 
 
-def for_wire(message: TaskMessage) -> TaskMessage:
+def for_wire(message: TaskMessage, limit: int = CONTENT_LIMIT) -> TaskMessage:
     """Cut what is too long to send, on a character boundary."""
+    size = len(codec.encode(message.input)) if message.input else 0
     return attrs.evolve(
         message,
-        output=clip(message.output, OUTPUT_LIMIT),
-        content=clip(message.content, CONTENT_LIMIT),
+        output=clip(message.output, min(limit, OUTPUT_LIMIT)),
+        content=clip(message.content, limit),
+        input=message.input if size <= limit else {"cut": f"{size} bytes, too many to send"},
     )
-
-
-def clip(text: str, limit: int) -> str:
-    """Return the longest beginning of `text` that is at most `limit` bytes of UTF-8."""
-    if len(text) * 4 <= limit:
-        return text
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")

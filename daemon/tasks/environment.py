@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,9 @@ _DROPPED: Final = frozenset(
 """Marks of a Claude Code session the daemon itself may run in."""
 
 _DROPPED_PREFIXES: Final = ("CLAUDECODE_", "BULLPEN_", "MULTICA_")
+
+_SHORTEST_WITHIN: Final = 16
+"""Characters of a string within JSON that is taken for a secret: not "service_account"."""
 
 _BLOCKED: Final = frozenset(
     {
@@ -115,20 +118,41 @@ def secrets_of(task: ClaimedTask) -> list[str]:
     """The values that must not appear in the task's transcript.
 
     They are the token, the agent's own variables, the token of its gateway, and what its MCP servers
-    get as `env` and `headers`, where a scheme's name ("Bearer …") is no part of the secret.
+    get as `env` and `headers`, where a scheme's name ("Bearer …") is no part of the secret. A value
+    that is JSON, as keys of services often are, has values of its own.
     """
     agent = task.agent
     if agent is None:
         return [task.auth_token]
-    found: list[Any] = [task.auth_token, *agent.custom_env.values()]
-    found.append(_member(_member(agent.runtime_config, "gateway"), "token"))
+    found = [task.auth_token]
+    for value in agent.custom_env.values():
+        found += [value, *_within(value)]
+    found += _texts(_member(_member(agent.runtime_config, "gateway"), "token"))
     servers = _member(agent.mcp_config, "mcpServers")
     for server in servers.values() if isinstance(servers, Mapping) else ():
-        for values in (_member(server, "env"), _member(server, "headers")):
-            for value in values.values() if isinstance(values, Mapping) else ():
-                scheme, _, rest = str(value).partition(" ")
-                found += [value, rest if scheme.isalpha() else ""]
-    return [each for each in found if isinstance(each, str)]
+        for text in _texts([_member(server, "env"), _member(server, "headers")]):
+            scheme, _, rest = text.partition(" ")
+            found += [text, rest if scheme.isalpha() else "", *_within(text)]
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, names of members left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(member)
+
+
+def _within(text: str) -> list[str]:
+    """The strings of a text that is a JSON document and long enough to be no word."""
+    if text.lstrip()[:1] not in {"{", "["}:
+        return []
+    try:
+        return [each for each in _texts(json.loads(text)) if len(each) >= _SHORTEST_WITHIN]
+    except (ValueError, RecursionError):
+        return []
 
 
 def _member(value: Any, name: str) -> Any:
@@ -142,9 +166,10 @@ def is_blocked(name: str) -> bool:
 
 
 def make_launcher(home: Home, executable: str = sys.executable) -> Path:
-    """Write this installation's `bullpen` command below the home; return the directory it is in.
+    """Write this installation's command below the home; return the directory it is in.
 
-    The directory holds nothing else. The interpreter's own one would put our `python` and `pip`
+    It is there as `bullpen`, and as `multica`, which servers of the protocol tell agents to run. The
+    directory holds nothing else. The interpreter's own one would put our `python` and `pip`
     before the user's. The interpreter runs isolated, so that neither the agent's working directory
     nor its PYTHONPATH can stand in for our packages.
     """
@@ -155,9 +180,10 @@ def make_launcher(home: Home, executable: str = sys.executable) -> Path:
     )
     command = shlex.join([executable, "-I", "-c", program])
     folder = home.root / "bin"
-    script = folder / "bullpen"
-    write_private(script, f'#!/bin/sh\nexec {command} "$@"\n')
-    script.chmod(0o755)
+    for name in ("bullpen", "multica"):
+        script = folder / name
+        write_private(script, f'#!/bin/sh\nexec {command} "$@"\n')
+        script.chmod(0o755)
     return folder
 
 

@@ -138,9 +138,13 @@ class Journal:
 
         Without `save` it is in the page cache only: it survives this process, not the machine.
         """
-        self._append("item", attrs.evolve(message, seq=self.last_seq + 1))
-        self.last_seq += 1
-        self.grown.nudge()
+        if self._descriptor < 0:
+            raise JournalError(f"journal {self.path} is closed")
+        self.last_seq += 1  # also when it cannot be written now: what is in memory is part of it
+        try:
+            self._append("item", attrs.evolve(message, seq=self.last_seq))
+        finally:
+            self.grown.nudge()
 
     def note_usage(self, usage: Sequence[ModelUsage]) -> None:
         self.usage = list(usage)
@@ -353,7 +357,7 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
         offset += len(line)
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             log.warning("damaged journal line skipped", offset=offset)
             record = None
         yield (record if isinstance(record, dict) else {}), offset

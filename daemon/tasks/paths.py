@@ -8,8 +8,10 @@ leaves by leaving the ticket's block: cancelled while waiting or done, the next 
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ import structlog
 import trio
 
 from daemon import threads
+from daemon.allowed import AllowedError, allowed_directories, is_allowed
 from daemon.client import ApiError
 from daemon.workdir.local import (
     LocalDirectory,
@@ -27,6 +30,7 @@ from daemon.workdir.local import (
     find_excludes,
     named_directory,
 )
+from shared.ids import short_id
 from shared.wire.task import ClaimedTask
 
 if TYPE_CHECKING:
@@ -83,9 +87,30 @@ def _overlap(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
+def check_named(named: Path, config: Config) -> Path:
+    """The real path of a directory the machine's owner lets tasks work in. Raises LocalDirectoryError.
+
+    Whether there is such a directory is told only of what is allowed: who named it may be anybody.
+    """
+    real = Path(os.path.realpath(named))
+    try:
+        allowed = allowed_directories(config.home)
+    except AllowedError as error:
+        raise LocalDirectoryError(str(error)) from error
+    if not is_allowed(real, allowed):
+        raise LocalDirectoryError(
+            f"{named} is not a directory that tasks may work in on this machine: if they may, its "
+            f"owner runs `bullpen daemon allow-dir {shlex.quote(str(named))}` there"
+        )
+    checked = check_directory(named, (config.home.root, config.workspaces_root))
+    if checked != real:
+        raise LocalDirectoryError(f"{named} became another directory while it was looked at")
+    return checked
+
+
 async def enter_local_directory(
     task: ClaimedTask,
-    place: ExitStack,
+    place: ExitStack | AsyncExitStack,
     *,
     client: Client,
     config: Config,
@@ -102,13 +127,12 @@ async def enter_local_directory(
     named = named_directory(task, config.daemon_id)
     if named is None:
         return None
-    ours = (config.home.root, config.workspaces_root)
-    check = partial(check_directory, named, ours)
+    check = partial(check_named, named, config)
     path = await threads.in_thread(check)  # it may be on a server that takes its time
     ticket = place.enter_context(locks.join(path, task.id))
     holder = locks.blocker(ticket)
     if holder is not None:
-        reason = f"local_directory {named} (held by task {holder.task_id[:8]})"
+        reason = f"local_directory {named} (held by task {short_id(holder.task_id)})"
         log.info("waiting for a directory", task_id=task.id, reason=reason)
         try:
             await client.wait_local_directory(task.id, reason)

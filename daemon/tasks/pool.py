@@ -11,16 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 
+from daemon import threads
 from daemon.agents.launch import open_agent as open_agent_program
 from daemon.agents.models import TakesLevel, any_level
 from daemon.tasks.slots import Slot, Slots
 from daemon.tasks.task import Job, OpenAgent, TaskRunner
+from daemon.workdir.borrowed import sweep
 from daemon.workdir.prepare import LiveRoots
 from shared.wire.task import ClaimedTask
 
@@ -235,6 +238,7 @@ async def open_pool(
 
     Leaving the block normally waits for every task; call `stop` first to bound that wait.
     """
+    await threads.in_thread(partial(sweep, config.home.borrowed))
     runner = TaskRunner(
         config,
         client,

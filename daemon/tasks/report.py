@@ -11,15 +11,17 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import structlog
 import trio
 
 from daemon.client import ApiError
 from daemon.tasks.drain import Sender
 from daemon.tasks.journal import Journal, JournalError, Session
-from daemon.tasks.outcome import Outcome
+from daemon.tasks.outcome import Outcome, shortened
 from shared import failure
 from shared.wire.task import FailRequest, ModelUsage, SessionRequest
 
@@ -49,6 +51,10 @@ def wait_before(attempt: int) -> float:
 
 DATABASE_TRIES: Final = 4
 """Repetitions before a completion that the server could not carry out counts as refused: a minute."""
+
+
+_ROOM: Final = (256 * 1024, 64 * 1024, 16 * 1024, 4 * 1024)
+"""Bytes of a result that are tried one after the other where more was too large."""
 
 
 StillWanted = Callable[[], Awaitable[bool]]
@@ -90,9 +96,12 @@ async def _tell_outcome(client: Client, task_id: str, outcome: Outcome, attempt:
     it only cannot take now stays a completion.
     """
     if not outcome.completed:
-        return await _told(client, task_id, lambda: client.fail(task_id, outcome.fail_request()))
+        told = partial(client.fail, task_id)
+        sending = partial(_as_much_as_fits, lambda cut: told(cut.fail_request()), outcome)
+        return await _told(client, task_id, sending)
     try:
-        await client.complete(task_id, outcome.complete_request())
+        completed = partial(client.complete, task_id)
+        await _as_much_as_fits(lambda cut: completed(cut.complete_request()), outcome)
     except ApiError as error:
         # what `complete` is refused with may be the server's database, which it says in the same words
         if attempt < DATABASE_TRIES and error.text.startswith("complete task:"):
@@ -112,6 +121,22 @@ async def _tell_outcome(client: Client, task_id: str, outcome: Outcome, attempt:
         )
         return await _told(client, task_id, lambda: client.fail(task_id, request))
     return True
+
+
+async def _as_much_as_fits(tell: Callable[[Outcome], Awaitable[object]], outcome: Outcome) -> None:
+    """Tell an outcome, with less and less of its text while somebody on the way finds it too large."""
+    for limit in _ROOM:
+        try:
+            await tell(outcome)
+        except ApiError as error:
+            if not error.too_large:
+                raise
+            text = shortened(outcome.text, limit=limit)
+            outcome = attrs.evolve(outcome, text=text)
+            log.warning("result too large; telling less of it", bytes=limit, error=str(error))
+        else:
+            return
+    await tell(outcome)
 
 
 async def _told(client: Client, task_id: str, tell: Callable[[], Awaitable[object]]) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -35,12 +35,13 @@ from daemon.tasks.environment import build_environment, make_launcher, secrets_o
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
 from daemon.tasks.paths import PathLocks, enter_local_directory
+from daemon.tasks.trouble import Stays, patiently
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
-from daemon.workdir.borrowed import sweep
 from daemon.workdir.brief import render_brief
 from daemon.workdir.bundles import BundleCache
 from daemon.workdir.errors import PrepareError
+from daemon.workdir.local import LocalDirectory
 from daemon.workdir.meta import noting
 from daemon.workdir.openclaw_config import OpenClaw, provide_openclaw
 from daemon.workdir.prepare import (
@@ -48,14 +49,16 @@ from daemon.workdir.prepare import (
     Prepared,
     choose,
     giving_back,
+    keep_whole,
     places,
     prepare,
     short_path,
     write_brief,
 )
 from daemon.workdir.prompt import render_prompt, thread_name
-from shared import ids, times
+from shared import failure, ids, times
 from shared.addresses import split_address
+from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
@@ -92,7 +95,11 @@ _INLINE_BRIEF: Final = frozenset({"openclaw", "kiro", "kimi"})
 
 
 class TaskError(Exception):
-    """The task cannot go on; the text is what its error field will say."""
+    """The task cannot go on; the text is what its error field will say, `reason` its reason."""
+
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 _EXPECTED: Final = (TaskError, PrepareError, AgentError, JournalError)
@@ -134,7 +141,6 @@ class TaskRunner:
         self.live = LiveRoots() if live is None else live
         self.paths = PathLocks()
         self.bundles = BundleCache(client, config.workspaces_root)
-        sweep(config.home.borrowed)
         self.launcher = make_launcher(config.home)
 
     def adopt(self, config: Config) -> None:
@@ -157,27 +163,47 @@ class TaskRunner:
             claimed_at=times.fine_stamp(times.now()),
         )
         try:
-            journal = open_journal(self.config.home.journals, claim)
-        except JournalError as error:
+            journal = await self._open_journal(claim, shutdown)
+        except (JournalError, Stays) as error:
             log.error("task not begun", task_id=task.id, error=str(error))  # noqa: TRY400
+            reason = failure.RUNTIME_RECOVERY if isinstance(error, Stays) else ""
+            broken = outcomes.broken(str(error), reason=reason)
             with shutdown, trio.move_on_after(REPORT_WITHIN):
-                await report.settle(self.client, task.id, [], outcomes.broken(str(error)))
+                await report.settle(self.client, task.id, [], broken)
             return
         told = False
         try:
             await journal.save()
-            with ExitStack() as guards:
-                told = await _TaskRun(self, job, journal, guards).run(shutdown)
+            async with AsyncExitStack() as guards:
+                run = _TaskRun(self, job, journal, guards)
+                with hiding(run.redactor):  # in what is logged of it, its agent's own words too
+                    told = await run.run(shutdown)
         finally:
             journal.close()
             if not told:
                 self.backlog.leave(task.id, job.runtime.id)
 
+    async def _open_journal(self, claim: Claim, shutdown: trio.CancelScope) -> Journal:
+        """Open a task's journal, waiting for a machine in trouble unless `shutdown` is due.
+
+        Raises JournalError, Stays.
+        """
+        opening = partial(
+            threads.in_thread, partial(open_journal, self.config.home.journals, claim)
+        )
+
+        def hurried() -> bool:
+            return trio.current_time() >= shutdown.deadline
+
+        return await patiently("opening a journal", opening, _say_nothing, hurried=hurried)
+
 
 class _TaskRun:
     """One task's run: what it is, and what became of it so far. Only its own task changes it."""
 
-    def __init__(self, runner: TaskRunner, job: Job, journal: Journal, guards: ExitStack) -> None:
+    def __init__(
+        self, runner: TaskRunner, job: Job, journal: Journal, guards: AsyncExitStack
+    ) -> None:
         task = job.task
         self._runner = runner
         self._client = runner.client
@@ -194,12 +220,13 @@ class _TaskRun:
         self._journal = journal
         self._guards = guards
         self._checkout_secret = mint_secret() if runner.desk is not None else ""
-        self._redactor = Redactor([*secrets_of(task), self._checkout_secret])
+        self.redactor = Redactor([*secrets_of(task), self._checkout_secret])
         self._sender = Sender(runner.client, journal, task_id=task.id)
-        self._transcript = Transcript(journal, self._redactor)
+        self._transcript = Transcript(journal, self.redactor)
         self._results: list[AgentResult | None] = []
         self._work_dir = ""
         self._thinking_level = ""
+        self._whole: Path | None = None
         self._tmp = Path()
         self._end: End = "agent"
         self._silence = ""
@@ -232,6 +259,17 @@ class _TaskRun:
 
     # -- the end
 
+    async def _shorten(self) -> None:
+        """Report the beginning of a result that is too long, and keep the whole beside the work."""
+        outcome = self._outcome
+        if self._decided or outcome is None or not outcomes.is_long(outcome.text):
+            return
+        text, path = self.redactor.text(outcome.text), self._whole
+        if path is not None and not await threads.in_thread(partial(keep_whole, path, text)):
+            path = None
+        kept_in = "" if path is None else str(path)
+        self._outcome = attrs.evolve(outcome, text=outcomes.shortened(text, kept_in))
+
     def _decide(self) -> None:
         """Journal usage and outcome, once. Without a scope's credit it was the shutdown's."""
         if self._decided:
@@ -244,7 +282,7 @@ class _TaskRun:
         if usage:
             self._note(partial(self._journal.note_usage, usage))
         if outcome is not None:
-            text = self._redactor.text(outcome.text)
+            text = self.redactor.text(outcome.text)
             self._note(partial(self._journal.note_outcome, attrs.evolve(outcome, text=text)))
         else:
             self._note(self._journal.note_unwanted)
@@ -261,6 +299,7 @@ class _TaskRun:
 
         What was decided is on disk before anything is waited for: a crash from here on loses none.
         """
+        await self._shorten()
         self._decide()
         await self._journal.save()
         await self._sender.stop()
@@ -303,7 +342,7 @@ class _TaskRun:
         try:
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(watch_cancel, self._client, self._task.id, server_stop)
-                with ExitStack() as place:  # a user's directory is given back before the report
+                async with AsyncExitStack() as place:  # given back before the report
                     outcome = await self._pipeline(server_stop, watchers, place)
                 watchers.cancel_scope.cancel(reason="the work is done")
         except* Exception as group:  # noqa: BLE001 - a task's failure is reported, not raised
@@ -312,12 +351,14 @@ class _TaskRun:
             assert raised is not None
             if not all(isinstance(leaf, _EXPECTED) for leaf in _leaves(raised)):
                 self._log.error("task failed unexpectedly", exc_info=raised)
-            reason = getattr(next(_leaves(raised)), "reason", "")
+            first = next(_leaves(raised))
+            # other exceptions have a `reason` too, and mean something else by it
+            reason = first.reason if isinstance(first, PrepareError | TaskError) else ""
             outcome = outcomes.broken(_text_of(raised), reason=reason, work_dir=self._work_dir)
         return outcome
 
     async def _pipeline(
-        self, server_stop: trio.CancelScope, watchers: trio.Nursery, place: ExitStack
+        self, server_stop: trio.CancelScope, watchers: trio.Nursery, place: AsyncExitStack
     ) -> Outcome:
         runner = self._runner
         self._check()
@@ -332,16 +373,14 @@ class _TaskRun:
                 env=runner.env,
             )
             self._task = task = await runner.bundles.fill(self._job.runtime.id, self._task)
-            await runner.live.claim(*places(task, runner.config.workspaces_root))
-            chosen = choose(task, runner.config.workspaces_root, runner.live, local)
-            self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
+            chosen = await self._choose(local)
             records = runner.config.home.borrowed
-            chosen = place.enter_context(giving_back(chosen, task.id, records))
+            lending = threads.in_threads(giving_back(chosen, task.id, records))
+            chosen = await place.enter_async_context(lending)
             preparing = partial(prepare, task, self._kind, self._provider, chosen, runner.env)
             chosen = await threads.in_thread(preparing)
-            self._guards.enter_context(
-                noting(chosen.layout.env_root, task, local_directory=local is not None)
-            )
+            noted = noting(chosen.layout.env_root, task, local_directory=local is not None)
+            await self._guards.enter_async_context(threads.in_threads(noted))
             if self._provider == "openclaw":
                 program = OpenClaw(path=self._job.runtime.program.path, env=runner.env)
                 variables = await provide_openclaw(program, chosen.layout, task.agent)
@@ -351,7 +390,9 @@ class _TaskRun:
             await self._start(server_stop)
         self._journal.note_started()
         self._work_dir = str(chosen.layout.work_dir)
-        self._tmp = self._guards.enter_context(short_path(chosen.layout.tmp))
+        self._whole = chosen.layout.output / f"result-{task.id}.md"
+        shortened = threads.in_threads(short_path(chosen.layout.tmp))
+        self._tmp = await self._guards.enter_async_context(shortened)
         watchers.start_soon(self._progress, f"Launching {self._provider}", 1)
         await self._grant_checkouts(chosen)
 
@@ -360,7 +401,7 @@ class _TaskRun:
         timeout = self._runner.config.agent_timeout
         with trio.CancelScope() as cap:
             cap.deadline = trio.current_time() + timeout if timeout > 0 else math.inf
-            await self._run_agent(chosen, resume, watchers)
+            await self._run_agent_patiently(chosen, resume, watchers)
             if self._end == "agent" and outcomes.may_run_afresh(
                 self._results[-1], resumed=bool(resume)
             ):
@@ -369,6 +410,22 @@ class _TaskRun:
         if cap.cancelled_caught:
             self._end = "cap"
         return self._judge(self._end)
+
+    async def _choose(self, local: LocalDirectory | None) -> Prepared:
+        """Choose the directory and hold it until the task's end.
+
+        All that come into question are held while the disk is looked at, so that none of them is
+        reclaimed or given to another task meanwhile.
+        """
+        runner, root = self._runner, self._runner.config.workspaces_root
+        roots = places(self._task, root)
+        await runner.live.claim(*roots)
+        with runner.live.hold_free(*roots) as taken:
+            looking = partial(choose, self._task, root, taken, local)
+            chosen = await threads.in_thread(looking)
+        # no await between: what was let go is taken again
+        self._guards.enter_context(runner.live.hold(chosen.layout.env_root))
+        return chosen
 
     async def _grant_checkouts(self, chosen: Prepared) -> None:
         """Let the agent check out repositories, until the task's end."""
@@ -467,10 +524,23 @@ class _TaskRun:
         except* AgentError as group:
             self._log.warning("agent not started again", error=_text_of(group))
 
+    async def _run_agent_patiently(
+        self, chosen: Prepared, resume: str, watchers: trio.Nursery
+    ) -> None:
+        """Run the agent; a program that is missing for some seconds is waited for. Raises TaskError."""
+        try:
+            await patiently(
+                "starting the agent",
+                partial(self._run_agent, chosen, resume, watchers),
+                partial(self._progress, step=1),
+            )
+        except Stays as stays:
+            raise TaskError(str(stays), reason=failure.RUNTIME_RECOVERY) from stays
+
     async def _run_agent(self, chosen: Prepared, resume: str, watchers: trio.Nursery) -> None:
         """Run the agent once; its result is appended to the results however this ends."""
         watchdog = Watchdog(self._runner.config.idle_watchdog, self._runner.config.tool_watchdog)
-        run = self._agent_run(chosen, resume)
+        run = await self._agent_run(chosen, resume)
         pinned = False
 
         def pin(session_id: str) -> None:
@@ -504,7 +574,7 @@ class _TaskRun:
         await self._journal.save()
         await report.pin_session(self._client, self._task.id, session)
 
-    def _agent_run(self, chosen: Prepared, resume: str) -> AgentRun:
+    async def _agent_run(self, chosen: Prepared, resume: str) -> AgentRun:
         """Say what the agent is to do, in its brief and its prompt, and with what."""
         task, config, provider = self._task, self._runner.config, self._provider
         brief = render_brief(
@@ -514,10 +584,11 @@ class _TaskRun:
             resumed=bool(resume),
             skills_in=chosen.skills_in,
             local=chosen.local is not None,
-            kept=self._kept_before(),
+            kept=await threads.in_thread(self._kept_before),
         )
         prompt = render_prompt(task, self._kind, resumed=bool(resume))
-        if not write_brief(chosen, provider, brief) and provider not in _INLINE_BRIEF:
+        written = await threads.in_thread(partial(write_brief, chosen, provider, brief))
+        if not written and provider not in _INLINE_BRIEF:
             prompt = f"{brief}\n{prompt}"
         slot = self._job.slot.number
         assert slot is not None
@@ -558,6 +629,11 @@ class _TaskRun:
                 await self._client.progress(self._task.id, request)
             except ApiError as error:
                 self._log.debug("progress not told", error=str(error))
+
+
+async def _say_nothing(_: str) -> None:
+    """Nobody watches a task that has not begun."""
+    await trio.lowlevel.checkpoint()
 
 
 async def _leave(server_stop: trio.CancelScope, reason: str) -> None:

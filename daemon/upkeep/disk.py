@@ -7,12 +7,13 @@ pool back while one of them has too little left. It owns nothing and ends by bei
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
-import trio
 
+from daemon import threads
 from shared.supervise import every
 
 if TYPE_CHECKING:
@@ -34,14 +35,13 @@ async def keep_disk_watched(services: Services) -> None:
     folders = (config.home.journals, config.workspaces_root)
 
     async def look() -> None:
-        problem = explain(folders, config.min_free_disk)
+        problem = await threads.in_thread(partial(explain, folders, config.min_free_disk))
         if problem != services.pool.held_back:
             services.pool.hold_back(problem)
             if problem:
                 log.error("no new tasks", problem=problem)
             else:
                 log.info("disk has room again")
-        await trio.lowlevel.checkpoint()
 
     await every(LOOK, look)
 

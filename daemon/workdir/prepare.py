@@ -1,8 +1,8 @@
 """Make a task's working directory ready, fresh or the one its predecessor left.
 
 It owns nothing that runs. `LiveRoots` knows which directories tasks of this daemon use now, so that
-no two ever share one; the task holds its directory until its very end. All disk work is small and
-synchronous: a few short files.
+no two ever share one; the task holds its directory until its very end. What works on disk blocks,
+and is called in threads: a user's disk may be a network's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -81,6 +81,17 @@ class LiveRoots:
         return root in self._roots
 
     @contextmanager
+    def hold_free(self, *roots: Path) -> Iterator[frozenset[Path]]:
+        """Keep everybody else out of those of the roots that are free; yields the others."""
+        taken = frozenset(root for root in roots if root in self._roots)
+        mine = set(roots) - taken
+        self._roots |= mine
+        try:
+            yield taken
+        finally:
+            self._roots -= mine
+
+    @contextmanager
     def hold(self, root: Path) -> Iterator[None]:
         """Keep everybody else out of an env root. Raises PrepareError if somebody is in it."""
         if root in self._roots:
@@ -128,12 +139,12 @@ def places(task: ClaimedTask, root: Path) -> list[Path]:
 
 
 def choose(
-    task: ClaimedTask, root: Path, live: LiveRoots, local: LocalDirectory | None = None
+    task: ClaimedTask, root: Path, live: Container[Path], local: LocalDirectory | None = None
 ) -> Prepared:
     """Choose the task's directory: the prior one if it is ours, there and free, else its own.
 
-    With `local` it is the user's, whatever the task did before. Nothing is written. Raises
-    PrepareError.
+    With `local` it is the user's, whatever the task did before; `live` are the env roots others are
+    in. Nothing is written. Raises PrepareError. Blocks: it looks at the disk.
     """
     prior = layout_of_prior(root, task.workspace_id, task.prior_work_dir)
     if (
@@ -229,6 +240,17 @@ def short_path(folder: Path) -> Iterator[Path]:
         yield link
     finally:
         link.unlink(missing_ok=True)
+
+
+def keep_whole(path: Path, text: str) -> bool:
+    """Keep a result that is too long to be reported; False if the disk does not take it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, text)
+    except OSError as error:
+        log.warning("result not kept", path=str(path), error=str(error))
+        return False
+    return True
 
 
 def write_brief(chosen: Prepared, provider: str, brief: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 
 from daemon.agents.frontmatter import with_frontmatter
 from daemon.workdir.sidecars import Sidecars
+from shared.skillbundle import clash, path_fault
 from shared.wire.task import Skill
 
 FOLDERS: Final = {
@@ -53,6 +54,8 @@ def plan_skills(parent: Path, skills: Sequence[Skill], sidecars: Sidecars) -> No
     if skills and not sidecars.reaches(parent):
         raise SkillError(f"skills cannot be put into {parent}")
     for skill in skills:
+        if fault := clash(posixpath.normpath(file.path) for file in skill.files):
+            raise SkillError(f"skill {skill.name!r} cannot be written: {fault}")
         folder = _free_folder(parent, slug(skill.name), sidecars)
         sidecars.make_skill(folder)
         text = with_frontmatter(skill.content, name=folder.name, description=skill.description)
@@ -84,6 +87,8 @@ def check_path(skill: str, path: str) -> str:
         or re.match(r"[A-Za-z]:", clean)
     ):
         raise SkillError(f"skill {skill!r} has a file outside its directory: {path!r}")
+    if fault := path_fault(clean):
+        raise SkillError(f"skill {skill!r} cannot be written: {fault}")
     return clean
 
 

@@ -13,8 +13,10 @@ import attrs
 
 from daemon.agents.contract import Program
 from daemon.config import Config
+from daemon.identity import machine_proof
 from daemon.runtimes.info import RuntimeInfo
 from shared import __version__
+from shared.version import PROTOCOL_VERSION
 from shared.wire.runtime import (
     FailedProfile,
     RegisterReply,
@@ -120,17 +122,31 @@ def with_versions(plan: Plan, versions: Mapping[str, str]) -> Plan:
     return attrs.evolve(plan, wanted=tuple(wanted))
 
 
-def registration(config: Config, workspace_id: str, plan: Plan) -> RegisterRequest:
-    """Write the plan as the request of spec 01 §3.1."""
+def registration(
+    config: Config, workspace_id: str, plan: Plan, *, take_over: bool = False
+) -> RegisterRequest:
+    """Write the plan as the request of spec 01 §3.1, with the machine's proof of who it is.
+
+    `take_over`: the daemon has not registered under this account yet, so if the machine was somebody
+    else's, whoever signed in here wants it.
+    """
+    proof = ""
+    if config.machine_key:
+        proof = machine_proof(
+            config.machine_key, server_url=config.server_url, workspace_id=workspace_id
+        )
     return RegisterRequest(
         workspace_id=workspace_id,
         daemon_id=config.daemon_id,
         legacy_daemon_ids=list(config.legacy_daemon_ids),
         device_name=config.device_name,
-        cli_version=__version__,
+        cli_version=PROTOCOL_VERSION,
+        bullpen_version=__version__,
         launched_by=config.launched_by,
         runtimes=[wanted.spec for wanted in plan.wanted],
         failed_profiles=list(plan.failed),
+        machine_key=proof,
+        take_over=take_over,
     )
 
 

@@ -62,6 +62,11 @@ class Sync:
     look_at: float = -math.inf
     nudge: Nudge = attrs.field(factory=Nudge)
 
+    @property
+    def refusals(self) -> list[str]:
+        """Why this machine may not be registered under this account, each reason once."""
+        return list(dict.fromkeys(one.refused for one in self.workspaces.values() if one.refused))
+
     def look_again(self) -> None:
         """Look for programs and workspaces now, and compare every registration: settings changed."""
         self.look_at = -math.inf
@@ -90,19 +95,21 @@ class Sync:
     async def _first_pass(self, children: Children[str]) -> None:
         """Wait for a server that may be away: the machine may well be up before it is."""
         failures = 0
-        while True:
-            try:
-                await self._pass(children)
-            except ApiError as error:
-                if error.unauthorized and await self.services.client.surely_unauthorized():
-                    raise SignInRefused(
-                        "the server refused this daemon's token: run `bullpen login` again"
-                    ) from error
-                self._failed(error)
-                failures += 1
-                await self.nudge.wait(START_BACKOFF.wait(failures))
-            else:
-                return
+        while (error := await self._try_pass(children)) is not None:
+            if error.unauthorized and await self.services.client.surely_unauthorized():
+                raise SignInRefused(
+                    "the server refused this daemon's token: run `bullpen login` again"
+                ) from error
+            self._failed(error)
+            failures += 1
+            await self.nudge.wait(START_BACKOFF.wait(failures))
+
+    async def _try_pass(self, children: Children[str]) -> ApiError | None:
+        try:
+            await self._pass(children)
+        except ApiError as error:
+            return error
+        return None
 
     def _failed(self, error: ApiError) -> None:
         self.problem = f"no workspaces from {self.services.config.server_url}: {error}"

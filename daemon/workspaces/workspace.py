@@ -34,6 +34,7 @@ from daemon.workspaces.registration import (
     with_versions,
 )
 from shared.children import Children
+from shared.codec import DecodeError, loads
 from shared.mailbox import Nudge
 from shared.supervise import Backoff, supervise
 from shared.wire.runtime import RuntimeProfile
@@ -56,6 +57,18 @@ class RegistrationFailed(Exception):
     """The server's answer is no registration."""
 
 
+def refusal_of(error: ApiError | RegistrationFailed) -> str:
+    """What a server says that does not take this machine under this account; "" for any other error."""
+    if not isinstance(error, ApiError) or error.status != 403:
+        return ""
+    try:
+        said = loads(error.text.encode())
+    except DecodeError:
+        said = None
+    text = said.get("error") if isinstance(said, dict) else None
+    return text if isinstance(text, str) else error.text
+
+
 @attrs.define(eq=False)
 class Workspace:
     """The reconciler's state. Its own task changes everything but what `gone` says it changes.
@@ -63,7 +76,8 @@ class Workspace:
     `lost` holds ids the server said it does not know, until a registration has answered for them.
     `registered_plan` is what the last successful registration told, `repairs` when the last ones
     were made because of losses. `settled` is set once the first attempt to register has ended, well
-    or not.
+    or not. `registered_with` is the token of the last registration that was accepted, `refused` why
+    the machine may not be registered under this account.
     """
 
     services: Services
@@ -79,6 +93,8 @@ class Workspace:
     registered_plan: Plan | None = None
     lost: set[str] = attrs.field(factory=set)
     repairs: deque[float] = attrs.field(factory=deque)
+    registered_with: str = attrs.field(default="", repr=False)
+    refused: str = ""
 
     def gone(self, runtime_id: str) -> None:
         """Note that the server does not know a runtime; its loss is repaired by the reconciler."""
@@ -101,6 +117,7 @@ class Workspace:
                     await self._agree(children)
                 except (ApiError, RegistrationFailed) as error:
                     failures += 1
+                    self.refused = refusal_of(error)
                     wait = BACKOFF.wait(failures)
                     log.warning(
                         "registration failed; trying again",
@@ -133,9 +150,13 @@ class Workspace:
             return
         before = self.registered.copy()
         if plan:
+            config = self.services.config
+            anew = config.token != self.registered_with
             reply = await self.services.client.register(
-                registration(self.services.config, self.id, plan)
+                registration(config, self.id, plan, take_over=anew)
             )
+            self.registered_with = config.token
+            self.refused = ""
             self.services.offers.learn(reply.capabilities)
             runtimes = runtimes_of(self.id, plan, reply)
             if not runtimes and not plan.failed:

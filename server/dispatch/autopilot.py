@@ -61,7 +61,7 @@ async def start_run(
         autopilot["workspace_id"],
         autopilot["assignee_type"],
         autopilot["assignee_id"],
-        autopilot["created_by_id"] if autopilot["created_by_type"] == "member" else None,
+        autopilot["created_by_id"],
     )
     reason = _refusal(autopilot["assignee_type"], who)
     bare = autopilot["execution_mode"] == RUN_ONLY
@@ -91,7 +91,12 @@ async def start_run(
         "status": shown.status,
     }
     told.append(
-        Event(type="autopilot:run_start", payload=start, workspace_id=autopilot["workspace_id"])
+        Event(
+            type="autopilot:run_start",
+            payload=start,
+            workspace_id=autopilot["workspace_id"],
+            **events.autopilot_whose(autopilot),
+        )
     )
     return shown, told
 

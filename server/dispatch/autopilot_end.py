@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from server.consequences import Consequence
+from server.dispatch import events
 from server.dispatch.outcome import Ended, Row
 from server.store.queries import Connection, Record, load
 from shared.wire.event import Event
@@ -40,7 +41,7 @@ async def settle_issues(conn: Connection, ended: Sequence[Ended]) -> list[Conseq
     for one in ended:
         if one.adopted and one.completed:
             await reopen(conn, one.before)
-            told += await issue_moved(conn, one.before["issue_id"])
+            told += await issues_moved(conn, [one.before["issue_id"]])
     issues = [
         one.before["issue_id"] for one in ended if one.status == "failed" and one.retry is None
     ]
@@ -55,9 +56,9 @@ async def reopen(conn: Connection, task: Row) -> None:
         await conn.execute(SQL.reopen_runs, task["autopilot_run_id"], task["issue_id"])
 
 
-async def issue_moved(conn: Connection, issue_id: str) -> list[Consequence]:
-    """An issue has a new status, which may say how the run behind it went."""
-    return _done(await conn.fetch(SQL.finish_issue_runs, [issue_id], None))
+async def issues_moved(conn: Connection, issue_ids: Sequence[str]) -> list[Consequence]:
+    """Issues have a new status, which may say how the runs behind them went."""
+    return _done(await conn.fetch(SQL.finish_issue_runs, list(issue_ids), None))
 
 
 async def issues_deleted(conn: Connection, issue_ids: Sequence[str]) -> list[Consequence]:
@@ -75,6 +76,7 @@ def _done(rows: Sequence[Record]) -> list[Consequence]:
                 "status": row["status"],
             },
             workspace_id=row["workspace_id"],
+            **events.autopilot_whose(row),
         )
         for row in rows
     ]

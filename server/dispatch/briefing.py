@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from server.markdown import mention
+
 _PROTOCOL: Final = """\
 ## You lead a squad
 
@@ -48,5 +50,5 @@ def _row(member: Mapping[str, Any], *, you: bool) -> str:
         facts.append(f'"{member["role"]}"')
     if member["type"] == "agent":
         facts.append("skills: " + (", ".join(member["skills"] or ()) or "none"))
-    mention = f"`[@{name}](mention://{member['type']}/{member['id']})`"
-    return f"- {name}{' (you)' if you else ''}: {'; '.join(facts)}; mention {mention}"
+    link = mention(member["type"], member["id"], name)
+    return f"- {name}{' (you)' if you else ''}: {'; '.join(facts)}; mention `{link}`"

@@ -13,8 +13,9 @@ import attrs
 
 from server.consequences import Consequence
 from server.dispatch import events, rules
-from server.dispatch.enqueue import SQL, Actor, candidates, queue
+from server.dispatch.enqueue import SQL, Actor, Wanted, candidates, queue_all
 from server.dispatch.rules import IssueFacts, summarise
+from server.markdown import as_text, mention
 from server.store.queries import Connection
 from shared.wire.work import CLOSED, Issue
 
@@ -33,54 +34,80 @@ class Stage:
         return self.total - self.closed
 
 
-async def child_closed(
-    conn: Connection, before: Issue, after: Issue, actor: Actor
+async def children_closed(
+    conn: Connection, changes: Sequence[tuple[Issue, Issue]], actor: Actor
 ) -> list[Consequence]:
-    """Go on with the parent if a child that has just been closed was the last of its stage."""
-    if after.status not in CLOSED or before.status in CLOSED or after.parent_issue_id is None:
+    """Go on with the parents of whose children those that have just been closed were the last.
+
+    `changes` are issues of one workspace before and after. A parent is told once, of the child
+    furthest on. A fixed number of statements, however many there are.
+    """
+    closed: dict[str, list[Issue]] = {}
+    for before, after in changes:
+        parent_id = after.parent_issue_id
+        if after.status in CLOSED and before.status not in CLOSED and parent_id is not None:
+            closed.setdefault(parent_id, []).append(after)
+    if not closed:
         return []
-    parent = await conn.fetchrow(SQL.lock_parent, after.parent_issue_id)
-    if parent is None:
+    parents = await conn.fetch(SQL.lock_parents, list(closed))
+    stages: dict[str, list[Stage]] = {}
+    for row in (
+        await conn.fetch(SQL.stages, [parent["id"] for parent in parents]) if parents else ()
+    ):
+        stage = Stage(number=row["stage"], total=row["total"], closed=row["closed"])
+        stages.setdefault(row["parent_id"], []).append(stage)
+    done: list[tuple[Mapping[str, Any], Issue]] = []
+    for parent in parents:
+        last = [
+            child for child in closed[parent["id"]] if is_last(stages[parent["id"]], child.stage)
+        ]
+        if last:
+            done.append((parent, max(last, key=lambda child: (child.stage or 0, child.number))))
+    if not done:
         return []
-    stages = [
-        Stage(number=row["stage"], total=row["total"], closed=row["closed"])
-        for row in await conn.fetch(SQL.stages, parent["id"])
+    texts = [
+        {
+            "issue_id": parent["id"],
+            "workspace_id": parent["workspace_id"],
+            "content": describe(parent, child, stages[parent["id"]]),
+        }
+        for parent, child in done
     ]
-    if not is_last(stages, after.stage):
-        return []
-    text = describe(parent, after, stages)
-    comment = await conn.fetchrow(SQL.post_system, parent["id"], parent["workspace_id"], text)
-    assert comment is not None
+    comments = {row["issue_id"]: row for row in await conn.fetch(SQL.post_system, texts)}
     told: list[Consequence] = [
-        events.comment_created(comment, issue_title=parent["title"], issue_status=parent["status"])
+        events.comment_created(
+            comments[parent["id"]], issue_title=parent["title"], issue_status=parent["status"]
+        )
+        for parent, _ in done
     ]
-    return told + await _go_on(conn, _facts(parent), _facts(after), comment, actor)
+    return told + await _go_on(conn, done, comments, actor)
 
 
 async def _go_on(
     conn: Connection,
-    parent: IssueFacts,
-    child: IssueFacts,
-    comment: Mapping[str, Any],
+    done: Sequence[tuple[Mapping[str, Any], Issue]],
+    comments: Mapping[str, Mapping[str, Any]],
     actor: Actor,
 ) -> list[Consequence]:
-    if parent.target is None:
+    families = [(_facts(parent), _facts(child)) for parent, child in done]
+    asked = [(parent.id, parent.target) for parent, _ in families if parent.target is not None]
+    if not asked:
         return []
-    found = await candidates(conn, parent.workspace_id, [(parent.id, parent.target)], actor)
-    candidate = next(iter(found.get(parent.id, ())), None)
-    child_agent = child.agent_id
-    if child.squad_id is not None:
-        child_agent = await conn.fetchval(SQL.leader_of, child.squad_id)
-    choice = rules.child_closed(parent, child, candidate, child_agent)
-    _, told = await queue(
-        conn,
-        parent,
-        [] if choice is None else [choice],
-        actor,
-        trigger_comment_id=comment["id"],
-        trigger_summary=summarise(comment["content"]),
-    )
-    return told
+    found = await candidates(conn, families[0][0].workspace_id, asked, actor)
+    squads = [child.squad_id for _, child in families if child.squad_id is not None]
+    leaders: dict[str | None, str] = {}
+    if squads:
+        rows = await conn.fetch(SQL.leaders_of, squads)
+        leaders = {row["id"]: row["leader_id"] for row in rows}
+    wanted = []
+    for parent, child in families:
+        candidate = next(iter(found.get(parent.id, ())), None)
+        child_agent = child.agent_id if child.squad_id is None else leaders.get(child.squad_id)
+        choice = rules.child_closed(parent, child, candidate, child_agent)
+        if choice is not None:
+            comment = comments[parent.id]
+            wanted.append(Wanted(parent, choice, comment["id"], summarise(comment["content"])))
+    return (await queue_all(conn, wanted, actor))[1]
 
 
 def is_last(stages: Sequence[Stage], stage: int | None) -> bool:
@@ -99,7 +126,7 @@ def is_last(stages: Sequence[Stage], stage: int | None) -> bool:
 def describe(parent: Mapping[str, Any], child: Issue, stages: Sequence[Stage]) -> str:
     """What the comment on the parent says. Pure."""
     link = f"[{child.identifier}](mention://issue/{child.id})"
-    title = child.title.replace("](mention://", "] (mention-stripped://")
+    title = as_text(child.title)
     lines = [f"{link} “{title}” is {child.status}."]
     staged = [one for one in stages if one.number is not None]
     if not staged:
@@ -123,8 +150,7 @@ def _greeting(parent: Mapping[str, Any]) -> str:
     name = parent["assignee_name"]
     if parent["assignee_type"] not in _KINDS or name is None:
         return ""
-    shown = name.replace("]", "")
-    return f"[@{shown}](mention://{parent['assignee_type']}/{parent['assignee_id']}) "
+    return f"{mention(parent['assignee_type'], parent['assignee_id'], name)} "
 
 
 def _facts(issue: Mapping[str, Any] | Issue) -> IssueFacts:

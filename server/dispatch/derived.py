@@ -6,13 +6,13 @@ wrote. System comments tell nobody: whoever caused them is told by something els
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from server.consequences import Consequence
 from server.dispatch import events
 from server.dispatch.outcome import Ended
-from server.dispatch.rules import mentions_in
+from server.markdown import mentions_in
 from server.store.queries import Connection, load
 from shared.wire.event import Event
 from shared.wire.work import Issue
@@ -53,13 +53,33 @@ async def issue_made(conn: Connection, issue: Issue, actor: Actor) -> list[Conse
         if mention.kind in {"member", "agent"}
     ]
     made = [{"action": "created"}]
-    return await _derive(conn, issue, actor, follow=follow, done=made, notes=notes)
+    return await _derive_one(conn, issue, actor, follow=follow, done=made, notes=notes)
 
 
-async def issue_changed(
-    conn: Connection, before: Issue, after: Issue, actor: Actor
+async def issues_changed(
+    conn: Connection, changes: Sequence[tuple[Issue, Issue]], actor: Actor
 ) -> list[Consequence]:
-    """Its followers are told of what matters; everything goes into the timeline."""
+    """Their followers are told of what matters; everything goes into the timeline.
+
+    `changes` are issues of one workspace before and after.
+    """
+    done: list[_Row] = []
+    notes: list[_Row] = []
+    follow: list[_Row] = []
+    for before, after in changes:
+        one = _changed(before, after)
+        follow += _of(after, one[0])
+        done += _of(after, one[1])
+        notes += _of(after, one[2])
+    if not done:
+        return []
+    return await _derive(
+        conn, [after for _, after in changes], actor, follow=follow, done=done, notes=notes
+    )
+
+
+def _changed(before: Issue, after: Issue) -> tuple[list[_Row], list[_Row], list[_Row]]:
+    """Who follows an issue from now on, what was done to it, and what is to be told."""
     done: list[_Row] = []
     notes: list[_Row] = []
     follow: list[_Row] = []
@@ -93,9 +113,7 @@ async def issue_changed(
                 _note("unassigned", "assignments", user_id=was[1], details=change, rank=_FIRST)
             )
         notes.append(_note("assignee_changed", "assignments", details=change, rank=_SECOND))
-    if not done:
-        return []
-    return await _derive(conn, after, actor, follow=follow, done=done, notes=notes)
+    return follow, done, notes
 
 
 async def commented(
@@ -118,7 +136,7 @@ async def commented(
         else:
             continue
         notes.append(_note("mentioned", "comments", body=body, details=about, rank=_FIRST, **who))
-    return await _derive(conn, issue, actor, follow=follow, done=[], notes=notes)
+    return await _derive_one(conn, issue, actor, follow=follow, done=[], notes=notes)
 
 
 async def settle_failures(conn: Connection, ended: Sequence[Ended]) -> list[Consequence]:
@@ -142,19 +160,40 @@ async def settle_failures(conn: Connection, ended: Sequence[Ended]) -> list[Cons
     return told
 
 
-async def _derive(
+async def _derive_one(
     conn: Connection,
     issue: Issue,
     actor: Actor,
     *,
-    follow: Sequence[Mapping[str, Any]],
-    done: Sequence[Mapping[str, Any]],
-    notes: Sequence[Mapping[str, Any]],
+    follow: Sequence[_Row],
+    done: Sequence[_Row],
+    notes: Sequence[_Row],
 ) -> list[Consequence]:
+    return await _derive(
+        conn,
+        [issue],
+        actor,
+        follow=_of(issue, follow),
+        done=_of(issue, done),
+        notes=_of(issue, notes),
+    )
+
+
+async def _derive(
+    conn: Connection,
+    issues: Sequence[Issue],
+    actor: Actor,
+    *,
+    follow: Sequence[_Row],
+    done: Sequence[_Row],
+    notes: Sequence[_Row],
+) -> list[Consequence]:
+    """Write what follows for issues of one workspace; each row says for which of them."""
+    workspace_id = issues[0].workspace_id
+    statuses = {issue.id: issue.status for issue in issues}
     row = await conn.fetchrow(
         SQL.derive,
-        issue.workspace_id,
-        issue.id,
+        workspace_id,
         actor.actor_type,
         actor.actor_id,
         list(follow),
@@ -163,12 +202,18 @@ async def _derive(
     )
     assert row is not None
     told: list[Consequence] = [
-        Event(type="subscriber:added", payload=follower, workspace_id=issue.workspace_id)
+        Event(type="subscriber:added", payload=follower, workspace_id=workspace_id)
         for follower in row["followers"]
     ]
     told += [events.activity_created(activity) for activity in row["activities"]]
-    told += [events.inbox_new(item, issue_status=issue.status) for item in row["items"]]
+    told += [
+        events.inbox_new(item, issue_status=statuses[item["issue_id"]]) for item in row["items"]
+    ]
     return told
+
+
+def _of(issue: Issue, rows: Sequence[_Row]) -> list[_Row]:
+    return [row | {"issue_id": issue.id} for row in rows]
 
 
 def _follower(kind: str, user_id: str, reason: str) -> _Row:

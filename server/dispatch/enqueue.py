@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Protocol
 
+import attrs
+
 from server.consequences import Consequence, TaskAvailable
 from server.dispatch import events, loops, rules
-from server.dispatch.finish import cancel_issue
+from server.dispatch.finish import cancel_issue, cancel_issues
 from server.dispatch.rules import (
     Candidate,
     Choice,
@@ -23,25 +25,26 @@ from server.dispatch.rules import (
     is_note,
     summarise,
 )
-from server.errors import Conflict, Invalid
+from server.errors import Conflict, Forbidden, Invalid
 from server.store.queries import Connection, Record, load
 from server.store.tasks import get_task, task_of
-from shared.ids import TASK_TOKEN
 from shared.wire.task import Task
 
 __all__ = [
     "PRIORITY",
     "Actor",
     "IssueFacts",
-    "assignee_changed",
+    "Wanted",
+    "assignees_changed",
     "candidates",
     "comment_created",
     "gate",
     "issue_created",
     "preview_comment",
     "queue",
+    "queue_all",
     "rerun",
-    "status_changed",
+    "statuses_changed",
     "wake",
 ]
 
@@ -74,41 +77,62 @@ async def issue_created(conn: Connection, issue: IssueFacts, actor: Actor) -> li
     return (await queue(conn, issue, [choice] if choice else [], actor))[1]
 
 
-async def assignee_changed(
+async def assignees_changed(
     conn: Connection,
-    issue: IssueFacts,
+    issues: Sequence[IssueFacts],
     actor: Actor,
     *,
-    suppress_run: bool = False,
+    suppressed: Collection[str] = (),
     handoff_note: str = "",
 ) -> list[Consequence]:
-    """Cancel what is active on the issue, then queue the new assignee unless told not to."""
-    consequences = await cancel_issue(conn, issue.id)
-    if issue.target is None or issue.status == "backlog" or suppress_run:
-        return consequences
-    choice = rules.assigned(issue, await _candidate(conn, issue, actor))
-    chosen = [choice] if choice else []
-    _, told = await queue(conn, issue, chosen, actor, handoff_note=handoff_note)
-    return consequences + told
+    """Cancel what is active on the issues, then queue their new assignees.
+
+    Not where the issue is in `suppressed` or waits in the backlog.
+    """
+    if not issues:
+        return []
+    consequences = await cancel_issues(conn, [issue.id for issue in issues])
+    starting = [
+        issue for issue in issues if issue.status != "backlog" and issue.id not in suppressed
+    ]
+    found = await _assignees(conn, starting, actor)
+    wanted = [
+        Wanted(issue, choice)
+        for issue in starting
+        if (choice := rules.assigned(issue, found.get(issue.id))) is not None
+    ]
+    return consequences + (await queue_all(conn, wanted, actor, handoff_note=handoff_note))[1]
 
 
-async def status_changed(
+async def statuses_changed(
     conn: Connection,
-    issue: IssueFacts,
-    previous_status: str,
+    moved: Sequence[tuple[IssueFacts, str]],
     actor: Actor,
     *,
     suppress_run: bool = False,
 ) -> list[Consequence]:
-    """Leaving the backlog starts the assignee; becoming cancelled cancels what is active."""
-    if issue.status == "cancelled":
-        return await cancel_issue(conn, issue.id)
-    if previous_status != "backlog" or issue.target is None or suppress_run:
-        return []
-    if await _works_on(conn, actor, issue.id):
-        return []
-    choice = rules.released(issue, previous_status, await _candidate(conn, issue, actor))
-    return (await queue(conn, issue, [choice] if choice else [], actor))[1]
+    """Leaving the backlog starts the assignee; becoming cancelled cancels what is active.
+
+    `moved` are issues with the status each had before.
+    """
+    cancelled = [issue.id for issue, _ in moved if issue.status == "cancelled"]
+    consequences = await cancel_issues(conn, cancelled) if cancelled else []
+    leaving = [
+        (issue, before)
+        for issue, before in moved
+        if issue.status != "cancelled" and before == "backlog" and issue.target is not None
+    ]
+    if not leaving or suppress_run:
+        return consequences
+    at_work = await _works_on(conn, actor)
+    found = await _assignees(conn, [issue for issue, _ in leaving], actor)
+    wanted = [
+        Wanted(issue, choice)
+        for issue, before in leaving
+        if issue.id != at_work
+        and (choice := rules.released(issue, before, found.get(issue.id))) is not None
+    ]
+    return consequences + (await queue_all(conn, wanted, actor))[1]
 
 
 async def comment_created(
@@ -165,8 +189,10 @@ async def rerun(
     if actor.actor_type == "agent" and issue.status in ("done", "cancelled"):
         raise Conflict(f"the issue is {issue.status}; only a person may run it again")
     found = (await candidates(conn, issue.workspace_id, [(issue.id, target)], actor)).get(issue.id)
-    if not found or not found[0].bound or not found[0].open:
+    if not found or not found[0].bound:
         raise Invalid("agent cannot take this task")
+    if not found[0].open:
+        raise Forbidden("you do not have access to this agent")
     choice = Choice(
         agent_id=found[0].agent_id,
         source="rerun",
@@ -228,13 +254,8 @@ async def preview_comment(
 
 
 def gate(actor: Actor) -> str | None:
-    """The user whose right to private agents is checked, or None: an agent may use all.
-
-    Only a task token makes an agent here. A member who names an agent in headers speaks in its
-    name, but may use no more than before. The server's own actors carry no credential.
-    """
-    trusted = getattr(actor, "token_kind", TASK_TOKEN) == TASK_TOKEN
-    return None if actor.actor_type == "agent" and trusted else actor.user_id
+    """Whose right to private agents is checked; None: the server's own, which may use all."""
+    return actor.actor_id if actor.actor_type == "agent" else actor.user_id
 
 
 async def candidates(
@@ -256,6 +277,16 @@ async def candidates(
     return found
 
 
+@attrs.frozen
+class Wanted:
+    """A run that is to be queued: the agent, and what it is to answer if anything."""
+
+    issue: IssueFacts
+    choice: Choice
+    trigger_comment_id: str | None = None
+    trigger_summary: str = ""
+
+
 async def queue(
     conn: Connection,
     issue: IssueFacts,
@@ -264,44 +295,68 @@ async def queue(
     *,
     trigger_comment_id: str | None = None,
     trigger_summary: str = "",
+    fresh: bool = False,
+    must: bool = False,
+) -> tuple[list[Record], list[Consequence]]:
+    """Queue a task for each choice on one issue, as `queue_all` does."""
+    wanted = [Wanted(issue, choice, trigger_comment_id, trigger_summary) for choice in chosen]
+    return await queue_all(conn, wanted, actor, fresh=fresh, must=must)
+
+
+async def queue_all(
+    conn: Connection,
+    wanted: Sequence[Wanted],
+    actor: Actor,
+    *,
     handoff_note: str = "",
     fresh: bool = False,
     must: bool = False,
 ) -> tuple[list[Record], list[Consequence]]:
-    """Queue a task for each choice, if agents may go on; return the rows and what follows.
+    """Queue what is wanted in one workspace, where agents may go on; return the rows and what follows.
 
     With `must` a refusal is Conflict.
     """
-    if not chosen:
+    if not wanted:
         return [], []
-    agent_ids = [choice.agent_id for choice in chosen]
-    depth, told = 0, list[Consequence]()
+    depths: dict[str, int] = {}
+    told: list[Consequence] = []
     if actor.actor_type == "agent":
-        leave, told = await loops.ask(conn, issue.id, agent_ids, actor.task_id)
-        if leave.refused:
-            if must:
-                raise Conflict(leave.refused)
+        agents: dict[str, list[str]] = {}
+        for one in wanted:
+            agents.setdefault(one.issue.id, []).append(one.choice.agent_id)
+        leaves, told = await loops.ask(conn, agents, actor.task_id)
+        refused = next((leave.refused for leave in leaves.values() if leave.refused), "")
+        if refused and must:
+            raise Conflict(refused)
+        depths = {issue: leave.depth for issue, leave in leaves.items()}
+        wanted = [one for one in wanted if not leaves[one.issue.id].refused]
+        if not wanted:
             return [], told
-        depth = leave.depth
     rows = await conn.fetch(
         SQL.enqueue,
-        issue.workspace_id,
-        issue.id,
-        agent_ids,
-        [choice.leads for choice in chosen],
-        PRIORITY.get(issue.priority, 0),
-        trigger_comment_id,
-        trigger_summary,
+        wanted[0].issue.workspace_id,
+        [_row(one, depths.get(one.issue.id, 0)) for one in wanted],
         actor.actor_type,
         actor.actor_id,
         handoff_note,
         fresh,
-        depth,
     )
     for row in rows:
         told.append(events.task_event("task:queued", row))
         told.append(TaskAvailable(row["runtime_id"], row["id"]))
     return rows, told
+
+
+def _row(one: Wanted, depth: int) -> dict[str, Any]:
+    return {
+        "issue_id": one.issue.id,
+        "agent_id": one.choice.agent_id,
+        "leads": one.choice.leads,
+        "priority": PRIORITY.get(one.issue.priority, 0),
+        "comment_id": one.trigger_comment_id,
+        "summary": one.trigger_summary,
+        "depth": depth,
+    }
 
 
 async def wake(conn: Connection, agent_id: str) -> list[Consequence]:
@@ -312,10 +367,18 @@ async def wake(conn: Connection, agent_id: str) -> list[Consequence]:
 
 async def _candidate(conn: Connection, issue: IssueFacts, actor: Actor) -> Candidate | None:
     """The agent that the assignee stands for."""
-    if issue.target is None:
-        return None
-    found = await candidates(conn, issue.workspace_id, [(issue.id, issue.target)], actor)
-    return next(iter(found.get(issue.id, ())), None)
+    return (await _assignees(conn, [issue], actor)).get(issue.id)
+
+
+async def _assignees(
+    conn: Connection, issues: Sequence[IssueFacts], actor: Actor
+) -> dict[str, Candidate]:
+    """The agents that the assignees of issues of one workspace stand for, by issue."""
+    asked = [(issue.id, issue.target) for issue in issues if issue.target is not None]
+    if not asked:
+        return {}
+    found = await candidates(conn, issues[0].workspace_id, asked, actor)
+    return {issue_id: those[0] for issue_id, those in found.items()}
 
 
 def _candidate_of(row: Record) -> Candidate:
@@ -329,8 +392,9 @@ def _candidate_of(row: Record) -> Candidate:
     return Candidate(target=Target(row["kind"], row["target_id"]), **same)
 
 
-async def _works_on(conn: Connection, actor: Actor, issue_id: str) -> bool:
-    """Whether the actor is an agent at work on this very issue."""
+async def _works_on(conn: Connection, actor: Actor) -> str | None:
+    """The issue that the actor is at work on, if it is an agent."""
     if actor.actor_type != "agent" or actor.task_id is None:
-        return False
-    return await conn.fetchval(SQL.task_on, actor.task_id, issue_id) is not None
+        return None
+    issue_id: str | None = await conn.fetchval(SQL.issue_of_task, actor.task_id)
+    return issue_id

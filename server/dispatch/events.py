@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from server.store.agents import mask_gateway
 from server.store.tasks import moment, try_moment
 from shared import codec
 from shared.times import stamp
@@ -42,14 +41,36 @@ def task_event(kind: str, row: Row) -> Event:
         payload["chat_session_id"] = row["chat_session_id"]
     if row["failure_reason"] and row["status"] == "failed":
         payload["failure_reason"] = row["failure_reason"]
-    return Event(type=kind, payload=payload, workspace_id=row["workspace_id"], users=_audience(row))
+    return Event(type=kind, payload=payload, workspace_id=row["workspace_id"], **_seen_by(row))
 
 
-def _audience(row: Row) -> tuple[str, ...] | None:
-    """Who may hear of a task: of a chat's, only the one who chats."""
-    if row["chat_session_id"] and row["initiator_id"]:
-        return (row["initiator_id"],)
-    return None
+def _seen_by(row: Row) -> dict[str, Any]:
+    """Whose a run is, for who may see that it is there: whoever may read the issue it is on."""
+    return {} if row["issue_id"] and not row["chat_session_id"] else _read_by(row)
+
+
+def _read_by(row: Row) -> dict[str, Any]:
+    """Whose a run is, for who may read it: a chat's of who chats, a private agent's of its owner."""
+    if row["chat_session_id"]:
+        return {"kind": "chat", "users": (row["initiator_id"],) if row["initiator_id"] else ()}
+    if row["agent_private"]:
+        return {"kind": "private", "users": _owner(row["agent_owner_id"])}
+    return {}
+
+
+def _owner(user_id: str | None) -> tuple[str, ...]:
+    return () if user_id is None else (user_id,)
+
+
+def agent_whose(visibility: str, owner_id: str | None) -> dict[str, Any]:
+    """Whose an agent is, for events about it."""
+    return {"kind": "private", "users": _owner(owner_id)} if visibility == "private" else {}
+
+
+def autopilot_whose(row: Row) -> dict[str, Any]:
+    """Whose an autopilot is, for events about it."""
+    whose = row["whose"]
+    return {"kind": "private", "users": tuple(whose["people"])} if whose["private"] else {}
 
 
 def reachability(row: Row) -> Event:
@@ -73,21 +94,25 @@ def dispatched(row: Row) -> Event:
         type="task:dispatch",
         payload=payload,
         workspace_id=row["workspace_id"],
-        users=_audience(row),
+        **_seen_by(row),
     )
 
 
 def agent_status(agent: Row) -> Event:
-    """`agent:status` of a row of agent: nothing secret in it."""
+    """`agent:status` of a row of agent: nothing of what only some may read of it."""
     shown: dict[str, Any] = {key: agent[key] for key in _AGENT_KEYS}
     shown |= {
-        "runtime_config": mask_gateway(agent["runtime_config"]),
         "skills": [],
         "created_at": stamp(moment(agent["created_at"])),
         "updated_at": stamp(moment(agent["updated_at"])),
         "archived_at": try_moment(agent["archived_at"]),
     }
-    return Event(type="agent:status", payload={"agent": shown}, workspace_id=agent["workspace_id"])
+    return Event(
+        type="agent:status",
+        payload={"agent": shown},
+        workspace_id=agent["workspace_id"],
+        **agent_whose(agent["visibility"], agent["owner_id"]),
+    )
 
 
 def task_message(row: Row, message: TaskMessagePayload) -> Event:
@@ -96,7 +121,7 @@ def task_message(row: Row, message: TaskMessagePayload) -> Event:
         type="task:message",
         payload=codec.unstructure(message),
         workspace_id=row["workspace_id"],
-        users=_audience(row),
+        **_read_by(row),
     )
 
 
@@ -106,7 +131,7 @@ def task_progress(row: Row, payload: dict[str, Any]) -> Event:
         type="task:progress",
         payload=payload,
         workspace_id=row["workspace_id"],
-        users=_audience(row),
+        **_read_by(row),
     )
 
 

@@ -14,13 +14,15 @@ from typing import Any, Final
 
 from server.consequences import Consequence, TaskAvailable, TokensRevoked
 from server.dispatch import events
+from server.dispatch.answer import plan_comment, shown_output
 from server.dispatch.autopilot_end import reopen
 from server.dispatch.chat import take_back
 from server.dispatch.outcome import Ended
-from server.dispatch.rules import is_note, mentions_in, summarise
+from server.dispatch.rules import is_note, summarise
 from server.dispatch.settle import settle
-from server.dispatch.verdict import RECOVERED, Failure, decide, plan_comment, shown_output
+from server.dispatch.verdict import RECOVERED, Failure, decide
 from server.errors import Invalid
+from server.markdown import mentions_in
 from server.store.queries import Connection, Record, load
 from server.store.tasks import Caller, caller_args, seen, task_of
 from server.store.work import issue_of
@@ -94,9 +96,10 @@ async def fail(
     row = await _lock_one(conn, task_id, caller)
     why = Failure(
         error=redact(request.error),
-        reason=request.failure_reason.strip() or failure.classify(request.error),
+        reason=failure.reason_of(request.failure_reason, request.error),
         session_id=request.session_id,
         work_dir=request.work_dir,
+        resets_at=request.resets_at,
     )
     told: list[Consequence] = []
     adopting = row["status"] not in IN_FLIGHT
@@ -245,14 +248,24 @@ async def cancel_chat(conn: Connection, session_id: str) -> list[Consequence]:
     return await _cancel(conn, await conn.fetch(SQL.active_of_chat, session_id))
 
 
-async def cancel_trigger(conn: Connection, comment_id: str) -> list[Consequence]:
-    """Cancel all active tasks that a comment has triggered; to be called before it is deleted."""
-    return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id))
+async def cancel_autopilot(conn: Connection, autopilot_id: str) -> list[Consequence]:
+    """Cancel the bare tasks of an autopilot's runs; to be called before it is deleted."""
+    return await _cancel(conn, await conn.fetch(SQL.active_of_autopilot, autopilot_id))
+
+
+async def cancel_trigger(
+    conn: Connection, comment_id: str, *, replies: bool = False
+) -> list[Consequence]:
+    """Cancel all active tasks that a comment has triggered; to be called before it is deleted.
+
+    With `replies` also those of the replies below it, which are deleted with it.
+    """
+    return await _cancel(conn, await conn.fetch(SQL.active_of_trigger, comment_id, replies))
 
 
 def _clock() -> Any:
-    """The time, in the zone of this machine: providers name times of day without a zone."""
-    return times.now().astimezone()
+    """The time by which a failure is judged."""
+    return times.now()
 
 
 async def _lock(conn: Connection, task_ids: Iterable[str]) -> list[Record]:
@@ -340,7 +353,7 @@ def _ended(
             before=before[task["id"]],
             retry=retries.get(task["id"]),
             text=text if task["status"] == COMPLETED else task["error"] or "",
-            resume_unsafe=task["failure_reason"] in failure.RESUME_UNSAFE,
+            resume_unsafe=failure.spoils_session(task["failure_reason"], task["error"]),
             adopted=adopted,
         )
         for task in changed["tasks"]
@@ -369,6 +382,7 @@ async def _told(
     if replied_to:
         reopened = await conn.fetch(SQL.reopen_threads, replied_to)
         consequences += [events.comment_unresolved(comment) for comment in reopened]
+    consequences += [events.activity_created(row) for row in changed.get("activities", ())]
     consequences += await settle(conn, ended)
     consequences += [events.agent_status(agent) for agent in changed["agents"]]
     consequences += [events.task_event(kind, row) for row in changed["tasks"]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from server.consequences import Consequence
+from server.consequences import Consequence, Counted
 from server.dispatch import events
 from server.dispatch.reachability import came_back
 from server.errors import NotFound
@@ -47,20 +47,18 @@ async def beat(
     conn: Connection,
     *,
     runtime_id: str,
-    user_id: str | None,
-    workspace_id: str | None,
+    caller: Caller,
     supports_batch_import: bool = False,
 ) -> Beat:
     """Note that the runtime lives; return the answer without `runtime_id`.
 
-    `user_id`, or for daemon tokens `workspace_id`, says whose right is checked. Raises
-    NotFound("runtime not found") when the row is really gone, Foreign.
+    Raises NotFound("runtime not found") when the row is gone or the machine is not the caller's,
+    Foreign.
     """
     answer, _ = await take_beat(
         conn,
         runtime_id=runtime_id,
-        user_id=user_id,
-        workspace_id=workspace_id,
+        caller=caller,
         supports_batch_import=supports_batch_import,
     )
     return answer
@@ -70,12 +68,10 @@ async def take_beat(
     conn: Connection,
     *,
     runtime_id: str,
-    user_id: str | None,
-    workspace_id: str | None,
+    caller: Caller,
     supports_batch_import: bool = False,
 ) -> tuple[Beat, list[Consequence]]:
     """As `beat`, with what follows: a runtime that comes back is news."""
-    caller = Caller(user_id=user_id or None, workspace_id=workspace_id or None)
     answers, consequences = await take_beats(conn, {runtime_id: supports_batch_import}, caller)
     answer = answers[runtime_id]
     if isinstance(answer, Exception):
@@ -115,6 +111,7 @@ async def take_beats(
             back.append(runtime_id)
             consequences.append(events.runtimes_changed(row["workspace_id"], action="online"))
     if back:
+        consequences.append(Counted("runtime_ready", len(back)))
         consequences += await came_back(conn, back)
     return answers, consequences
 

@@ -10,6 +10,7 @@ comment, rerun or change of assignee ends the pause and starts the counts anew.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -77,14 +78,29 @@ def judge(caused: Mapping[str, Any], more: int, allowed: Limits) -> Leave:
 
 
 async def ask(
-    conn: Connection, issue_id: str, agent_ids: Sequence[str], task_id: str | None
-) -> tuple[Leave, list[Consequence]]:
-    """Ask whether an agent, at work on a task or not, may set agents to work on an issue."""
-    caused = await conn.fetchrow(SQL.caused, issue_id, agent_ids, task_id, _WINDOW)
-    if caused is None:
-        return Leave(refused="the issue is gone"), []
-    leave = judge(caused, len(agent_ids), _limits)
-    return leave, await _pause(conn, issue_id, leave.refused) if leave.pausing else []
+    conn: Connection, wanted: Mapping[str, Sequence[str]], task_id: str | None
+) -> tuple[dict[str, Leave], list[Consequence]]:
+    """Ask whether an agent, at work on a task or not, may set agents to work on issues.
+
+    `wanted` are the agents by issue, and so are the answers; what is allowed to one counts for the
+    next. One statement, and one more where there is something to pause.
+    """
+    asked = [{"issue_id": issue, "agents": list(agents)} for issue, agents in wanted.items()]
+    rows = await conn.fetch(SQL.caused, asked, task_id, _WINDOW)
+    caused = {row["issue_id"]: row for row in rows}
+    leaves: dict[str, Leave] = {}
+    more: Counter[str] = Counter()
+    for issue_id, agents in wanted.items():
+        if issue_id not in caused:
+            leaves[issue_id] = Leave(refused="the issue is gone")
+            continue
+        by_agent = caused[issue_id]["by_agent"] + max(more[agent] for agent in agents)
+        leave = judge(dict(caused[issue_id]) | {"by_agent": by_agent}, len(agents), _limits)
+        if not leave.refused:
+            more.update(agents)
+        leaves[issue_id] = leave
+    pausing = {issue: leave.refused for issue, leave in leaves.items() if leave.pausing}
+    return leaves, await _pause(conn, pausing) if pausing else []
 
 
 async def resume(conn: Connection, issue_id: str) -> None:
@@ -92,18 +108,27 @@ async def resume(conn: Connection, issue_id: str) -> None:
     await conn.execute(SQL.resume_runs, issue_id)
 
 
-async def _pause(conn: Connection, issue_id: str, reason: str) -> list[Consequence]:
-    text = (
+async def _pause(conn: Connection, reasons: Mapping[str, str]) -> list[Consequence]:
+    paused = await conn.fetch(
+        SQL.pause_runs,
+        [
+            {"issue_id": issue_id, "reason": reason, "text": _notice(reason)}
+            for issue_id, reason in reasons.items()
+        ],
+    )
+    told: list[Consequence] = []
+    for one in paused:
+        told.append(
+            events.comment_created(
+                one["comment"], issue_title=one["title"], issue_status=one["status"]
+            )
+        )
+        told += [events.inbox_new(item, issue_status=one["status"]) for item in one["items"]]
+    return told
+
+
+def _notice(reason: str) -> str:
+    return (
         f"Automatic runs are paused on this issue: {reason}. "
         "A comment by a person, or a rerun, lets agents go on."
     )
-    paused = await conn.fetchrow(SQL.pause_runs, issue_id, text, reason)
-    if paused is None:
-        return []
-    told: list[Consequence] = [
-        events.comment_created(
-            paused["comment"], issue_title=paused["title"], issue_status=paused["status"]
-        )
-    ]
-    told += [events.inbox_new(item, issue_status=paused["status"]) for item in paused["items"]]
-    return told

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from server.consequences import Consequence
-from server.dispatch import events
+from server.consequences import Consequence, Counted
+from server.dispatch import events, machines
 from server.dispatch.heartbeat import SQL
 from server.errors import Conflict, DomainError, Foreign, Invalid, NotFound
 from server.store.agents import runtime_of
@@ -25,6 +25,7 @@ from shared.wire.runtime import (
     CLAIM_MANY,
     OFFLINE,
     ONLINE,
+    UNIQUE_ROWS,
     FailedProfile,
     RegisterReply,
     RegisterRequest,
@@ -38,9 +39,11 @@ _FAILED: Final = "the profile's command could not be started on this machine"
 async def register(
     conn: Connection, request: RegisterRequest, *, caller: Caller, apart: bool = False
 ) -> tuple[RegisterReply, list[Consequence]]:
-    """Register what the request lists. Raises Invalid, NotFound("workspace not found"), Conflict.
+    """Register what the request lists.
 
     `apart`: the daemon asks for the passwords of repositories; else they stand in the addresses.
+    Raises Invalid, NotFound("workspace not found"), Conflict, and Forbidden for a machine that is
+    somebody else's (see `machines`).
     """
     daemon_id, workspace_id = _checked(request)
     try:
@@ -48,8 +51,8 @@ async def register(
     except Foreign:
         raise NotFound("workspace not found") from None
     device = request.device_name.strip()
-    builtin = [spec for spec in request.runtimes if not spec.profile_id]
-    custom = [spec for spec in request.runtimes if spec.profile_id]
+    builtin = [spec for spec in request.runtimes if not spec.profile_id.strip()]
+    custom = [spec for spec in request.runtimes if spec.profile_id.strip()]
     profiles: dict[str, Record] = {}
     if custom or request.failed_profiles:
         rows = await conn.fetch(SQL.profiles, workspace_id, True)
@@ -71,15 +74,24 @@ async def register(
         if broken is not None and broken["enabled"] and profile_id not in found_custom:
             failed[profile_id] = _failed_entry(failure, broken, device)
 
-    place = (workspace_id, daemon_id, caller.user_id or caller.owner_id)
+    owner_id, told = await machines.hold(
+        conn,
+        workspace_id,
+        daemon_id,
+        caller=caller,
+        key=request.machine_key,
+        may_take=request.take_over,
+    )
+    place = (workspace_id, daemon_id, owner_id)
     rows = []
     if found:
         rows += await conn.fetch(SQL.register, *place, list(found.values()))
-    if found_custom:
-        rows += await conn.fetch(SQL.register_profiles, *place, list(found_custom.values()))
-    if failed:
-        await conn.execute(SQL.register_profiles, *place, list(failed.values()))
-    if request.legacy_daemon_ids and rows:
+    if by_profile := failed | found_custom:
+        # Together, since everybody must lock the rows in the same order.
+        known = await conn.fetch(SQL.register_profiles, *place, list(by_profile.values()))
+        rows += [row for row in known if row["profile_id"] in found_custom]
+    # A machine's token speaks for the one id it was made for.
+    if request.legacy_daemon_ids and rows and caller.daemon_id is None:
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
 
     runtimes = [runtime_of(row) for row in rows]
@@ -88,10 +100,17 @@ async def register(
         runtimes=runtimes,
         repos=repos,
         repos_version=repos_version(repos),
-        settings=workspace["settings"] or None,
-        capabilities=[CLAIM_MANY, BEAT_MANY],
+        settings=workspace["settings"],
+        capabilities=[CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS],
     )
-    return reply, [events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))]
+    shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
+    ready = sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows)
+    counted = [
+        Counted("runtime_registered", sum(row["was"] is None for row in rows)),
+        Counted("runtime_ready", ready),
+        Counted("runtime_failed", len(failed)),
+    ]
+    return reply, [*told, shown, *counted]
 
 
 async def deregister(
@@ -99,10 +118,11 @@ async def deregister(
 ) -> list[Consequence]:
     """Mark runtimes offline; unknown and foreign ones are skipped."""
     rows = await conn.fetch(SQL.deregister, runtime_ids, *caller.args)
-    return [
+    told: list[Consequence] = [
         events.runtimes_changed(workspace_id, action="deregister")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
+    return [*told, Counted("runtime_offline", len(rows))]
 
 
 async def see_workspace(conn: Connection, workspace_id: str, caller: Caller) -> Record:
@@ -161,6 +181,7 @@ def _entry(
             "version": spec.version,
             "cli_version": request.cli_version,
             "launched_by": request.launched_by,
+            **({"bullpen_version": request.bullpen_version} if request.bullpen_version else {}),
         },
     }
 
@@ -194,17 +215,23 @@ def _profile(spec: RuntimeSpec, profiles: Mapping[str, Record]) -> Record:
 async def _merge(
     conn: Connection, workspace_id: str, legacy_ids: Iterable[str], new_ids: list[str]
 ) -> None:
-    """Earlier identities of the machine become the new rows: agents, tasks, then the old row."""
+    """Earlier identities of the machine become the new rows: agents, tasks, then the old row.
+
+    Only its owner's: an id proves nothing, so nobody else's agents come along.
+    """
     wanted = sorted({text.strip().lower() for text in legacy_ids} - {""})
     rows = await conn.fetch(SQL.legacy, workspace_id, wanted, new_ids)
     if not rows:
         return
     old = [row["id"] for row in rows]
     new = [row["new_id"] for row in rows]
+    await conn.execute(SQL.hold_agents, old)
+    await conn.execute(SQL.hold_tasks, old)
     await conn.execute(SQL.merge_agents, old, new)
     await conn.execute(SQL.merge_tasks, old, new)
     await conn.execute(SQL.merge_names, new, [row["daemon_id"] for row in rows])
     await conn.execute(SQL.delete_merged, old)
+    await conn.execute(SQL.forget_merged, workspace_id, [row["daemon_id"] for row in rows])
 
 
 def _canonical(text: str, error: DomainError) -> str:

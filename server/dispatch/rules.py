@@ -12,16 +12,13 @@ from typing import Final
 
 import attrs
 
-from shared.ids import canonical_id, is_id
+from server.markdown import Mention, mentions_in
 
 SUMMARY_LENGTH: Final = 200
 
 NOWHERE: Final = "00000000-0000-0000-0000-000000000000"
 """An issue that does not exist yet."""
 
-_MENTION: Final = re.compile(
-    r"\[@?(.+?)\]\(mention://(member|agent|squad|issue|all)/([0-9a-fA-F-]+|all)\)"
-)
 _BLANK: Final = re.compile(r"[\n\r\t]")
 
 
@@ -53,14 +50,6 @@ class IssueFacts:
         if self.assignee_id is None or self.assignee_type not in ("agent", "squad"):
             return None
         return Target(self.assignee_type, self.assignee_id)
-
-
-@attrs.frozen
-class Mention:
-    """A mention in a comment: `kind` is member, agent, squad, issue or all."""
-
-    kind: str
-    id: str
 
 
 @attrs.frozen
@@ -134,18 +123,6 @@ def is_note(content: str) -> bool:
     """Tell whether the comment is for people only: its first word is `/note`."""
     words = content.split(None, 1)
     return bool(words) and words[0].lower() == "/note"
-
-
-def mentions_in(content: str) -> list[Mention]:
-    """The mentions of a comment, each once, in order; malformed ids are no mentions."""
-    found: dict[Mention, None] = {}
-    for match in _MENTION.finditer(content):
-        kind, ref = match[2], match[3]
-        if kind == "all" or ref == "all":
-            found[Mention("all", "all")] = None
-        elif is_id(ref):
-            found[Mention(kind, canonical_id(ref))] = None
-    return list(found)
 
 
 def summarise(content: str) -> str:

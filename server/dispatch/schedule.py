@@ -22,7 +22,10 @@ _MOST: Final = 2000
 
 
 def check(expression: str, timezone: str) -> None:
-    """Raise Invalid, saying what is wrong, unless it is a schedule."""
+    """Raise Invalid, saying what is wrong, unless it is a schedule.
+
+    `?` in the day fields means any, as some write it.
+    """
     if len(expression.split()) != 5:
         raise Invalid(
             "cron_expression must have five fields: minute, hour, day of month, month, day of week"
@@ -37,7 +40,7 @@ def check(expression: str, timezone: str) -> None:
 
 def next_after(expression: str, timezone: str, moment: datetime) -> datetime:
     """The first plan after a moment, in UTC."""
-    found: datetime = next(CronSim(expression, moment.astimezone(zone(timezone))))
+    found: datetime = next(_plans(expression, moment.astimezone(zone(timezone))))
     return found.astimezone(UTC)
 
 
@@ -45,11 +48,19 @@ def latest_due(expression: str, timezone: str, anchor: datetime, now: datetime) 
     """The latest plan after `anchor` that is due and not older than a day; None without one."""
     start = max(anchor, now - REPLAY)
     latest = None
-    for plan in islice(CronSim(expression, start.astimezone(zone(timezone))), _MOST):
+    for plan in islice(_plans(expression, start.astimezone(zone(timezone))), _MOST):
         if plan > now:
             break
         latest = plan.astimezone(UTC)
     return latest
+
+
+def _plans(expression: str, start: datetime) -> CronSim:
+    fields = expression.split()
+    for day in (2, 4):
+        if len(fields) == 5 and fields[day] == "?":
+            fields[day] = "*"
+    return CronSim(" ".join(fields), start)
 
 
 def zone(name: str) -> ZoneInfo:

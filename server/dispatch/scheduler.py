@@ -111,6 +111,7 @@ async def pause_failing(conn: Connection) -> tuple[bool, Sequence[Consequence]]:
             type="autopilot:updated",
             payload={"autopilot_id": row["id"], "reason": "auto_paused_high_failure_rate"},
             workspace_id=row["workspace_id"],
+            **events.autopilot_whose(row),
         )
         for row in paused
     ]

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from server.config import Kept
-from server.consequences import Consequence, TaskAvailable, TokensRevoked
+from server.consequences import Consequence, Counted, TaskAvailable, TokensRevoked
 from server.database import Database
 from server.dispatch import events
 from server.dispatch.finish import fail_many
@@ -165,10 +165,13 @@ async def _apply(database: Database, hub: Hub, rule: Rule) -> None:
 async def stale_runtimes(conn: Connection, *, after: timedelta) -> list[Consequence]:
     """Machines that have stopped beating are offline."""
     rows = await conn.fetch(SQL.stale, after)
-    return [
+    if not rows:
+        return []
+    told: list[Consequence] = [
         events.runtimes_changed(workspace_id, action="stale_sweep")
         for workspace_id in sorted({row["workspace_id"] for row in rows})
     ]
+    return [*told, Counted("runtime_offline", len(rows))]
 
 
 async def left_behind(conn: Connection, *, after: timedelta) -> list[Consequence]:

@@ -1,8 +1,7 @@
-"""What the end of a task means: what to show of it, whether to try again and when. Pure."""
+"""What the failure of a task means: whether to try again, and when. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -10,15 +9,8 @@ from typing import Any, Final
 import attrs
 
 from shared import failure
-from shared.quota import reset_time
-from shared.redact import redact
-from shared.times import fine_stamp
-
-_ESCAPE: Final = re.compile(r"\\([nrt\\])")
-_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
-
-_TRIVIAL: Final = frozenset({"done", "готово", "готова", "сделано", "完成", "完了"})
-_DECORATION: Final = ".!！。… "  # noqa: RUF001
+from shared.quota import LONGEST, reset_time
+from shared.times import fine_stamp, parse_stamp
 
 _PATIENCE: Final = timedelta(minutes=1)
 _LONGEST_PATIENCE: Final = timedelta(hours=6)
@@ -38,6 +30,8 @@ class Failure:
     session_id: str = ""
     work_dir: str = ""
     presumed: bool = False
+    resets_at: str = ""
+    """When the quota it failed of is back, if its daemon knows."""
 
 
 RECOVERED: Final = Failure(
@@ -47,39 +41,28 @@ RECOVERED: Final = Failure(
 )
 
 
-def shown_output(output: str) -> str:
-    """What people see of an agent's output.
-
-    The two-character escapes some agents print are decoded, secrets are removed.
-    """
-    return redact(_ESCAPE.sub(lambda match: _ESCAPES[match[1]], output))
-
-
-def plan_comment(output: str, *, in_thread: bool) -> str:
-    """Return what to post for an agent that wrote no comment itself; "" for nothing.
-
-    An answer that only says "done" is left out in a thread, where the agent's silence says as much
-    (spec 02 §2.3).
-    """
-    text = shown_output(output)
-    if not text.strip():
-        return ""
-    if in_thread and text.strip().strip(_DECORATION).lower() in _TRIVIAL:
-        return ""
-    return text
-
-
 def resume_at(why: Failure, now: datetime, *, attempt: int = 1) -> datetime | None:
     """Return when a new attempt has a chance, for a failure of the provider's quota only.
 
     Providers that promise a second or two break the promise: each attempt waits at least four
     times as long as the one before, from a minute up.
     """
-    found = reset_time(why.error, now) if why.reason == failure.QUOTA else None
+    if why.reason != failure.QUOTA:
+        return None
+    found = _told(why.resets_at, now) or reset_time(why.error, now)
     if found is None:
         return None
     patience: timedelta = min(_PATIENCE * 4 ** (attempt - 1), _LONGEST_PATIENCE)
     return max(found, now + patience)
+
+
+def _told(resets_at: str, now: datetime) -> datetime | None:
+    """The moment a daemon names; None for none, and for one that cannot be meant."""
+    try:
+        found = parse_stamp(resets_at) if resets_at else None
+    except (ValueError, OverflowError):
+        return None
+    return found if found is not None and found <= now + LONGEST + _PATIENCE else None
 
 
 def decide_retry(row: Mapping[str, Any], reason: str, *, quota_returns: bool = False) -> bool:
@@ -112,7 +95,7 @@ def decide(
         "work_dir": why.work_dir,
         "comment": "" if retry else why.error,
         "retry": retry,
-        "fresh": why.reason in failure.RESUME_UNSAFE,
+        "fresh": failure.spoils_session(why.reason, why.error),
         "resume_at": None if returns is None or not retry else fine_stamp(returns),
         "presumed": why.presumed,
         "adopt": adopt,

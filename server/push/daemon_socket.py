@@ -19,15 +19,16 @@ from starlette.websockets import WebSocket
 
 from server.consequences import Consequence
 from server.dispatch.heartbeat import take_beats
-from server.errors import DomainError, Foreign, Invalid, NotFound
+from server.errors import DomainError, Foreign, Invalid
 from server.push.peer import control_of, run_peer
 from server.store import access
 from server.store.queries import Connection
-from server.store.tasks import Caller
+from server.store.tasks import seen
 from server.web import auth
 from server.web.answers import error_answer
 from server.web.auth import Actor
 from server.web.context import Services, services
+from server.web.daemon_calls import caller_of
 from shared import codec, ids
 from shared.mailbox import Nudge
 from shared.wire import frame
@@ -82,20 +83,10 @@ def _wanted(websocket: WebSocket) -> list[str]:
 
 async def _authorised(parts: Services, actor: Actor, wanted: list[str]) -> dict[str, str]:
     """Workspace by runtime id. One bad id refuses the connection (spec 01 §4.1)."""
-    rows = await parts.database.read(partial(access.runtimes_for_socket, runtime_ids=wanted))
-    found = {str(row["id"]): row for row in rows}
-    if len(found) < len(wanted):
-        raise NotFound("runtime not found")
-    workspaces = {str(row["workspace_id"]) for row in rows}
-    if actor.token_kind == ids.DAEMON_TOKEN:
-        if workspaces != {actor.workspace_id}:
-            raise Foreign
-        if any(row["daemon_id"] != actor.daemon_id for row in rows):
-            raise NotFound("runtime not found")
-    else:
-        for workspace_id in workspaces:
-            if await auth.membership_of(parts, actor.user_id, workspace_id=workspace_id) is None:
-                raise Foreign
+    unit = partial(access.runtimes_for_socket, runtime_ids=wanted, caller=caller_of(actor))
+    found = {str(row["id"]): row for row in await parts.database.read(unit)}
+    for runtime_id in wanted:
+        seen(found.get(runtime_id), "runtime not found")
     return {runtime_id: str(row["workspace_id"]) for runtime_id, row in found.items()}
 
 
@@ -173,9 +164,7 @@ async def _take_all(
     conn: Connection, actor: Actor, noted: dict[str, bool]
 ) -> tuple[list[Beat], list[Consequence]]:
     """One statement for all runtimes."""
-    bound = actor.workspace_id if actor.token_kind == ids.DAEMON_TOKEN else None
-    caller = Caller(user_id=None if bound else actor.user_id or None, workspace_id=bound)
-    answers, consequences = await take_beats(conn, noted, caller)
+    answers, consequences = await take_beats(conn, noted, caller_of(actor))
     acks: list[Beat] = []
     for runtime_id, answer in answers.items():
         if isinstance(answer, Beat):

@@ -4,9 +4,11 @@ Woken by `announce`, called after a transaction has committed, and by the relay 
 server processes announced. It owns the table of topics; each websocket owns its peer and takes from
 its outbox. A peer whose outbox is full is closed: it reconnects and fetches what it missed.
 
-Topics: `workspace:<id>`, `user:<id>`, `runtime:<id>`, `profiles:<workspace id>` carry frames;
-`task:<id>` and `chat:<id>` exist for the protocol and carry nothing (spec 01 §5.2). `token:<hash>`
-and `member:<workspace id>:<user id>` mark sockets that close when that right is withdrawn.
+Topics: `workspace:<id>`, `owners:<id>`, `admins:<id>` and `member:<workspace id>:<user id>` carry what
+those may read, by the table of rights; `user:<id>` what is theirs wherever their page is open;
+`runtime:<id>` and `profiles:<workspace id>` frames for daemons. `task:<id>` and `chat:<id>` exist for
+the protocol and carry nothing (spec 01 §5.2). `token:<hash>` and `member:…` mark sockets that close
+when that right is withdrawn.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ import attrs
 import structlog
 import trio
 
-from server.consequences import Consequence, ProfilesChanged, TaskAvailable, TokensRevoked
+from server.consequences import (
+    Consequence,
+    Counted,
+    ProfilesChanged,
+    TaskAvailable,
+    TokensRevoked,
+)
+from server.rights import GROUPS, Thing
+from server.rights_map import audience_of
 from shared.mailbox import Outbox, OutboxFull
 from shared.wire import event, frame
 from shared.wire.event import Event
@@ -61,6 +71,12 @@ class Peer:
             members.discard(self)
             if not members:
                 del self._hub.topics[topic]
+
+    def rank(self, workspace_id: str, role: str) -> None:
+        """Hear what is for the workspace's owners or admins, or no longer."""
+        for group, roles in GROUPS.items():
+            change = self.subscribe if role in roles else self.unsubscribe
+            change(f"{group}:{workspace_id}")
 
     def close(self, code: int, reason: str) -> None:
         """Have the socket closed; frames still in the outbox are dropped."""
@@ -135,6 +151,8 @@ class Hub:
         for consequence in consequences:
             for observer in self._own_observers:
                 observer(consequence)
+            if isinstance(consequence, Counted):
+                continue
             self.deliver(consequence)
             if self._relaying:
                 try:
@@ -179,18 +197,35 @@ class Hub:
                 self.close_topic(f"token:{token_hash}", POLICY, "token revoked")
 
     def _deliver_event(self, happened: Event) -> None:
-        if happened.users is None:
-            topics = {f"workspace:{happened.workspace_id}"}
-        else:
-            topics = {f"user:{user_id}" for user_id in happened.users}
+        topics = self._topics(happened)
         member = happened.payload.get("member")
         if happened.type == "member:added" and isinstance(member, dict):
             # The new member's pages are open in other workspaces (spec 01 §5.3).
             topics.add(f"user:{member.get('user_id', '')}")
         self._send(topics, lambda: event.write(happened))
+        if happened.type == "member:updated" and isinstance(member, dict):
+            ranked = f"member:{happened.workspace_id}:{member.get('user_id', '')}"
+            for peer in self.topics.get(ranked, ()):
+                peer.rank(happened.workspace_id, str(member.get("role", "")))
         if happened.type == "member:removed":
             gone = happened.payload.get("user_id", "")
             self.close_topic(f"member:{happened.workspace_id}:{gone}", POLICY, "no longer a member")
+
+    def _topics(self, happened: Event) -> set[str]:
+        """Where those listen who may read what an event is about, by the table of rights."""
+        thing = Thing(kind=happened.kind, people=happened.users or ())
+        audience = audience_of(happened.type, thing)
+        if audience is None:
+            log.error("an event without an entry in rights_map goes to nobody", type=happened.type)
+            return set()
+        here = happened.workspace_id
+        if audience.members:
+            return {f"workspace:{here}"}
+        topics = {f"owners:{here}"} if audience.owners else set()
+        if audience.admins:
+            topics.add(f"admins:{here}")
+        place = "user:" if audience.anywhere else f"member:{here}:"
+        return topics | {f"{place}{user_id}" for user_id in audience.users}
 
     def _send(self, topics: set[str], write: Callable[[], str]) -> None:
         audience: set[Peer] = set()

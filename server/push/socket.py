@@ -23,6 +23,7 @@ from server.errors import DomainError, Forbidden, Invalid, NotFound, Unauthentic
 from server.push.hub import POLICY, TRY_AGAIN, Peer
 from server.push.peer import close, control_of, run_peer
 from server.store import access
+from server.store.access import Seat
 from server.web import auth
 from server.web.answers import PLAIN, status_of
 from server.web.auth import Actor
@@ -130,17 +131,17 @@ async def _workspace(websocket: WebSocket, actor: Actor | None) -> str:
         raise NotFound("workspace not found")
     if actor is None:
         return workspace_id or f"slug:{slug}"
-    return await _member_of(parts, actor, workspace_id or f"slug:{slug}")
+    return (await _member_of(parts, actor, workspace_id or f"slug:{slug}")).workspace_id
 
 
-async def _member_of(parts: Services, actor: Actor, workspace: str) -> str:
+async def _member_of(parts: Services, actor: Actor, workspace: str) -> Seat:
     slug = workspace.removeprefix("slug:") if workspace.startswith("slug:") else ""
     found = await auth.membership_of(
         parts, actor.user_id, workspace_id="" if slug else workspace, slug=slug
     )
     if found is None:
         raise Forbidden("not a member of this workspace")
-    return found[0]
+    return found
 
 
 async def _first_frame(
@@ -151,7 +152,7 @@ async def _first_frame(
     with trio.move_on_after(_AUTH_LIMIT):
         try:
             error, actor = "invalid token", await _token_actor(websocket, parts)
-            workspace_id = await _member_of(parts, actor, workspace)
+            workspace_id = (await _member_of(parts, actor, workspace)).workspace_id
             await websocket.send_text(codec.encode({"type": "auth_ack"}).decode())
             return actor, workspace_id
         except DomainError as refused:
@@ -193,6 +194,12 @@ async def _serve(websocket: WebSocket, parts: Services, actor: Actor, workspace_
         peer.subscribe(f"member:{workspace_id}:{actor.user_id}")
         if actor.token_hash:
             peer.subscribe(f"token:{actor.token_hash}")
+        # Asked only now: a change of role from here on is heard by the hub.
+        seat = await auth.membership_of(parts, actor.user_id, workspace_id=workspace_id)
+        if seat is None:
+            await close(websocket, POLICY, "no longer a member")
+            return
+        peer.rank(workspace_id, seat.role)
 
         def take(text: str) -> None:
             try:

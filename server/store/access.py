@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
+from server.rights import WIDER
 from server.store.queries import Connection, Record, load
+from server.store.tasks import Caller
 
 SQL = load("access")
+
+
+class Seat(NamedTuple):
+    """A user's place in a workspace, and what its owner lets agents do beside the table."""
+
+    workspace_id: str
+    role: str
+    agents_may: frozenset[str] = frozenset()
 
 
 async def personal_token(conn: Connection, token_hash: str) -> Record | None:
@@ -21,7 +32,9 @@ async def personal_token_used(conn: Connection, token_hash: str) -> None:
 
 
 async def task_token(conn: Connection, token_hash: str) -> Record | None:
-    """Row (user_id, email, agent_id, task_id, workspace_id, expires_at) of a valid task token."""
+    """Row (user_id, email, agent_id, task_id, workspace_id, expires_at, owner_id, issue_id,
+    parent_id, chat_id) of a valid task token.
+    """
     return await conn.fetchrow(SQL.task_token, token_hash)
 
 
@@ -37,13 +50,16 @@ async def user(conn: Connection, user_id: str) -> Record | None:
 
 async def membership(
     conn: Connection, user_id: str, *, workspace_id: str = "", slug: str = ""
-) -> tuple[str, str] | None:
-    """(workspace id, role), or None when the user is no member or the workspace is unknown."""
+) -> Seat | None:
+    """The user's place, or None when they are no member or the workspace is unknown."""
     if slug:
         row = await conn.fetchrow(SQL.membership_by_slug, user_id, slug)
     else:
         row = await conn.fetchrow(SQL.membership_by_id, user_id, workspace_id)
-    return None if row is None else (str(row["workspace_id"]), str(row["role"]))
+    if row is None:
+        return None
+    named = row["agents_may"] if isinstance(row["agents_may"], list) else []
+    return Seat(str(row["workspace_id"]), str(row["role"]), WIDER & {str(name) for name in named})
 
 
 async def workspace_exists(conn: Connection, slug: str) -> bool:
@@ -51,14 +67,11 @@ async def workspace_exists(conn: Connection, slug: str) -> bool:
     return await conn.fetchrow(SQL.workspace_by_slug, slug) is not None
 
 
-async def task_of_agent(conn: Connection, task_id: str, agent_id: str, workspace_id: str) -> bool:
-    """Whether the task is that agent's and the agent lives in that workspace."""
-    return await conn.fetchrow(SQL.task_of_agent, task_id, agent_id, workspace_id) is not None
-
-
-async def runtimes_for_socket(conn: Connection, runtime_ids: Sequence[str]) -> list[Record]:
-    """Rows (id, workspace_id, daemon_id) of the runtimes that exist."""
-    return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids)))
+async def runtimes_for_socket(
+    conn: Connection, runtime_ids: Sequence[str], caller: Caller
+) -> list[Record]:
+    """Rows (id, workspace_id, allowed) of the runtimes that exist."""
+    return list(await conn.fetch(SQL.runtimes_for_socket, list(runtime_ids), *caller.args))
 
 
 async def task_workspace(conn: Connection, task_id: str) -> Record | None:

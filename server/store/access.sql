@@ -16,10 +16,15 @@ update personal_access_token
    and (last_used_at is null or last_used_at < now() - interval '5 minutes');
 
 -- name: task_token
--- Whom a task token stands for: the runtime's owner, acting as the agent of one task.
-select t.user_id, u.email, t.agent_id, t.task_id, t.workspace_id, t.expires_at
+-- Whom a task token stands for: the agent's owner (of an agent without one, its machine's), acting as
+-- the agent of one task; and what the agent's work is: its issue and the parent of it, or its chat.
+select t.user_id, u.email, t.agent_id, t.task_id, t.workspace_id, t.expires_at, a.owner_id,
+       q.issue_id, i.parent_issue_id as parent_id, q.chat_session_id as chat_id
   from task_token t
   join app_user u on u.id = t.user_id
+  join agent a on a.id = t.agent_id
+  join agent_task_queue q on q.id = t.task_id
+  left join issue i on i.id = q.issue_id
  where t.token_hash = $1
    and t.expires_at > now();
 
@@ -35,12 +40,15 @@ select workspace_id, daemon_id, expires_at, coalesce(created_by::text, '') as us
 select id as user_id, email, name from app_user where id = $1;
 
 -- name: membership_by_id
--- A user's role in a workspace named by id.
-select workspace_id, role from member where user_id = $1 and workspace_id = $2;
+-- A user's role in a workspace named by id, and what its owner lets agents do besides.
+select m.workspace_id, m.role, w.settings -> 'agents_may' as agents_may
+  from member m
+  join workspace w on w.id = m.workspace_id
+ where m.user_id = $1 and m.workspace_id = $2;
 
 -- name: membership_by_slug
--- A user's role in a workspace named by slug.
-select m.workspace_id, m.role
+-- The same in a workspace named by slug.
+select m.workspace_id, m.role, w.settings -> 'agents_may' as agents_may
   from workspace w
   join member m on m.workspace_id = w.id
  where m.user_id = $1
@@ -50,18 +58,9 @@ select m.workspace_id, m.role
 -- Whether a workspace of that name exists.
 select id from workspace where slug = $1;
 
--- name: task_of_agent
--- Whether a task belongs to an agent of a workspace: what makes X-Agent-ID believable.
-select 1
-  from agent_task_queue t
-  join agent a on a.id = t.agent_id
- where t.id = $1
-   and t.agent_id = $2
-   and a.workspace_id = $3;
-
 -- name: runtimes_for_socket
--- The runtimes a daemon wants to hear of.
-select id, workspace_id, daemon_id from agent_runtime where id = any($1::uuid[]);
+-- The runtimes a daemon wants to hear of, with its right to them. $1 runtimes, $2 user, $3 bound
+select r.id, r.workspace_id, {own r} as allowed from agent_runtime r where r.id = any($1::uuid[]);
 
 -- name: task_workspace
 -- Where a task belongs, and whether it is about an issue.

@@ -13,6 +13,7 @@ from typing import Any, Final
 import asyncpg
 import attrs
 
+from server.rights import Caller, Thing, may
 from server.store.queries import Connection, Record, load
 from shared.times import stamp, try_stamp
 from shared.wire.runtime import Runtime
@@ -27,32 +28,6 @@ _LAUNCH_HEADERS: Final = {"claude": "claude (stream-json)", "codex": "codex app-
 
 
 @attrs.frozen(kw_only=True)
-class Viewer:
-    """Who is looking at agents: the user behind the credential, and what they are here."""
-
-    user_id: str
-    admin: bool = False
-    is_agent: bool = False
-
-    @property
-    def sees_private_of(self) -> str | None:
-        """Whose private agents the viewer sees in lists; None: everybody's."""
-        return None if self.admin or self.is_agent else self.user_id
-
-    def may_use(self, *, visibility: str, owner_id: str | None) -> bool:
-        """Tell whether a private agent is open to this viewer (06 §3.4)."""
-        return visibility != "private" or self.is_agent or self.admin or owner_id == self.user_id
-
-    def may_manage(self, owner_id: str | None) -> bool:
-        """Tell whether the viewer may change something owned by `owner_id` (06 §3.4)."""
-        return self.admin or owner_id == self.user_id
-
-    def sees_mcp(self, owner_id: str | None) -> bool:
-        """Tell whether the viewer may read the agent's MCP configuration (02 §8.2)."""
-        return not self.is_agent and self.may_manage(owner_id)
-
-
-@attrs.frozen(kw_only=True)
 class StoredAgent:
     """An agent locked for a change, with what the rules need and no answer may contain."""
 
@@ -64,7 +39,7 @@ class StoredAgent:
 async def list_agents(
     conn: Connection,
     workspace_id: str,
-    viewer: Viewer | None = None,
+    viewer: Caller | None = None,
     *,
     include_archived: bool = False,
 ) -> list[Agent]:
@@ -72,17 +47,25 @@ async def list_agents(
 
     Without a viewer: all of them, redacted.
     """
-    only = None if viewer is None else viewer.sees_private_of
-    rows = await conn.fetch(SQL.list_agents, workspace_id, include_archived, only)
+    gate = None if viewer is None else viewer.gate
+    rows = await conn.fetch(SQL.list_agents, workspace_id, include_archived, gate)
     return [_agent(row, viewer) for row in rows]
 
 
 async def get_agent(
-    conn: Connection, workspace_id: str, agent_id: str, viewer: Viewer | None = None
-) -> Agent | None:
-    """Return one agent, private or not: the caller asks `viewer.may_use`."""
-    row = await conn.fetchrow(SQL.get_agent, workspace_id, agent_id)
-    return None if row is None else _agent(row, viewer)
+    conn: Connection, workspace_id: str, agent_id: str, viewer: Caller
+) -> tuple[Agent, Thing] | None:
+    """Return one agent, private or not, and what decides whether the viewer may see it."""
+    row = await conn.fetchrow(SQL.get_agent, workspace_id, agent_id, viewer.gate)
+    if row is None:
+        return None
+    return _agent(row, viewer), agent_thing(row["visibility"], row["owner_id"], row["open"])
+
+
+def agent_thing(visibility: str, owner_id: str | None, mine: bool = False) -> Thing:
+    """An agent as the table of rights knows it; `mine`: an agent finds it in its circle."""
+    kind = "private" if visibility == "private" else ""
+    return Thing(kind=kind, people=(owner_id,), mine=mine)
 
 
 async def lock_agent(conn: Connection, workspace_id: str, agent_id: str) -> StoredAgent | None:
@@ -102,7 +85,7 @@ async def create_agent(
     owner_id: str,
     runtime: Runtime,
     values: Mapping[str, Any],
-    viewer: Viewer | None,
+    viewer: Caller | None,
 ) -> Agent | None:
     """Make an agent on the runtime; None when the workspace has one of that name.
 
@@ -133,7 +116,7 @@ async def create_agent(
 
 
 async def update_agent(
-    conn: Connection, agent_id: str, changes: Mapping[str, Any], viewer: Viewer | None
+    conn: Connection, agent_id: str, changes: Mapping[str, Any], viewer: Caller | None
 ) -> Agent | None:
     """Write the given columns and no others; None when another agent has that name."""
     try:
@@ -150,14 +133,14 @@ async def environment(conn: Connection, agent_id: str) -> dict[str, str]:
 
 
 async def archive_agent(
-    conn: Connection, agent_id: str, user_id: str, viewer: Viewer | None
+    conn: Connection, agent_id: str, user_id: str, viewer: Caller | None
 ) -> Agent | None:
     """Archive an agent; None when it already is."""
     row = await conn.fetchrow(SQL.archive_agent, agent_id, user_id)
     return None if row is None else _agent(row, viewer)
 
 
-async def restore_agent(conn: Connection, agent_id: str, viewer: Viewer | None) -> Agent | None:
+async def restore_agent(conn: Connection, agent_id: str, viewer: Caller | None) -> Agent | None:
     """Bring an archived agent back; None when it is not archived."""
     row = await conn.fetchrow(SQL.restore_agent, agent_id)
     return None if row is None else _agent(row, viewer)
@@ -183,9 +166,9 @@ async def lock_runtime(conn: Connection, workspace_id: str, runtime_id: str) -> 
     return None if row is None else runtime_of(row)
 
 
-async def set_runtime_visibility(conn: Connection, runtime_id: str, visibility: str) -> Runtime:
-    """Make a runtime of which the caller holds the lock private or public."""
-    row = await conn.fetchrow(SQL.set_runtime_visibility, runtime_id, visibility)
+async def change_runtime(conn: Connection, runtime_id: str, changes: Mapping[str, Any]) -> Runtime:
+    """Write `visibility` and `custom_name` as far as they are given."""
+    row = await conn.fetchrow(SQL.change_runtime, runtime_id, dict(changes))
     assert row is not None
     return runtime_of(row)
 
@@ -223,6 +206,7 @@ def runtime_of(row: Record) -> Runtime:
         workspace_id=row["workspace_id"],
         daemon_id=row["daemon_id"],
         name=row["name"],
+        custom_name=row["custom_name"],
         runtime_mode=row["runtime_mode"],
         provider=row["provider"],
         launch_header=_LAUNCH_HEADERS.get(row["provider"], ""),
@@ -258,9 +242,10 @@ def restore_gateway(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[
     return {**sent, "gateway": kept}
 
 
-def _agent(row: Record, viewer: Viewer | None) -> Agent:
+def _agent(row: Record, viewer: Caller | None) -> Agent:
     owner_id = row["owner_id"]
-    shown = viewer is not None and viewer.sees_mcp(owner_id) and not row["redact_always"]
+    owned = agent_thing(row["visibility"], owner_id)
+    shown = viewer is not None and may(viewer, "agent.read mcp", owned) and not row["redact_always"]
     environment: dict[str, str] = row["custom_env"]
     return Agent(
         id=row["id"],
@@ -278,6 +263,10 @@ def _agent(row: Record, viewer: Viewer | None) -> Agent:
         has_custom_env=bool(environment),
         custom_env_key_count=len(environment),
         visibility=row["visibility"],
+        permission_mode="private" if row["visibility"] == "private" else "public_to",
+        invocation_targets=(
+            [] if row["visibility"] == "private" else [{"target_type": "workspace"}]
+        ),
         status=row["status"],
         max_concurrent_tasks=row["max_concurrent_tasks"],
         model=row["model"] or "",
@@ -288,4 +277,5 @@ def _agent(row: Record, viewer: Viewer | None) -> Agent:
         updated_at=stamp(row["updated_at"]),
         archived_at=try_stamp(row["archived_at"]),
         archived_by=row["archived_by"],
+        placed_under=row["placed_under"] or "",
     )

@@ -1,18 +1,20 @@
 -- Agents and the runtimes they are bound to, for the user API (spec 02 §1.2, §1.3, §10.4).
 
 -- name: list_agents
--- Oldest first. $3: whose private agents may be seen (null = everybody's).
+-- Oldest first. $3: who looks (null = whoever may see all).
 select a.*, agent_skills(a.id) as skills,
     coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always
 from agent a join workspace w on w.id = a.workspace_id
 where a.workspace_id = $1
     and ($2 or a.archived_at is null)
-    and ($3::uuid is null or a.visibility <> 'private' or a.owner_id = $3)
+    and may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $3::uuid)
 order by a.created_at, a.id
 limit 1000;
 
 -- name: get_agent
+-- $3: who looks; `open` says whether they may.
 select a.*, agent_skills(a.id) as skills,
+    may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $3::uuid) as open,
     coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always
 from agent a join workspace w on w.id = a.workspace_id
 where a.workspace_id = $1 and a.id = $2;
@@ -51,6 +53,7 @@ update agent set
     avatar_url = case when $2::jsonb ? 'avatar_url' then $2->>'avatar_url' else avatar_url end,
     runtime_id = case when $2::jsonb ? 'runtime_id'
         then ($2->>'runtime_id')::uuid else runtime_id end,
+    placed_under = case when $2::jsonb ? 'runtime_id' then null else placed_under end,
     runtime_mode = case when $2::jsonb ? 'runtime_mode'
         then $2->>'runtime_mode' else runtime_mode end,
     runtime_config = case when $2::jsonb ? 'runtime_config'
@@ -105,8 +108,19 @@ select * from agent_runtime where workspace_id = $1 and id = $2 for key share;
 -- Nobody binds an agent to it (that takes a key share) until this transaction ends.
 select * from agent_runtime where workspace_id = $1 and id = $2 for update;
 
--- name: set_runtime_visibility
-update agent_runtime set visibility = $2, updated_at = now() where id = $1 returning *;
+-- name: runs_on
+-- Whether an agent runs on a runtime. $1 agent, $2 runtime
+select id from agent where id = $1 and runtime_id = $2;
+
+-- name: change_runtime
+-- $1 runtime, $2 an object of new values; null clears a name, absent keys stay
+update agent_runtime
+set visibility = coalesce($2::jsonb ->> 'visibility', visibility),
+    custom_name = case when $2::jsonb ? 'custom_name' then $2 ->> 'custom_name'
+                       else custom_name end,
+    updated_at = now()
+where id = $1
+returning *;
 
 -- name: agents_on_runtime
 -- The agents that still work on a runtime.

@@ -38,6 +38,10 @@ select issue_id from comment where workspace_id = $1 and id = $2;
 -- Whose a chat is. $1 workspace, $2 session
 select creator_id from chat_session where workspace_id = $1 and id = $2;
 
+-- name: place_of_task
+-- What a task is about. $1 workspace, $2 task
+select issue_id, chat_session_id from agent_task_queue where workspace_id = $1 and id = $2;
+
 -- name: bind_issue
 -- Those that belong to nothing yet; others are left out. $1 workspace, $2 issue, $3 attachments
 update attachment set issue_id = $2

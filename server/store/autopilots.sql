@@ -1,8 +1,9 @@
 -- Autopilots: work that starts by itself (spec 02 §1.7, §3.9, §3.10).
 
 -- name: list_autopilots
--- Newest first, with what lists show beside. $1 workspace, $2 status, $3 one of them
-select p.*,
+-- Newest first, with what lists show beside. $1 workspace, $2 status, $3 one of them, $4 who looks:
+-- lists leave out what they may not see, of one of them `open` says it
+select p.*, w.whose, w.open,
        coalesce((select jsonb_agg(distinct t.kind) from autopilot_trigger t
                  where t.autopilot_id = p.id), '[]') as trigger_kinds,
        (select min(t.next_run_at) from autopilot_trigger t
@@ -15,13 +16,25 @@ select p.*,
                      order by s.created_at, s.user_id)
                  from autopilot_subscriber s where s.autopilot_id = p.id), '[]') as subscribers
 from autopilot p
+cross join lateral (
+    select x.whose,
+           not (x.whose ->> 'private')::boolean or x.whose -> 'people' ? $4::text
+           or x.whose -> 'agents' ? $4::text
+           or coalesce((select may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id,
+                                             $4::uuid)
+                        from agent a where a.id = (x.whose ->> 'agent')::uuid), true) as open
+    from (select autopilot_whose(p.workspace_id, p.assignee_type, p.assignee_id,
+                                 p.created_by_type, p.created_by_id) as whose) x
+) w
 where p.workspace_id = $1 and ($2::text is null or p.status = $2)
-  and ($3::uuid is null or p.id = $3)
+  and ($3::uuid is null or p.id = $3) and ($3::uuid is not null or w.open)
 order by p.created_at desc, p.id
 limit 1000;
 
 -- name: lock_autopilot
-select * from autopilot where workspace_id = $1 and id = $2 for no key update;
+select p.*, autopilot_whose(p.workspace_id, p.assignee_type, p.assignee_id, p.created_by_type,
+                       p.created_by_id) as whose
+from autopilot p where p.workspace_id = $1 and p.id = $2 for no key update;
 
 -- name: assignee
 -- Who would do the work, and why not. $1 workspace, $2 type, $3 id, $4 the member who made the
@@ -29,9 +42,7 @@ select * from autopilot where workspace_id = $1 and id = $2 for no key update;
 select a.id as agent_id, a.name, a.runtime_id, s.id as squad_id,
        a.archived_at is not null as archived,
        s.archived_at is not null as squad_archived, r.status = 'online' as online,
-       a.visibility <> 'private' or $4::uuid is null or a.owner_id = $4::uuid
-       or exists (select from member m where m.workspace_id = $1 and m.user_id = $4::uuid
-                  and m.role in ('owner', 'admin')) as open
+       may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $4::uuid) as open
 from (select 1) one
 left join squad s on $2::text = 'squad' and s.id = $3::uuid and s.workspace_id = $1
 join agent a on a.workspace_id = $1
@@ -177,7 +188,9 @@ set status = e.status, completed_at = now(), failure_reason = nullif(e.reason, '
 from ended e, autopilot p
 where r.id = e.run_id and p.id = r.autopilot_id
   and (r.status = 'running' or (r.status = 'failed' and e.status = 'completed'))
-returning r.id, r.autopilot_id, r.status, p.workspace_id;
+returning r.id, r.autopilot_id, r.status, p.workspace_id,
+    autopilot_whose(p.workspace_id, p.assignee_type, p.assignee_id, p.created_by_type,
+                       p.created_by_id) as whose;
 
 -- name: finish_issue_runs
 -- Runs whose issue says how they went: by its status, or because nobody works on it any more after
@@ -194,7 +207,9 @@ where r.issue_id = i.id and i.id = any($1::uuid[]) and p.id = r.autopilot_id
        or ($2::text is not null and not exists (
            select from agent_task_queue q where q.issue_id = i.id and q.status in
                ('queued', 'dispatched', 'waiting_local_directory', 'running'))))
-returning r.id, r.autopilot_id, r.status, p.workspace_id;
+returning r.id, r.autopilot_id, r.status, p.workspace_id,
+    autopilot_whose(p.workspace_id, p.assignee_type, p.assignee_id, p.created_by_type,
+                       p.created_by_id) as whose;
 
 -- name: reopen_runs
 -- Runs that had failed with a task that was given up: it goes on, or has done its work. $1 its run,
@@ -211,7 +226,9 @@ update autopilot_run r set status = 'failed', completed_at = now(),
     failure_reason = 'issue deleted'
 from autopilot p
 where r.issue_id = any($1::uuid[]) and r.status = 'issue_created' and p.id = r.autopilot_id
-returning r.id, r.autopilot_id, r.status, p.workspace_id;
+returning r.id, r.autopilot_id, r.status, p.workspace_id,
+    autopilot_whose(p.workspace_id, p.assignee_type, p.assignee_id, p.created_by_type,
+                       p.created_by_id) as whose;
 
 -- name: due_triggers
 -- Schedules whose time has come, each for one server at a time. $1 how many
@@ -236,7 +253,9 @@ with counted as (
 update autopilot p set status = 'paused', updated_at = now()
 from counted c
 where p.id = c.autopilot_id and p.status = 'active' and c.n >= $2 and c.failed >= $3 * c.n
-returning p.*, c.n, c.failed;
+returning p.*, c.n, c.failed,
+    autopilot_whose(p.workspace_id, p.assignee_type, p.assignee_id, p.created_by_type,
+                       p.created_by_id) as whose;
 
 -- name: tell_paused
 -- $1 an array of {id, body}

@@ -166,6 +166,8 @@ with ended as (
 ), pointed as (
     update chat_session c set
         session_id = case when e.resume then coalesce(nullif(e.agent_session, ''), c.session_id)
+                          -- the run has spoilt the session it went on with
+                          when coalesce(e.agent_session, '') in ('', c.session_id) then null
                           else c.session_id end,
         runtime_id = case when e.resume and e.agent_session <> '' then e.runtime_id
                           else c.runtime_id end,

@@ -2,14 +2,15 @@
 -- done to it, and who is told. One statement, however many followers.
 
 -- name: derive
--- $1 workspace, $2 issue, $3 type and $4 id of who did it, $5 followers as {user_type, user_id,
--- reason}, $6 activities as {action, details}, $7 notes as {type, severity, mute, body, details,
--- rank, user_id (null: everybody who follows), squad_id, everyone}. Nobody is told of what they did
--- themselves, twice of one thing, or of what they do not want to hear.
+-- $1 workspace, $2 type and $3 id of who did it, $4 followers as {issue_id, user_type, user_id,
+-- reason}, $5 activities as {issue_id, action, details}, $6 notes as {issue_id, type, severity, mute,
+-- body, details, rank, user_id (null: everybody who follows), squad_id, everyone}. Nobody is told of
+-- what they did themselves, twice of one thing, or of what they do not want to hear.
 with followed as (
     insert into issue_subscriber (issue_id, user_type, user_id, reason)
-    select $2, x.user_type, x.user_id, x.reason
-    from jsonb_to_recordset($5::jsonb) as x (user_type text, user_id uuid, reason text)
+    select x.issue_id, x.user_type, x.user_id, x.reason
+    from jsonb_to_recordset($4::jsonb)
+        as x (issue_id uuid, user_type text, user_id uuid, reason text)
     where case x.user_type
         when 'agent' then exists (select from agent a where a.workspace_id = $1
                                   and a.id = x.user_id)
@@ -19,12 +20,13 @@ with followed as (
     returning *
 ), logged as (
     insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
-    select $1, $2, $3, $4, x.action, coalesce(x.details, '{}')
-    from jsonb_to_recordset($6::jsonb) as x (action text, details jsonb)
+    select $1, x.issue_id, $2, $3, x.action, coalesce(x.details, '{}')
+    from jsonb_to_recordset($5::jsonb) as x (issue_id uuid, action text, details jsonb)
     returning *
 ), note as (
-    select * from jsonb_to_recordset($7::jsonb) as x (type text, severity text, mute text,
-        body text, details jsonb, rank int, user_id uuid, squad_id uuid, everyone boolean)
+    select * from jsonb_to_recordset($6::jsonb) as x (issue_id uuid, type text, severity text,
+        mute text, body text, details jsonb, rank int, user_id uuid, squad_id uuid,
+        everyone boolean)
 ), audience as (
     select n.*, n.user_id as listener from note n where n.user_id is not null
     union all
@@ -34,20 +36,21 @@ with followed as (
     select n.*, m.user_id from note n join member m on m.workspace_id = $1 where n.everyone
     union all
     select n.*, s.user_id from note n
-    join issue_subscriber s on s.issue_id = $2 and s.user_type = 'member'
+    join issue_subscriber s on s.issue_id = n.issue_id and s.user_type = 'member'
     where n.user_id is null and n.squad_id is null and not coalesce(n.everyone, false)
 ), told as (
     insert into inbox_item (workspace_id, recipient_type, recipient_id, type, severity, issue_id,
                             title, body, actor_type, actor_id, details)
-    select distinct on (a.listener, case when a.rank > 0 then 0 else a.rank end) $1, 'member',
-           a.listener, a.type, a.severity, $2, i.title, a.body, $3, $4, coalesce(a.details, '{}')
+    select distinct on (a.issue_id, a.listener, case when a.rank > 0 then 0 else a.rank end) $1,
+           'member', a.listener, a.type, a.severity, a.issue_id, i.title, a.body, $2, $3,
+           coalesce(a.details, '{}')
     from audience a
-    join issue i on i.id = $2
+    join issue i on i.id = a.issue_id
     join member m on m.workspace_id = $1 and m.user_id = a.listener
     left join notification_preference p on p.workspace_id = $1 and p.user_id = a.listener
-    where not ($3::text = 'member' and a.listener = $4::uuid)
+    where not ($2::text = 'member' and a.listener = $3::uuid)
       and coalesce(p.preferences ->> a.mute, 'all') <> 'muted'
-    order by a.listener, case when a.rank > 0 then 0 else a.rank end, a.rank
+    order by a.issue_id, a.listener, case when a.rank > 0 then 0 else a.rank end, a.rank
     returning *
 )
 select array(select to_jsonb(t) from told t) as items,

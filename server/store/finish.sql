@@ -14,11 +14,10 @@ with held as (
 )
 select t.*, i.title as issue_title, i.status as issue_status,
        a.archived_at is not null as agent_archived,
-       coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+       {own r} as allowed
 from agent_task_queue t
 join agent a on a.id = t.agent_id
+join agent_runtime r on r.id = t.runtime_id
 left join held i on i.id = t.issue_id
 where t.id = any($1::uuid[])
 order by a.id, t.id
@@ -93,6 +92,8 @@ with running as (
                      and num_nonnulls(f.issue_id, f.chat_session_id, f.autopilot_run_id) = 0)))
       and (t.chat_session_id is null
            or exists (select from chat_session c where c.id = t.chat_session_id))
+      and (t.autopilot_run_id is null
+           or exists (select from autopilot_run r where r.id = t.autopilot_run_id))
       and not exists (
           select from agent_task_queue f
           where f.agent_id = a.id and f.started_at > t.completed_at
@@ -136,6 +137,13 @@ with done as (
                         and l.details ->> 'outcome' = 'no_action'
                         and l.details ->> 'task_id' = d.id::text)
     returning *
+), logged as (
+    insert into activity_log (workspace_id, issue_id, actor_type, actor_id, action, details)
+    select d.workspace_id, d.issue_id, 'agent', d.agent_id, 'task_completed',
+           jsonb_build_object('task_id', d.id)
+    from done d
+    where d.issue_id is not null
+    returning *
 ), executed as (
     update issue i set first_executed_at = statement_timestamp()
     from done d
@@ -167,7 +175,8 @@ select array(select to_jsonb(x) from done x) as tasks,
        array(select to_jsonb(x) from posted x) as comments,
        array(select to_jsonb(x) from freed x) as agents,
        array(select token_hash from revoked) as tokens,
-       '{}'::jsonb[] as retries;
+       '{}'::jsonb[] as retries,
+       array(select to_jsonb(x) from logged x) as activities;
 
 -- name: fail
 -- $1 an array of what was decided for each task: id, error, reason, session_id, work_dir, comment
@@ -201,7 +210,8 @@ with decided as (
         -- waiting for the quota to come back uses no attempt up, within reason
         case when f.resume_at is null then f.max_attempts
              else greatest(f.max_attempts, least(f.max_attempts + 1, 10)) end,
-        f.trigger_summary, f.force_fresh_session or f.fresh,
+        -- a rerun goes on in the session that is its own by now
+        f.trigger_summary, f.fresh or (f.force_fresh_session and f.session_id is null),
         f.is_leader_task, f.initiator_type, f.initiator_id, f.handoff_note, f.depth, f.resume_at
     from failed f
     join agent a on a.id = f.agent_id
@@ -316,17 +326,29 @@ select id from agent_task_queue
 where chat_session_id = $1
   and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
 
+-- name: active_of_autopilot
+-- The bare tasks of an autopilot's runs; those on issues hang from the issues, which stay.
+select t.id
+from autopilot_run r
+join agent_task_queue t on t.autopilot_run_id = r.id
+where r.autopilot_id = $1
+  and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+
 -- name: active_of_trigger
+-- With what the replies below it have started, if they go too. $1 comment, $2 whether they do
+with recursive down as (
+    select id from comment where id = $1
+    union all
+    select c.id from comment c join down d on c.parent_id = d.id where $2::boolean
+)
 select id from agent_task_queue
-where trigger_comment_id = $1
+where trigger_comment_id in (select id from down)
   and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
 
 -- name: in_flight_of_runtime
 -- $1 runtime, $2 user, $3 bound. No task: one row without a task.
 select r.id, t.id as task_id,
-       coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed
+       {own r} as allowed
 from agent_runtime r
 left join agent_task_queue t on t.runtime_id = r.id
     and t.status in ('dispatched', 'waiting_local_directory', 'running')
@@ -372,3 +394,9 @@ with resumed as (
 )
 select r.*, w.issue_prefix, to_jsonb(l) as activity
 from resumed r join workspace w on w.id = r.workspace_id join logged l on l.issue_id = r.id;
+
+-- name: acknowledge_cancel
+-- The first word stands. $1 task
+update agent_task_queue set cancel_acked_at = coalesce(cancel_acked_at, statement_timestamp())
+where id = $1 and status = 'cancelled'
+returning id;

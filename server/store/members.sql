@@ -13,7 +13,8 @@ where m.workspace_id = $1 and m.id = $2;
 update member set role = $2 where id = $1;
 
 -- name: active_of_member
--- Tasks that go with a person: on their machines, and of the agents bound to those.
+-- Tasks that go with a person: on their machines, of the agents bound to those, and their chats and
+-- quick-creates, which nobody else would read.
 -- $1 workspace, $2 user
 select t.id from agent_task_queue t
 join agent_runtime r on r.id = t.runtime_id
@@ -21,7 +22,8 @@ join agent a on a.id = t.agent_id
 join agent_runtime ar on ar.id = a.runtime_id
 where t.workspace_id = $1 and t.status in
     ('queued', 'dispatched', 'waiting_local_directory', 'running')
-  and (r.owner_id = $2 or ar.owner_id = $2)
+  and (r.owner_id = $2 or ar.owner_id = $2
+       or (t.issue_id is null and t.initiator_type = 'member' and t.initiator_id = $2))
 order by t.id;
 
 -- name: remove_member

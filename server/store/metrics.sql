@@ -4,7 +4,8 @@
 -- name: tasks
 -- What became of some tasks. $1 tasks
 select t.id, t.failure_reason, t.attempt, t.created_at, t.not_before, t.dispatched_at, t.started_at,
-       t.completed_at, r.provider, r.runtime_mode,
+       t.completed_at, coalesce(r.provider, '') as provider,
+       coalesce(r.runtime_mode, 'local') as runtime_mode,
        case when t.chat_session_id is not null then 'chat'
             when t.autopilot_run_id is not null then 'autopilot'
             when t.issue_id is null then 'quick_create'
@@ -12,7 +13,7 @@ select t.id, t.failure_reason, t.attempt, t.created_at, t.not_before, t.dispatch
             else 'issue' end as source,
        coalesce(i.first_executed_at = t.completed_at, false) as first_of_issue
 from agent_task_queue t
-join agent_runtime r on r.id = t.runtime_id
+left join agent_runtime r on r.id = t.runtime_id
 left join issue i on i.id = t.issue_id
 where t.id = any($1::uuid[]);
 

@@ -83,9 +83,9 @@ async def active_runs(conn: Connection, workspace_id: str) -> list[ActiveRun]:
     ]
 
 
-async def run_notes(conn: Connection, issue_id: str) -> dict[str, RunNote]:
-    """Return what the issue's active runs say of themselves, by task id."""
-    rows = await conn.fetch(SQL.run_notes, issue_id)
+async def run_notes(conn: Connection, issue_id: str, gate: str | None) -> dict[str, RunNote]:
+    """Return what the issue's active runs say of themselves, by task id; `gate` says who looks."""
+    rows = await conn.fetch(SQL.run_notes, issue_id, gate)
     return {
         str(row["id"]): RunNote(
             progress=row["progress"] or {}, wait_reason=row["wait_reason"] or ""

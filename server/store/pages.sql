@@ -34,8 +34,11 @@ left join issue i on i.id = t.issue_id
 order by t.created_at;
 
 -- name: run_notes
--- What the active runs of an issue last said of themselves beyond their transcript.
-select id, progress, wait_reason
-from agent_task_queue
-where issue_id = $1
-    and status in ('queued', 'dispatched', 'waiting_local_directory', 'running');
+-- What the active runs of an issue last said of themselves beyond their transcript, of those that
+-- $2 may read.
+select t.id, t.progress, t.wait_reason
+from agent_task_queue t
+where t.issue_id = $1
+    and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running')
+    and may_use_agent(t.agent_id, case when t.agent_private then 'private' else '' end,
+                      t.agent_owner_id, t.workspace_id, $2::uuid);

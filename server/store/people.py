@@ -7,7 +7,7 @@ None (spec 02 §1.1, 06 §2.4 to §4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,11 +26,11 @@ __all__ = [
     "find_token",
     "get_user",
     "get_workspace",
-    "is_member",
     "list_agents",
     "list_members",
     "list_runtimes",
     "list_tokens",
+    "members_among",
     "renew_token",
     "revoke_token",
     "update_user",
@@ -107,9 +107,10 @@ async def list_members(conn: Connection, workspace_id: str) -> list[Member]:
     return [_member(row) for row in await conn.fetch(SQL.list_members, workspace_id)]
 
 
-async def is_member(conn: Connection, workspace_id: str, user_id: str) -> bool:
-    """Tell whether the user belongs to the workspace now."""
-    return bool(await conn.fetchval(SQL.is_member, workspace_id, user_id))
+async def members_among(conn: Connection, workspace_id: str, user_ids: Sequence[str]) -> set[str]:
+    """Return those of the users who belong to the workspace now."""
+    rows = await conn.fetch(SQL.members_among, workspace_id, user_ids)
+    return {row["user_id"] for row in rows}
 
 
 async def create_token(

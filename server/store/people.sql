@@ -64,8 +64,8 @@ where m.workspace_id = $1
 order by m.created_at, m.id
 limit 1000;
 
--- name: is_member
-select exists (select from member where workspace_id = $1 and user_id = $2);
+-- name: members_among
+select user_id from member where workspace_id = $1 and user_id = any($2::uuid[]);
 
 -- name: create_token
 insert into personal_access_token (user_id, token_hash, token_prefix, name, expires_at)

@@ -69,6 +69,14 @@ select id, daemon_id, name, created_by, expires_at, created_at from daemon_token
 where workspace_id = $1 and expires_at > now()
 order by created_at desc, id;
 
+-- name: machine_owner
+-- Who owns a machine, if anybody does. $1 workspace, $2 daemon
+select u.id as owner_id, u.name from app_user u
+where u.id = coalesce(
+    (select k.owner_id from machine k where k.workspace_id = $1 and k.daemon_id = $2),
+    (select r.owner_id from agent_runtime r
+     where r.workspace_id = $1 and r.daemon_id = $2 and r.owner_id is not null limit 1));
+
 -- name: create_token
 insert into daemon_token (workspace_id, daemon_id, name, token_hash, created_by, expires_at)
 values ($1, $2, $3, $4, $5, now() + $6::int * interval '1 day')

@@ -25,8 +25,9 @@ select id from project where workspace_id = $1 and id = $2 for key share;
 select * from project where workspace_id = $1 and id = $2 for no key update;
 
 -- name: create_project
-insert into project (workspace_id, title, description, icon, status, priority, lead_type, lead_id)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+insert into project (workspace_id, title, description, icon, status, priority, lead_type, lead_id,
+                     start_date, due_date)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 returning id;
 
 -- name: update_project
@@ -40,6 +41,9 @@ update project set
     priority = coalesce($2::jsonb ->> 'priority', priority),
     lead_type = case when $2::jsonb ? 'lead_type' then $2 ->> 'lead_type' else lead_type end,
     lead_id = case when $2::jsonb ? 'lead_id' then ($2 ->> 'lead_id')::uuid else lead_id end,
+    start_date = case when $2::jsonb ? 'start_date'
+        then ($2 ->> 'start_date')::date else start_date end,
+    due_date = case when $2::jsonb ? 'due_date' then ($2 ->> 'due_date')::date else due_date end,
     updated_at = now()
 where id = $1;
 
@@ -71,6 +75,14 @@ from rows from (jsonb_to_recordset($4::jsonb)
     as x (resource_type, resource_ref, label, position, place)
 on conflict (project_id, resource_type, resource_ref) do nothing
 returning *;
+
+-- name: machine_named
+-- Whether all machines that an id may mean (case does not count for daemons) are the caller's; no row
+-- when there is none. $1 workspace, $2 daemon, $3 caller
+select bool_and(coalesce(r.owner_id = $3::uuid, false)) as theirs
+from agent_runtime r
+where r.workspace_id = $1 and lower(r.daemon_id) = lower(trim($2))
+having count(*) > 0;
 
 -- name: directory_of
 -- Whether the project has a directory on a machine. $1 project, $2 daemon, $3 but for this resource

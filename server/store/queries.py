@@ -1,7 +1,9 @@
 """Named SQL statements, read once from the `.sql` files of this folder, and the types of storage.
 
 A statement starts at a line `-- name: claim`; the comment lines after it say what it is for and
-are not sent. Storage functions take a `Connection` first: it is asyncpg's, seen through what they
+are not sent. `{own r}` in one stands for the caller's right to the machine of the row `r`, `{here
+w.id}` for the caller's right to the workspace of that id: the same words in every statement that a
+daemon's request ends in, with the caller in $2 and $3 (`Caller.args`). Storage functions take a `Connection` first: it is asyncpg's, seen through what they
 may use of it, so that nothing outside `server/database.py` can hold or release one. Pure after
 loading.
 """
@@ -20,7 +22,22 @@ Record: TypeAlias = Mapping[str, Any]
 """A row. uuid columns are canonical strings, jsonb columns plain values, times aware datetimes."""
 
 _HEAD = re.compile(r"^-- name: *(\w+) *$", re.MULTILINE)
+_RIGHT = re.compile(r"\{(own|here) ([\w.]+)\}")
 _COMMENT = re.compile(r"^\s*--.*$\n?", re.MULTILINE)
+
+
+_MEMBER = """($3::text[] is null or {workspace} = ($3::text[])[1]::uuid)
+    and ($2::uuid is null or exists (select from member own_member
+        where own_member.workspace_id = {workspace} and own_member.user_id = $2::uuid))"""
+
+_RIGHTS = {
+    "here": f"(case when {_MEMBER} then true end)",
+    "own": f"""(case when {_MEMBER}
+    then ($3::text[] is null or coalesce({{row}}.daemon_id = ($3::text[])[2], false))
+        and ($2::uuid is null or coalesce({{row}}.owner_id = $2::uuid, false)) end)""",
+}
+"""True, or for `own` false where the caller is at home but the machine is somebody else's; null for
+strangers to the workspace. A machine's token stands for its maker (in $2) at that one machine."""
 
 
 class Connection(Protocol):
@@ -58,8 +75,16 @@ def parse(text: str) -> Queries:
         name = head[1]
         if name in queries:
             raise ValueError(f"statement {name!r} is defined twice")
-        queries[name] = _COMMENT.sub("", text[head.end() : end]).strip().rstrip(";").rstrip()
+        statement = _COMMENT.sub("", text[head.end() : end]).strip().rstrip(";").rstrip()
+        queries[name] = _RIGHT.sub(_right, statement)
     return queries
+
+
+def _right(named: re.Match[str]) -> str:
+    """The condition a short form stands for."""
+    row = named[2]
+    workspace = row if named[1] == "here" else f"{row}.workspace_id"
+    return _RIGHTS[named[1]].format(row=row, workspace=workspace)
 
 
 def load(name: str) -> Queries:

@@ -6,9 +6,7 @@
 select a.id as agent_id, a.runtime_id, a.archived_at is not null as archived, s.id as squad_id,
        s.archived_at is not null as squad_archived, r.status = 'online' as online,
        coalesce(r.metadata ->> 'cli_version', '') as cli_version,
-       a.visibility <> 'private' or $4::uuid is null or coalesce(a.owner_id = $4::uuid, false)
-       or exists (select from member m where m.workspace_id = $1 and m.user_id = $4::uuid
-                  and m.role in ('owner', 'admin')) as open
+       may_use_agent(a.id, a.visibility, a.owner_id, a.workspace_id, $4::uuid) as open
 from (select 1) one
 left join squad s on s.id = $3::uuid and s.workspace_id = $1
 join agent a on a.workspace_id = $1 and a.id = coalesce($2::uuid, s.leader_id)

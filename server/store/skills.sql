@@ -116,3 +116,11 @@ select s.id, s.name, s.description, s.content,
                  from skill_file f where f.skill_id = s.id), '{}') as files
 from agent_skill k join skill s on s.id = k.skill_id
 where k.agent_id = $1 and s.id = any($2::uuid[]);
+
+-- name: named_like
+-- A skill of that name, locked, and those whose names begin like copies of it. $1 workspace, $2 name,
+-- $3 how copies begin
+select id, name, created_by from skill
+where workspace_id = $1 and (name = $2 or starts_with(name, $3))
+order by id
+for no key update;

@@ -33,7 +33,7 @@ async def lock_squad(conn: Connection, workspace_id: str, squad_id: str) -> Squa
 async def create_squad(
     conn: Connection, workspace_id: str, creator_id: str, values: Mapping[str, Any]
 ) -> Squad:
-    """Make a squad; `values`: name, description, avatar_url, leader_id."""
+    """Make a squad; `values`: name, description, instructions, avatar_url, leader_id."""
     squad_id = await conn.fetchval(
         SQL.create_squad,
         workspace_id,
@@ -42,6 +42,7 @@ async def create_squad(
         values["avatar_url"],
         values["leader_id"],
         creator_id,
+        values["instructions"],
     )
     made = await get_squad(conn, workspace_id, squad_id)
     assert made is not None

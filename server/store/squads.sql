@@ -27,8 +27,9 @@ select id from agent where workspace_id = $1 and id = $2 and archived_at is null
 
 -- name: create_squad
 with made as (
-    insert into squad (workspace_id, name, description, avatar_url, leader_id, creator_id)
-    values ($1, $2, $3, $4, $5, $6)
+    insert into squad (workspace_id, name, description, avatar_url, leader_id, creator_id,
+                       instructions)
+    values ($1, $2, $3, $4, $5, $6, $7)
     returning *
 ), led as (
     insert into squad_member (squad_id, member_type, member_id, role)

@@ -132,12 +132,15 @@ where t.status = 'queued'
 limit 1000;
 
 -- name: forget_runtimes
--- Machines gone for $1 that no agent is bound to and no task remembers.
+-- Machines gone for $1 that no agent is bound to and that have nothing left to do; what they have done
+-- stays.
 delete from agent_runtime r
 where r.status = 'offline'
   and coalesce(r.last_seen_at, r.created_at) < statement_timestamp() - $1::interval
   and not exists (select from agent a where a.runtime_id = r.id)
-  and not exists (select from agent_task_queue t where t.runtime_id = r.id)
+  and not exists (select from agent_task_queue t
+                  where t.runtime_id = r.id
+                    and t.status in ('queued', 'dispatched', 'waiting_local_directory', 'running'))
 returning r.id, r.workspace_id;
 
 -- name: forget_tokens
@@ -149,7 +152,7 @@ delete from task_token where expires_at < statement_timestamp();
 -- away with the agent, the issue or the chat.
 -- $1 how long a token lives
 with away as materialized (
-    select id, agent_id, issue_id, chat_session_id, back_at, completed_at
+    select id, agent_id, issue_id, chat_session_id, autopilot_run_id, back_at, completed_at
     from agent_task_queue
     where presumed and status = 'failed' and failure_reason = 'runtime_offline' and late is null
       and completed_at > statement_timestamp() - $1::interval
@@ -167,7 +170,9 @@ where k.task_id = t.id
        or exists (select from agent a where a.id = t.agent_id and a.archived_at is not null)
        or exists (select from issue i where i.id = t.issue_id and i.status = 'cancelled')
        or (t.chat_session_id is not null
-           and not exists (select from chat_session c where c.id = t.chat_session_id)))
+           and not exists (select from chat_session c where c.id = t.chat_session_id))
+       or (t.autopilot_run_id is not null
+           and not exists (select from autopilot_run r where r.id = t.autopilot_run_id)))
 returning k.token_hash;
 
 -- name: forget_daemon_tokens

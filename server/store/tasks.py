@@ -14,6 +14,7 @@ import attrs
 
 from server.errors import Foreign, NotFound
 from server.store.queries import Connection, Record, load
+from shared import depth
 from shared.times import fine_stamp, parse_stamp, stamp
 from shared.wire.task import Task, TaskMessagePayload, kind_of
 
@@ -24,32 +25,40 @@ _HOME: Final = re.compile(r"^(?:[A-Za-z]:)?/(?:Users|home)/[^/]+/", re.IGNORECAS
 
 @attrs.frozen(kw_only=True)
 class Caller:
-    """Whose right to a row a statement checks: a user's, or a daemon token's workspace."""
+    """Whose right to a machine a statement checks: the user's who owns it.
+
+    A machine's token stands for who made it (`user_id`, None for tokens older than makers) at the one
+    machine it was made for (`workspace_id` and `daemon_id`, None for everybody else).
+    """
 
     user_id: str | None
-    workspace_id: str | None
-    owner_id: str | None = None
-    """Who owns what a daemon token's bearer registers: the one who made the token."""
+    workspace_id: str | None = None
+    daemon_id: str | None = None
 
     @property
-    def args(self) -> tuple[str | None, str | None]:
+    def args(self) -> tuple[str | None, list[str | None] | None]:
         """The values of $user and $bound. Someone who is neither is nobody's member."""
         if self.user_id is None and self.workspace_id is None:
             raise Foreign
-        return self.user_id, self.workspace_id
+        bound = None if self.workspace_id is None else [self.workspace_id, self.daemon_id]
+        return self.user_id, bound
 
 
-def caller_args(caller: Caller | None) -> tuple[str | None, str | None]:
+def caller_args(caller: Caller | None) -> tuple[str | None, list[str | None] | None]:
     """The values of $user and $bound; None for callers that were checked before."""
     return (None, None) if caller is None else caller.args
 
 
 def seen(row: Record | None, missing: str = "task not found") -> Record:
-    """Return the row if it exists and the caller may see it. Raises NotFound, Foreign."""
-    if row is None:
-        raise NotFound(missing)
-    if not row["allowed"]:
+    """Return the row if it exists and the caller may see it. Raises NotFound, Foreign.
+
+    On a machine of somebody else's in the caller's own workspace it does not exist for them; what
+    belongs to another workspace has a text on which no daemon acts.
+    """
+    if row is not None and row["allowed"] is None:
         raise Foreign
+    if row is None or not row["allowed"]:
+        raise NotFound(missing)
     return row
 
 
@@ -88,7 +97,7 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         "started_at": try_moment(row["started_at"]),
         "completed_at": try_moment(row["completed_at"]),
         "result": row["result"],
-        "error": row["error"],
+        "error": row["error"] or _out_of_reach(row),
         "failure_reason": row["failure_reason"] or "",
         "attempt": row["attempt"],
         "max_attempts": row["max_attempts"],
@@ -114,6 +123,12 @@ def base_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _out_of_reach(row: Mapping[str, Any]) -> str | None:
+    """What tables that know no `unreachable_since` show of a run whose machine is silent."""
+    since = try_moment(row["unreachable_since"])
+    return f"its machine cannot be reached since {since}" if since else None
+
+
 def task_of(row: Mapping[str, Any]) -> Task:
     """The base task object of a row."""
     return Task(**base_fields(row))
@@ -128,7 +143,7 @@ def message_of(row: Mapping[str, Any]) -> TaskMessagePayload:
         type=row["type"],
         tool=row["tool"] or "",
         content=row["content"] or "",
-        input=row["input"],
+        input=depth.cut(row["input"]),  # what was stored before there was a bound
         output=row["output"] or "",
         created_at=fine_stamp(row["created_at"]),
     )

@@ -1,16 +1,15 @@
 -- A task's life. Every transition is one conditional update; no row means that the race was lost.
--- Who calls is checked where the row is read: $user and $bound (a daemon token's workspace) are both
--- null for callers that were checked before.
+-- Who calls is checked where the row is read (`{own r}`, see queries.py): a task answers to who owns
+-- the machine it is on. $user and $bound (a machine token's workspace and daemon) are both null for
+-- callers that were checked before.
 
 -- name: lock_claimable
 -- What a claim decides on, locked: the runtimes with the caller's right to them, and their agents
 -- that have something queued. The claim itself must be a second statement: only a new snapshot sees
 -- what the previous holder of an agent's lock has committed. $1 runtimes, $2 user, $3 bound
 with runtime as (
-    select r.id, r.owner_id,
-           coalesce($2::uuid, $3::uuid) is null or r.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = r.workspace_id and m.user_id = $2::uuid) as allowed,
+    select r.id, r.owner_id, r.visibility,
+           {own r} as allowed,
            exists (select from agent_task_queue t
                    where t.runtime_id = r.id and t.status = 'dispatched' and t.started_at is null
                      and t.dispatched_at < now() - $4::interval
@@ -20,8 +19,11 @@ with runtime as (
     where r.id = any($1::uuid[])
 ), locked as (
     select a.id, a.runtime_id
-    from agent a
-    where a.runtime_id in (select id from runtime where allowed) and a.archived_at is null
+    from agent a join runtime r on r.id = a.runtime_id
+    where r.allowed and a.archived_at is null
+      -- a machine that changed hands works for agents put there before only if it is open to all
+      and (a.placed_under is null or a.placed_under = r.owner_id or a.owner_id = r.owner_id
+           or r.visibility = 'public')
       and exists (select from agent_task_queue t where t.agent_id = a.id and t.status = 'queued')
     order by a.id
     for no key update of a
@@ -34,7 +36,7 @@ from runtime r;
 -- Hand at most one task to each of the runtimes: first a claim whose answer was lost, else the first
 -- queued task of an agent with capacity and without a run in the same place. A task follows its
 -- agent to the runtime it is on now. The token is stored with the claim, so that neither exists
--- alone. $1 runtimes, $2 a token hash for each, $3 the agents locked, $4 after how long a claim is
+-- alone; it stands for the agent's owner, not for whose machine the agent may use. $1 runtimes, $2 a token hash for each, $3 the agents locked, $4 after how long a claim is
 -- delivered again, $5 lease, $6 life of the token, $7 the failure reasons that
 -- spoil a session, $8 whether the daemon wants to know only which skills there are
 with wanted as (
@@ -103,8 +105,11 @@ with wanted as (
     returning t.*, c.again, c.token_hash, c.owner_id
 ), minted as (
     insert into task_token (token_hash, task_id, agent_id, workspace_id, user_id, expires_at)
-    select token_hash, id, agent_id, workspace_id, owner_id, statement_timestamp() + $6::interval
-    from taken
+    select t.token_hash, t.id, t.agent_id, t.workspace_id, coalesce(m.user_id, t.owner_id),
+           statement_timestamp() + $6::interval
+    from taken t
+    join agent a on a.id = t.agent_id
+    left join member m on m.workspace_id = t.workspace_id and m.user_id = a.owner_id
 ), busy as (
     update agent a set status = 'working', updated_at = statement_timestamp()
     from taken t
@@ -152,18 +157,22 @@ left join app_user starter on coalesce(t.initiator_type, c.author_type) = 'membe
 left join agent starter_agent on coalesce(t.initiator_type, c.author_type) = 'agent'
     and starter_agent.id = coalesce(t.initiator_id, c.author_id)
 left join lateral (
-    -- a session that some run spoilt is not good again because an older run was
+    -- where the agent left off, on the issue or in the chat. A session that some run spoilt is not
+    -- good again because an older run was, and a rerun leaves behind what was before it
     select p.session_id, p.work_dir, p.runtime_id
     from (
         select q.*, bool_or(q.status = 'failed' and (
                    coalesce(q.failure_reason, '') = any($7::text[])
                    or (coalesce(q.error, '') ilike '%invalid_request_error%'
-                       and q.error like '%400%'))) over (partition by q.session_id) as spoilt
+                       and q.error like '%400%'))) over (partition by q.session_id) as spoilt,
+               max(q.created_at) filter (where q.force_fresh_session and q.parent_task_id is null)
+                   over () as rerun_at
         from agent_task_queue q
-        where q.issue_id = t.issue_id and q.agent_id = t.agent_id and q.session_id is not null
-          and q.status in ('completed', 'failed')
+        where (q.issue_id = t.issue_id or q.chat_session_id = t.chat_session_id)
+          and q.agent_id = t.agent_id and q.status in ('completed', 'failed', 'cancelled')
     ) p
-    where not p.spoilt and not t.force_fresh_session
+    where p.session_id is not null and not p.spoilt and not t.force_fresh_session
+      and p.created_at >= coalesce(p.rerun_at, '-infinity')
     order by coalesce(p.completed_at, p.started_at, p.dispatched_at, p.created_at) desc
     limit 1
 ) prior on true
@@ -230,19 +239,16 @@ select * from agent_task_queue where id = $1;
 -- name: see_task
 -- A task and the caller's right to it. $1 task, $2 user, $3 bound
 select t.*,
-       coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
-from agent_task_queue t
+       {own r} as allowed
+from agent_task_queue t join agent_runtime r on r.id = t.runtime_id
 where t.id = $1;
 
 -- name: start
 -- The agent is about to run. $4 the statuses this is possible from
 with task as (
-    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    select t.id, {own r} as allowed
     from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), changed as (
     update agent_task_queue t
@@ -260,10 +266,9 @@ where not exists (select from changed);
 -- name: wait_local_directory
 -- Another task holds the directory. $4 the statuses this is possible from, $5 reason, $6 lease
 with task as (
-    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    select t.id, {own r} as allowed
     from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), changed as (
     update agent_task_queue t
@@ -281,10 +286,9 @@ where not exists (select from changed);
 -- name: extend_lease
 -- The daemon is still preparing. $4 the statuses this is possible from, $5 runtime, $6 lease
 with task as (
-    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    select t.id, {own r} as allowed
     from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
     where t.id = $1 and t.runtime_id = $5::uuid
 ), changed as (
     update agent_task_queue t
@@ -301,11 +305,10 @@ where not exists (select from changed);
 -- name: set_progress
 -- Remember the last progress for readers who come later. $4 the progress
 with task as (
-    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id,
-           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    select t.id, t.workspace_id, t.status, t.chat_session_id, t.initiator_id, t.agent_private,
+           t.agent_owner_id, {own r} as allowed
     from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), changed as (
     update agent_task_queue t set progress = $4::jsonb
@@ -318,10 +321,9 @@ select * from task;
 -- name: pin_session
 -- Remember the agent's session as soon as it is known. $4 session, $5 directory
 with task as (
-    select t.id, coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    select t.id, {own r} as allowed
     from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), changed as (
     update agent_task_queue t
@@ -341,10 +343,9 @@ select * from task;
 -- the batch goes behind all there is. No new row: one row without a seq. $4 the batch
 with task as (
     select t.id, t.issue_id, t.workspace_id, t.chat_session_id, t.initiator_id, t.seq_base,
-           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+           t.agent_private, t.agent_owner_id, {own r} as allowed
     from agent_task_queue t
+    join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), sent as materialized (
     select *
@@ -374,17 +375,16 @@ with task as (
     returning *
 )
 select task.allowed, task.workspace_id, task.issue_id, task.chat_session_id, task.initiator_id,
-       added.*
+       task.agent_private, task.agent_owner_id, added.*
 from task left join added on true
 order by added.seq;
 
 -- name: list_messages
 -- The transcript after $4, for a daemon. No row beyond it: one row without a seq.
-select coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-       or exists (select from member m
-                  where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed,
+select {own r} as allowed,
        t.workspace_id, t.issue_id, m.*
 from agent_task_queue t
+join agent_runtime r on r.id = t.runtime_id
 left join task_message m on m.task_id = t.id and m.seq > $4::bigint
 where t.id = $1
 order by m.seq;
@@ -392,12 +392,10 @@ order by m.seq;
 -- name: add_usage
 -- Totals so far, by provider and model; they replace what was reported before. $4 the entries
 with task as (
-    select t.id, r.provider,
-           coalesce($2::uuid, $3::uuid) is null or t.workspace_id = $3::uuid
-           or exists (select from member m
-                      where m.workspace_id = t.workspace_id and m.user_id = $2::uuid) as allowed
+    select t.id, coalesce(r.provider, '') as provider,
+           {own r} as allowed
     from agent_task_queue t
-    join agent_runtime r on r.id = t.runtime_id
+    left join agent_runtime r on r.id = t.runtime_id
     where t.id = $1
 ), stored as (
     insert into task_usage (task_id, provider, model, input_tokens, output_tokens,

@@ -32,6 +32,7 @@ __all__ = [
     "Filters",
     "Parent",
     "active_tasks",
+    "ancestors",
     "child_progress",
     "create_issue",
     "delete_issues",
@@ -51,8 +52,7 @@ __all__ = [
     "search_issues",
     "set_metadata",
     "task_messages",
-    "update_issue",
-    "would_circle",
+    "update_issues",
 ]
 
 SQL = load("work")
@@ -116,9 +116,14 @@ async def lock_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | N
     return await _one(conn, SQL.lock_issue, workspace_id, ref)
 
 
-async def lock_issues(conn: Connection, workspace_id: str, issue_ids: Sequence[str]) -> list[Issue]:
-    """Return those of the issues that are in the workspace, locked, in no useful order."""
-    rows = await conn.fetch(SQL.lock_issues, workspace_id, issue_ids)
+async def lock_issues(
+    conn: Connection, workspace_id: str, issue_ids: Sequence[str], *, parents: bool = False
+) -> list[Issue]:
+    """Return those of the issues that are in the workspace, locked, in no useful order.
+
+    With `parents` theirs are locked too: the change may move them.
+    """
+    rows = await conn.fetch(SQL.lock_issues, workspace_id, issue_ids, parents)
     return [issue_of(row) for row in rows]
 
 
@@ -192,10 +197,10 @@ async def find_parent(conn: Connection, workspace_id: str, issue_id: str) -> Par
     return Parent(id=row["id"], project_id=row["project_id"])
 
 
-async def would_circle(conn: Connection, workspace_id: str, issue_id: str, parent_id: str) -> bool:
-    """Tell whether the issue is its new parent or an ancestor of it (ten levels up)."""
+async def ancestors(conn: Connection, workspace_id: str, issue_id: str) -> set[str]:
+    """Return the issue's id and its ancestors', ten levels up; nobody else changes parents now."""
     await conn.execute(SQL.lock_family, workspace_id)
-    return bool(await conn.fetchval(SQL.is_ancestor, parent_id, issue_id))
+    return {row["id"] for row in await conn.fetch(SQL.ancestors, issue_id)}
 
 
 async def find_duplicate(
@@ -245,11 +250,27 @@ async def create_issue(conn: Connection, workspace_id: str, values: Mapping[str,
     return issue_of(row)
 
 
-async def update_issue(conn: Connection, issue: Issue, changes: Mapping[str, Any]) -> Issue:
-    """Write the given columns of a locked issue and no others; dates are `YYYY-MM-DD` or None."""
-    row = await conn.fetchrow(SQL.update_issue, issue.id, dict(changes))
-    assert row is not None
-    return attrs.evolve(issue_of(row, identified=False), identifier=issue.identifier)
+async def update_issues(
+    conn: Connection, issues: Sequence[Issue], changes: Mapping[str, Any]
+) -> list[Issue]:
+    """Write the given columns of locked issues and no others; dates are `YYYY-MM-DD` or None.
+
+    Returns the issues as they are now, in the order given.
+    """
+    rows = await conn.fetch(SQL.update_issues, [issue.id for issue in issues], dict(changes))
+    found = {row["id"]: row for row in rows}
+    return [
+        attrs.evolve(issue_of(found[issue.id], identified=False), identifier=issue.identifier)
+        for issue in issues
+    ]
+
+
+async def others_wrote(
+    conn: Connection, agent_id: str, *, issue_ids: Sequence[str] = (), below: str | None = None
+) -> bool:
+    """Tell whether others than the agent wrote or attached what would go with these."""
+    found: bool = await conn.fetchval(SQL.others_wrote, agent_id, list(issue_ids), below)
+    return found
 
 
 async def delete_issues(conn: Connection, issue_ids: Sequence[str]) -> None:

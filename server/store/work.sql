@@ -22,12 +22,21 @@ where i.workspace_id = $1 and (i.id = $2::uuid or i.number = $3::int)
 for no key update of i;
 
 -- name: lock_issues
--- Several issues by id, always locked in the same order so that two batches cannot deadlock.
+-- Several issues by id, always locked in the same order so that two batches cannot deadlock. With $3
+-- their parents too, which a change of theirs may move; they are not returned.
+with held as (
+    select i.* from issue i
+    where i.workspace_id = $1
+      and (i.id = any($2::uuid[])
+           or ($3::boolean and i.id in (select c.parent_issue_id from issue c
+                                        where c.workspace_id = $1 and c.id = any($2::uuid[]))))
+    order by i.id
+    for no key update of i
+)
 select i.*, w.issue_prefix
-from issue i join workspace w on w.id = i.workspace_id
-where i.workspace_id = $1 and i.id = any($2::uuid[])
-order by i.id
-for no key update of i;
+from held i join workspace w on w.id = i.workspace_id
+where i.id = any($2::uuid[])
+order by i.id;
 
 -- name: lock_doomed
 -- As lock_issues, for deleting: nobody even points at them until this transaction ends.
@@ -132,8 +141,8 @@ with counter as (
 )
 select made.*, counter.issue_prefix from made, counter;
 
--- name: update_issue
--- Change only what was sent: $2 is an object of new values, absent keys stay as they are now.
+-- name: update_issues
+-- Change only what was sent. $1 issues; $2 is an object of new values, absent keys stay as they are now.
 update issue set
     title = case when $2::jsonb ? 'title' then $2->>'title' else title end,
     description = case when $2::jsonb ? 'description' then $2->>'description' else description end,
@@ -154,7 +163,7 @@ update issue set
         then ($2->>'start_date')::date else start_date end,
     due_date = case when $2::jsonb ? 'due_date' then ($2->>'due_date')::date else due_date end,
     updated_at = now()
-where id = $1
+where id = any($1::uuid[])
 returning *;
 
 -- name: delete_issues
@@ -168,8 +177,8 @@ select id, project_id from issue where workspace_id = $1 and id = $2 for key sha
 -- Changes of parents go one after the other, so that two of them cannot make a circle.
 select pg_advisory_xact_lock(hashtextextended('issue-parent|' || $1::uuid, 0));
 
--- name: is_ancestor
--- Whether $2 is $1 itself or one of its ancestors, at most ten levels up.
+-- name: ancestors
+-- $1 itself and its ancestors, at most ten levels up.
 with recursive up (id, parent_id, depth) as (
     select id, parent_issue_id, 0 from issue where id = $1
     union all
@@ -177,7 +186,7 @@ with recursive up (id, parent_id, depth) as (
     from up join issue i on i.id = up.parent_id
     where up.depth < 10
 )
-select exists (select from up where id = $2);
+select id from up;
 
 -- name: set_metadata
 -- One key, if it exists or there is room for it. No row: too many keys or too large.
@@ -238,3 +247,22 @@ from workspace w
     left join issue i on i.id = page.id
 where w.id = $1
 order by page.place;
+
+-- name: others_wrote
+-- Whether anybody but an agent wrote or attached something. $1 agent, $2 issues it would go with,
+-- $3 or a comment that it hangs below
+with recursive below as (
+    select id from comment where id = $3::uuid
+    union
+    select c.id from comment c join below b on c.parent_id = b.id
+)
+select exists (
+    select from comment c
+    where (c.issue_id = any($2::uuid[]) or c.id in (select id from below))
+      and not (c.author_type = 'system' or (c.author_type = 'agent' and c.author_id = $1))
+) or exists (
+    select from attachment f
+    where (f.issue_id = any($2::uuid[]) or f.comment_id in (select id from below)
+           or f.comment_id in (select id from comment where issue_id = any($2::uuid[])))
+      and not (f.uploader_type = 'agent' and f.uploader_id = $1)
+);

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from server.consequences import Consequence, TokensRevoked
+from server.store.access import Seat
 from shared import times
 from shared.wire.event import Event
 
@@ -38,6 +39,10 @@ class Identity:
     task_id: str | None = None
     workspace_id: str | None = None
     daemon_id: str | None = None
+    owner_id: str | None = None
+    issue_id: str | None = None
+    parent_id: str | None = None
+    chat_id: str | None = None
     expires_in: float | None = None
     """Seconds from the look-up on; None means no end."""
 
@@ -77,7 +82,7 @@ class AccessCache:
 
     def __init__(self) -> None:
         self._identities: _Table[Identity] = _Table()
-        self._memberships: _Table[tuple[str, str]] = _Table()
+        self._memberships: _Table[Seat] = _Table()
 
     async def identity(
         self, key: str, look_up: Callable[[], Awaitable[Identity | None]]
@@ -94,9 +99,9 @@ class AccessCache:
         return found
 
     async def membership(
-        self, user_id: str, ref: str, look_up: Callable[[], Awaitable[tuple[str, str] | None]]
-    ) -> tuple[str, str] | None:
-        """(workspace id, role) of a user in the workspace named by `ref`, an id or `slug:<slug>`."""
+        self, user_id: str, ref: str, look_up: Callable[[], Awaitable[Seat | None]]
+    ) -> Seat | None:
+        """A user's place in the workspace named by `ref`, an id or `slug:<slug>`."""
         key = (user_id, ref)
         kept = self._memberships.get(key)
         if kept is not None:

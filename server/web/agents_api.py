@@ -18,15 +18,18 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import enqueue, finish
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.dispatch.events import agent_whose
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import agents, runs
-from server.store.agents import StoredAgent, Viewer
+from server.store.agents import StoredAgent
 from server.store.queries import Connection
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
 from server.web.fields import Fields
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
+from shared import codec
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
 from shared.wire.task import Task
@@ -39,6 +42,7 @@ DEFAULT_TASKS: Final = 6
 MOST_ARGS: Final = 256
 MOST_ENV: Final = 256
 
+MODES: Final = ("private", "public_to")
 VISIBILITIES: Final = ("private", "workspace")
 STATUSES: Final = ("idle", "working", "blocked", "error", "offline")
 
@@ -64,7 +68,7 @@ async def list_agents(request: Request) -> Response:
     unit = partial(
         agents.list_agents,
         workspace_id=caller.workspace_id,
-        viewer=viewer_of(caller),
+        viewer=caller.caller,
         include_archived=query(request).flag("include_archived"),
     )
     return answer(await read(request, unit))
@@ -93,12 +97,16 @@ async def create_agent(request: Request) -> Response:
         "mcp_config": sent.value("mcp_config"),
         "model": sent.text("model"),
         "thinking_level": sent.text("thinking_level"),
-        "visibility": sent.one_of("visibility", VISIBILITIES, "private"),
+        "visibility": visibility_of(sent) or "private",
         "max_concurrent_tasks": _most_tasks(sent),
     }
+    _refuse(sent)
     if runtime_id is None:
         raise Invalid("runtime_id is required")
-    viewer = viewer_of(caller)
+    owner_id = caller.caller.user_id
+    if caller.caller.is_agent:
+        values["visibility"] = "private"  # to its maker's owner, whatever was asked for
+    viewer = caller.caller
 
     async def unit(conn: Connection) -> _Told:
         runtime = await _usable_runtime(conn, caller, runtime_id)
@@ -106,14 +114,14 @@ async def create_agent(request: Request) -> Response:
         made = await agents.create_agent(
             conn,
             workspace_id=caller.workspace_id,
-            owner_id=caller.actor.user_id,
+            owner_id=owner_id,
             runtime=runtime,
             values=values,
             viewer=viewer,
         )
         if made is None:
             raise _name_taken(str(values["name"]))
-        return made, (_told(caller, "agent:created", made),)
+        return made, (agent_event(caller, "agent:created", made),)
 
     return answer(await write(request, unit), 201)
 
@@ -129,6 +137,8 @@ async def update_agent(request: Request) -> Response:
     runtime_id = sent.id("runtime_id")
 
     async def unit(conn: Connection) -> _Told:
+        if runtime_id is not None:  # machines are locked before their agents
+            await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
         before = await managed_agent(conn, caller, agent_id)
         written = dict(changes)
         if "runtime_config" in written:
@@ -143,10 +153,10 @@ async def update_agent(request: Request) -> Response:
             if "model" not in written and _is_foreign(provider, before.shown.model):
                 written["model"] = ""
         _check_level(provider, written.get("thinking_level", before.shown.thinking_level))
-        changed = await agents.update_agent(conn, agent_id, written, viewer_of(caller))
+        changed = await agents.update_agent(conn, agent_id, written, caller.caller)
         if changed is None:
             raise _name_taken(str(written.get("name", before.shown.name)))
-        told: list[Consequence] = [_told(caller, "agent:status", changed)]
+        told: list[Consequence] = [agent_event(caller, "agent:status", changed)]
         if {"runtime_id", "max_concurrent_tasks"} & set(written):
             told += await enqueue.wake(conn, agent_id)  # what waits may have a place now
         return changed, told
@@ -162,13 +172,11 @@ async def archive_agent(request: Request) -> Response:
     async def unit(conn: Connection) -> _Told:
         await finish.hold_agent(conn, agent_id)
         await managed_agent(conn, caller, agent_id)
-        archived = await agents.archive_agent(
-            conn, agent_id, caller.actor.user_id, viewer_of(caller)
-        )
+        archived = await agents.archive_agent(conn, agent_id, caller.actor.user_id, caller.caller)
         if archived is None:
             raise Conflict("agent is already archived")
         cancelled = await finish.cancel_agent(conn, agent_id)
-        return archived, (*cancelled, _told(caller, "agent:archived", archived))
+        return archived, (*cancelled, agent_event(caller, "agent:archived", archived))
 
     return answer(await write(request, unit))
 
@@ -180,10 +188,10 @@ async def restore_agent(request: Request) -> Response:
 
     async def unit(conn: Connection) -> _Told:
         await managed_agent(conn, caller, agent_id)
-        restored = await agents.restore_agent(conn, agent_id, viewer_of(caller))
+        restored = await agents.restore_agent(conn, agent_id, caller.caller)
         if restored is None:
             raise Conflict("agent is not archived")
-        return restored, (_told(caller, "agent:restored", restored),)
+        return restored, (agent_event(caller, "agent:restored", restored),)
 
     return answer(await write(request, unit))
 
@@ -221,7 +229,7 @@ async def task_snapshot(request: Request) -> Response:
     unit = partial(
         runs.task_snapshot,
         workspace_id=caller.workspace_id,
-        only_private_of=viewer_of(caller).sees_private_of,
+        gate=caller.caller.gate,
         chats_of=_chats_of(caller),
     )
     return answer(await read(request, unit))
@@ -235,27 +243,20 @@ def _chats_of(caller: Membership) -> str | None:
 # --- rules ----------------------------------------------------------------------------------------
 
 
-def may_use(viewer: Viewer, agent: Agent) -> bool:
-    """Tell whether the viewer may see and use the agent (06 §3.4)."""
-    return viewer.may_use(visibility=agent.visibility, owner_id=agent.owner_id)
-
-
 async def usable_agent(conn: Connection, caller: Membership, agent_id: str) -> Agent:
-    viewer = viewer_of(caller)
-    found = await agents.get_agent(conn, caller.workspace_id, agent_id, viewer)
+    found = await agents.get_agent(conn, caller.workspace_id, agent_id, caller.caller)
     if found is None:
         raise NotFound("agent not found")
-    if not may_use(viewer, found):
-        raise Forbidden("you do not have access to this agent")
-    return found
+    agent, thing = found
+    caller.check(thing, "agent.use")
+    return agent
 
 
 async def managed_agent(conn: Connection, caller: Membership, agent_id: str) -> StoredAgent:
     found = await agents.lock_agent(conn, caller.workspace_id, agent_id)
     if found is None:
         raise NotFound("agent not found")
-    if not viewer_of(caller).may_manage(found.shown.owner_id):
-        raise Forbidden("insufficient permissions")
+    caller.check(agents.agent_thing(found.shown.visibility, found.shown.owner_id))
     return found
 
 
@@ -263,9 +264,19 @@ async def _usable_runtime(conn: Connection, caller: Membership, runtime_id: str)
     runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise Invalid("runtime_id does not name a runtime of this workspace")
-    if runtime.visibility == "private" and not viewer_of(caller).may_manage(runtime.owner_id):
-        raise Forbidden("this runtime is private")
+    caller.check(await runtime_thing(conn, caller, runtime), "runtime.use")
     return runtime
+
+
+async def runtime_thing(conn: Connection, caller: Membership, runtime: Runtime) -> Thing:
+    """A runtime as the table of rights knows it: an agent's are the one it runs on, and its owner's."""
+    kind = "private" if runtime.visibility == "private" else ""
+    known = caller.caller
+    mine = known.is_agent and (
+        (runtime.owner_id is not None and runtime.owner_id == known.user_id)
+        or await conn.fetchval(agents.SQL.runs_on, known.agent_id, runtime.id) is not None
+    )
+    return Thing(kind=kind, people=(runtime.owner_id,), mine=mine)
 
 
 def _check_level(provider: str, level: str) -> None:
@@ -288,10 +299,21 @@ def _name_taken(name: str) -> Conflict:
     return Conflict(f"an agent named {name!r} already exists in this workspace")
 
 
-def _told(caller: Membership, kind: str, agent: Agent) -> Event:
-    """Everybody in the workspace hears it: without what only some may see."""
-    shown = attrs.evolve(agent, mcp_config=None, mcp_config_redacted=True)
-    return event(caller, kind, agent=shown)
+def agent_event(caller: Membership, kind: str, agent: Agent, **payload: Any) -> Event:
+    """Tell who may see an agent that it changed, or with a payload what; never how it works."""
+    shown = {
+        key: value for key, value in codec.unstructure(agent).items() if key not in _HOW_IT_WORKS
+    }
+    told = event(caller, kind, **(payload or {"agent": shown}))
+    return attrs.evolve(told, **agent_whose(agent.visibility, agent.owner_id))
+
+
+_HOW_IT_WORKS: Final = frozenset(
+    {
+        *("instructions", "runtime_config", "custom_args", "mcp_config", "mcp_config_redacted"),
+        *("has_custom_env", "custom_env_key_count"),
+    }
+)
 
 
 # --- bodies ---------------------------------------------------------------------------------------
@@ -328,7 +350,46 @@ def environment_of(sent: Fields) -> dict[str, str]:
     return environment
 
 
+def visibility_of(sent: Fields) -> str | None:
+    """Who may set an agent to work, in either of the protocol's spellings; None: nothing said.
+
+    The later one is `permission_mode` (`private`, `public_to`) with `invocation_targets`, which name
+    the workspace here: some of its members alone cannot be named. Raises Invalid.
+    """
+    said = sent.one_of("visibility", VISIBILITIES, "private") if sent.given("visibility") else None
+    targets = sent.value("invocation_targets")
+    if targets is not None and not isinstance(targets, list):
+        raise Invalid("invocation_targets must be a list")
+    for target in targets or ():
+        if not isinstance(target, dict) or target.get("target_type") != "workspace":
+            raise Invalid(
+                "invocation_targets is not supported but for"
+                ' [{"target_type": "workspace"}]: an agent is its owner\'s or everybody\'s'
+            )
+    if not sent.given("permission_mode"):
+        if targets and said != "workspace":
+            raise Invalid('invocation_targets needs permission_mode "public_to"')
+        return said
+    mode = sent.one_of("permission_mode", MODES, "private")
+    if mode == "public_to" and not targets:
+        raise Invalid('permission_mode "public_to" needs invocation_targets')
+    if mode == "private" and targets:
+        raise Invalid('invocation_targets needs permission_mode "public_to"')
+    meant = "private" if mode == "private" else "workspace"
+    if said not in (None, meant):
+        raise Invalid("visibility and permission_mode contradict each other")
+    return meant
+
+
+def _refuse(sent: Fields) -> None:
+    """What later servers of the protocol take and this one cannot do is said, not dropped."""
+    sent.refuse("service_tier", "set it in the agent program's own configuration or custom_args")
+    sent.refuse("execution_mode", "agents run on their owners' machines", "local")
+    sent.refuse("runtime_mode", "agents run on their owners' machines", "local")
+
+
 def _changes(sent: Fields) -> dict[str, Any]:
+    _refuse(sent)
     changes: dict[str, Any] = {}
     if sent.given("name"):
         changes["name"] = _name(sent)
@@ -343,8 +404,8 @@ def _changes(sent: Fields) -> dict[str, Any]:
         changes["custom_args"] = sent.texts("custom_args", most=MOST_ARGS)
     if sent.sent("mcp_config"):
         changes["mcp_config"] = sent.value("mcp_config")
-    if sent.given("visibility"):
-        changes["visibility"] = sent.one_of("visibility", VISIBILITIES, "private")
+    if (visibility := visibility_of(sent)) is not None:
+        changes["visibility"] = visibility
     if sent.given("status"):
         changes["status"] = sent.one_of("status", STATUSES, "idle")
     if sent.given("max_concurrent_tasks"):

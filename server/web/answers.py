@@ -31,6 +31,7 @@ _STATUS: Final[tuple[tuple[type[errors.DomainError], int], ...]] = (
     (errors.Unsupported, 415),
     (errors.Unprocessable, 422),
     (errors.TooMany, 429),
+    (errors.BadGateway, 502),
     (errors.Unavailable, 503),
 )
 

@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from server import rights
 from server.consequences import Consequence
 from server.errors import Forbidden, Invalid, NotFound, TooLarge, Unsupported
+from server.rights import Thing
 from server.store import work
 from server.store.adornments import show_file
 from server.store.attachments import SQL
@@ -27,8 +29,8 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import id_of, text_of
-from server.web.issue_changes import existing
-from server.web.unit import path_id, read, viewer_of, write
+from server.web.issue_changes import existing, work_thing
+from server.web.unit import path_id, read, write, wrote
 
 LARGEST: Final = 25 * 1024 * 1024
 LARGEST_PREVIEW: Final = 2 * 1024 * 1024
@@ -110,13 +112,7 @@ async def delete_attachment(request: Request) -> Response:
     """DELETE /api/attachments/{id}: by who uploaded it, or an admin."""
     caller = await auth.workspace(request)
     row = await _found(request, caller.actor, caller.workspace_id)
-    mine = (row["uploader_type"], row["uploader_id"]) == (
-        caller.actor.actor_type,
-        caller.actor.actor_id,
-    )
-    viewer = viewer_of(caller)
-    if not mine and (viewer.is_agent or not viewer.admin):
-        raise Forbidden("only who uploaded it or an admin can delete it")
+    caller.check(wrote(row["uploader_type"], row["uploader_id"]))
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
         await conn.execute(SQL.remove, row["id"])
@@ -157,7 +153,7 @@ async def _form(request: Request) -> tuple[str, bytes, dict[str, str | None]]:
         data = await file.read()
         place = {
             name: id_of(str(value), name) if (value := form.get(name)) else None
-            for name in ("issue_id", "comment_id", "chat_session_id")
+            for name in ("issue_id", "comment_id", "chat_session_id", "task_id")
         }
         named = text_of((file.filename or "").replace("\\", "/").rsplit("/", 1)[-1])
     if len(data) > LARGEST:
@@ -166,18 +162,38 @@ async def _form(request: Request) -> tuple[str, bytes, dict[str, str | None]]:
 
 
 async def _check_place(conn: Connection, caller: Membership, place: dict[str, str | None]) -> None:
-    """What the file is for is in this workspace; a chat is the caller's own."""
+    """What the file is for is in this workspace; a chat is the caller's own.
+
+    A file for a task is its issue's or its chat's.
+    """
+    if place["task_id"]:
+        task = await conn.fetchrow(SQL.place_of_task, caller.workspace_id, place["task_id"])
+        if task is None:
+            raise Forbidden("task not found in this workspace")
+        if task["issue_id"] is not None:
+            place["issue_id"] = place["issue_id"] or task["issue_id"]
+        elif task["chat_session_id"] is None:
+            raise Invalid("this task has no issue and no chat that a file could belong to")
+        elif caller.actor.task_id == place["task_id"]:
+            place["chat_session_id"] = task["chat_session_id"]
+            return  # an agent's own chat
+        else:
+            place["chat_session_id"] = place["chat_session_id"] or task["chat_session_id"]
     if place["issue_id"]:
         found = await work.hold_issue(conn, caller.workspace_id, place["issue_id"])
         if found is None:
             raise Forbidden("issue not found in this workspace")
-    if place["comment_id"] and not await conn.fetchval(
-        SQL.comment_of, caller.workspace_id, place["comment_id"]
-    ):
-        raise Forbidden("comment not found in this workspace")
+        caller.check(work_thing(caller, found))
+    if place["comment_id"]:
+        on = await conn.fetchval(SQL.comment_of, caller.workspace_id, place["comment_id"])
+        if on is None:
+            raise Forbidden("comment not found in this workspace")
+        if caller.actor.agent_id is not None:
+            issue = existing(await work.get_issue(conn, caller.workspace_id, on))
+            caller.check(work_thing(caller, issue))
     if place["chat_session_id"]:
         owner = await conn.fetchval(SQL.chat_of, caller.workspace_id, place["chat_session_id"])
-        if owner != caller.actor.user_id or caller.actor.agent_id is not None:
+        if not caller.may("chat.write", Thing(people=(owner,))):
             raise Forbidden("chat session not found in this workspace")
 
 
@@ -190,8 +206,10 @@ async def _found(request: Request, actor: auth.Actor, workspace_id: str | None) 
         if row is not None and row["chat_session_id"]:
             owner = await conn.fetchval(SQL.chat_of, row["workspace_id"], row["chat_session_id"])
             # An agent may read what it was given: its own chat's files.
-            if owner != actor.user_id and actor.agent_id is None:
-                return None
+            mine = actor.chat_id == row["chat_session_id"]
+            thing = Thing(kind="private", people=(owner,), mine=mine)
+            # The row was found, so who asks is a member.
+            rights.check(auth.caller_of(actor, "member"), "attachment.read", thing)
         return row
 
     row = await read(request, unit)

@@ -1,8 +1,9 @@
 """Who is calling: from a token or a session cookie to an Actor (spec 01 §2, 06 §2 and §3).
 
 Two entrances: people and agents on `/api` (`user`, `human`, `workspace`), daemons on `/api/daemon`
-(`daemon`). What the client says about itself in headers is believed in one case only: a member may
-name an agent together with a task of that agent.
+(`daemon`). Only a task's token makes an agent: what a client says about itself in headers
+(`X-Agent-ID`, `X-Task-ID`) is not read anywhere. Each entrance looks its route up in the table of
+rights and refuses who can never have the right; endpoints ask again with the facts of the thing.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ import jwt
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from server import rights
 from server.config import Config
 from server.errors import Forbidden, Invalid, NotFound, Unauthenticated
+from server.rights import NOTHING, Thing
 from server.store import access
+from server.store.access import Seat
 from server.web.access import Identity, seconds_left
 from server.web.context import Services, services
 from shared import times
@@ -62,7 +66,9 @@ class CsrfFailed(Forbidden):
 class Actor:
     """The caller. The bound ids are set for task and daemon tokens only.
 
-    For `mdt_` there is no user: `user_id` and `email` are empty.
+    For `mdt_` there is no user: `user_id` and `email` are empty. For `mat_` it is the owner of the
+    runtime, while `owner_id` owns the agent; `issue_id`, `parent_id` and `chat_id` say what its
+    task is about.
     """
 
     user_id: str = ""
@@ -73,6 +79,10 @@ class Actor:
     task_id: str | None = None
     workspace_id: str | None = None
     daemon_id: str | None = None
+    owner_id: str | None = None
+    issue_id: str | None = None
+    parent_id: str | None = None
+    chat_id: str | None = None
 
     @property
     def actor_type(self) -> str:
@@ -85,11 +95,44 @@ class Actor:
 
 @attrs.frozen(kw_only=True)
 class Membership:
-    """The caller in a workspace. `role` is the user's, also when an agent acts (spec 06 §3.2)."""
+    """The caller in a workspace. `role` is the user's, also when an agent acts (spec 06 §3.2).
+
+    `right` is what the route asks for; `agents_may`, what the owner lets agents do besides.
+    """
 
     actor: Actor
     workspace_id: str
     role: str
+    agents_may: frozenset[str] = frozenset()
+    right: str = ""
+
+    @property
+    def caller(self) -> rights.Caller:
+        """The caller as the table of rights knows them."""
+        return caller_of(self.actor, self.role, self.agents_may)
+
+    def may(self, right: str, thing: Thing = NOTHING) -> bool:
+        """Tell whether the caller has a right."""
+        return rights.may(self.caller, right, thing)
+
+    def check(self, thing: Thing = NOTHING, right: str = "") -> None:
+        """Raise the table's refusal unless the caller has the route's right (or another)."""
+        rights.check(self.caller, right or self.right, thing)
+
+
+def caller_of(
+    actor: Actor, role: str | None, agents_may: frozenset[str] = frozenset()
+) -> rights.Caller:
+    """An actor as the table of rights knows them. An agent stands behind its own owner."""
+    return rights.Caller(
+        user_id=actor.user_id if actor.owner_id is None else actor.owner_id,
+        role=role,
+        agent_id=actor.agent_id,
+        task_id=actor.task_id,
+        issue_id=actor.issue_id,
+        daemon_id=actor.daemon_id,
+        agents_may=agents_may,
+    )
 
 
 # --- entrances ------------------------------------------------------------------------------------
@@ -102,7 +145,11 @@ async def user(request: HTTPConnection, *, proof: str | None = None) -> Actor:
     """
     token, cookie = _bearer(request), request.cookies.get(AUTH_COOKIE, "")
     if token:
-        return await actor_of_token(services(request), token, machine_tokens=True)
+        actor = await actor_of_token(services(request), token, machine_tokens=True)
+        if actor.agent_id is not None:
+            # As much as one could have; what it is in the workspace is asked there.
+            _enter(caller_of(actor, "owner", rights.WIDER), right_of(request))
+        return actor
     if not cookie:
         raise UserUnauthenticated("missing authorization")
     actor = await actor_of_session(services(request), cookie, "cookie")
@@ -120,6 +167,20 @@ async def human(request: HTTPConnection, *, proof: str | None = None) -> Actor:
     if actor.token_kind == TASK_TOKEN:
         raise Forbidden("this endpoint is only available to human actors")
     return actor
+
+
+def right_of(request: HTTPConnection) -> str:
+    """The right that the route of a request asks for; "" for a route without an entry."""
+    known: dict[tuple[Any, str], str] = request.app.state.rights
+    return known.get((request.scope.get("endpoint"), request.scope.get("method", "WS")), "")
+
+
+def _enter(caller: rights.Caller, right: str) -> None:
+    """Refuse who can never have the right, before anything is looked up."""
+    if not right:
+        raise Forbidden("no right is written down for this route")
+    if not rights.can_ever(caller, right):
+        raise rights.refusal(caller, right)
 
 
 async def daemon(request: HTTPConnection) -> Actor:
@@ -200,6 +261,10 @@ async def _stored(parts: Services, token: str, kind: TokenKind, find: Find) -> A
             task_id=_text(row.get("task_id")),
             workspace_id=_text(row.get("workspace_id")),
             daemon_id=row.get("daemon_id"),
+            owner_id=_text(row.get("owner_id")),
+            issue_id=_text(row.get("issue_id")),
+            parent_id=_text(row.get("parent_id")),
+            chat_id=_text(row.get("chat_id")),
             expires_in=seconds_left(row["expires_at"]),
         )
 
@@ -246,6 +311,10 @@ def _actor(identity: Identity, kind: TokenKind, token_hash: str) -> Actor:
         task_id=identity.task_id,
         workspace_id=identity.workspace_id,
         daemon_id=identity.daemon_id,
+        owner_id=identity.owner_id,
+        issue_id=identity.issue_id,
+        parent_id=identity.parent_id,
+        chat_id=identity.chat_id,
     )
 
 
@@ -335,8 +404,8 @@ def clear_cookies(response: Response, config: Config) -> None:
 
 async def membership_of(
     parts: Services, user_id: str, *, workspace_id: str = "", slug: str = ""
-) -> tuple[str, str] | None:
-    """(workspace id, role) of a user, through the cache; None for strangers."""
+) -> Seat | None:
+    """A user's place in a workspace, through the cache; None for strangers."""
     ref = f"slug:{slug}" if slug else workspace_id
     unit = partial(access.membership, user_id=user_id, workspace_id=workspace_id, slug=slug)
     return await parts.access.membership(user_id, ref, lambda: parts.database.read(unit))
@@ -349,29 +418,16 @@ async def _member(
     found = await membership_of(parts, actor.user_id, workspace_id=workspace_id, slug=slug)
     if found is None:
         raise NotFound("workspace not found")
-    where, role = found
-    parts.metrics.workspaces.note(where)
-    return Membership(
-        actor=await _named_agent(request, parts, actor, where), workspace_id=where, role=role
+    parts.metrics.workspaces.note(found.workspace_id)
+    member = Membership(
+        actor=actor,
+        workspace_id=found.workspace_id,
+        role=found.role,
+        agents_may=found.agents_may,
+        right=right_of(request),
     )
-
-
-async def _named_agent(
-    request: HTTPConnection, parts: Services, actor: Actor, workspace_id: str
-) -> Actor:
-    """The legacy way for an agent to say who it is, with its owner's token (spec 06 §3.2)."""
-    agent_id, task_id = request.headers.get("x-agent-id"), request.headers.get("x-task-id")
-    if actor.agent_id is not None or not agent_id or not task_id:
-        return actor
-    if not is_id(agent_id) or not is_id(task_id):
-        return actor
-    agent_id, task_id = canonical_id(agent_id), canonical_id(task_id)
-    unit: Callable[[Any], Awaitable[bool]] = partial(
-        access.task_of_agent, task_id=task_id, agent_id=agent_id, workspace_id=workspace_id
-    )
-    if not await parts.database.read(unit):
-        return actor
-    return attrs.evolve(actor, agent_id=agent_id, task_id=task_id)
+    _enter(member.caller, member.right)
+    return member
 
 
 def _canonical(workspace_id: str) -> str:

@@ -6,16 +6,19 @@ import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import schedule
+from server.dispatch import events, finish, schedule
 from server.dispatch.autopilot import SQL, start_run
 from server.errors import Forbidden, Invalid, NotFound, Unprocessable
+from server.rights import Thing
 from server.store.queries import Connection, Record
 from server.store.wire_rows import wire
 from server.web import auth
@@ -24,8 +27,9 @@ from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import Fields
 from server.web.projects_api import check_project
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
 from shared import times
+from shared.wire.event import Event
 from shared.wire.teamwork import Autopilot, AutopilotRun, AutopilotTrigger
 
 STATUSES: Final = ("active", "paused", "archived")
@@ -41,7 +45,7 @@ WEBHOOK_TOKEN: Final = "awt_"
 
 _PLACEHOLDER: Final = re.compile(r"{{\s*(.*?)\s*}}")
 
-_Told = Sequence[Consequence]
+_Follows = Sequence[Consequence]
 
 
 # --- autopilots -----------------------------------------------------------------------------------
@@ -51,9 +55,7 @@ async def list_autopilots(request: Request) -> Response:
     """GET /api/autopilots: newest first; subscribers are left out of lists."""
     caller = await auth.workspace(request)
     status = query(request).text("status")
-    rows = await read(
-        request, lambda conn: conn.fetch(SQL.list_autopilots, caller.workspace_id, status, None)
-    )
+    rows = await read(request, partial(_listed, caller=caller, status=status))
     shown = [wire(Autopilot, row, subscribers=[]) for row in rows]
     return answer({"autopilots": shown, "total": len(shown)})
 
@@ -64,9 +66,13 @@ async def get_autopilot(request: Request) -> Response:
     autopilot_id = path_id(request, "id", "autopilot id")
 
     async def unit(conn: Connection) -> dict[str, Any]:
-        found = await _known(conn, caller, autopilot_id)
+        row = await known_autopilot(conn, caller, autopilot_id)
+        secret = caller.may("autopilot.write", autopilot_thing(row))
         rows = await conn.fetch(SQL.list_triggers, autopilot_id)
-        return {"autopilot": found, "triggers": [_trigger(request, row) for row in rows]}
+        return {
+            "autopilot": _shown(row),
+            "triggers": [_trigger(request, row, secret=secret) for row in rows],
+        }
 
     return answer(await read(request, unit))
 
@@ -87,7 +93,7 @@ async def create_autopilot(request: Request) -> Response:
     project_id = sent.id("project_id")
     subscribers = _subscribers(sent) or []
 
-    async def unit(conn: Connection) -> tuple[Autopilot, _Told]:
+    async def unit(conn: Connection) -> tuple[Autopilot, _Follows]:
         await _check_assignee(conn, caller, kind, assignee_id)
         await _check_subscribers(conn, caller, subscribers)
         if project_id is not None:
@@ -106,8 +112,8 @@ async def create_autopilot(request: Request) -> Response:
             caller.actor.actor_id,
             subscribers,
         )
-        made = await _known(conn, caller, autopilot_id)
-        return made, (event(caller, "autopilot:created", autopilot=made),)
+        made = await known_autopilot(conn, caller, autopilot_id)
+        return _shown(made), (_told(caller, "autopilot:created", made, autopilot=_shown(made)),)
 
     return answer(await write(request, unit), 201)
 
@@ -138,7 +144,7 @@ async def update_autopilot(request: Request) -> Response:
         raise Invalid("assignee_id is required with assignee_type")
     subscribers = _subscribers(sent)
 
-    async def unit(conn: Connection) -> tuple[Autopilot, _Told]:
+    async def unit(conn: Connection) -> tuple[Autopilot, _Follows]:
         before = await _locked(conn, caller, autopilot_id)
         if "assignee_id" in changes:
             kind = str(changes.get("assignee_type", before["assignee_type"]))
@@ -147,21 +153,27 @@ async def update_autopilot(request: Request) -> Response:
             await check_project(conn, caller, changes["project_id"])
         await _check_subscribers(conn, caller, subscribers or [])
         await conn.execute(SQL.update_autopilot, autopilot_id, changes, subscribers)
-        changed = await _known(conn, caller, autopilot_id)
-        return changed, (event(caller, "autopilot:updated", autopilot=changed),)
+        changed = await known_autopilot(conn, caller, autopilot_id)
+        shown = _shown(changed)
+        return shown, (_told(caller, "autopilot:updated", changed, autopilot=shown),)
 
     return answer(await write(request, unit))
 
 
 async def delete_autopilot(request: Request) -> Response:
-    """DELETE /api/autopilots/{id}: with its triggers and the record of its runs."""
+    """DELETE /api/autopilots/{id}: with its triggers, and its runs, which end now.
+
+    Issues that its runs have made stay, and so does the work on them.
+    """
     caller = await auth.workspace(request)
     autopilot_id = path_id(request, "id", "autopilot id")
 
-    async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _locked(conn, caller, autopilot_id)
+    async def unit(conn: Connection) -> tuple[None, _Follows]:
+        gone = await _locked(conn, caller, autopilot_id)
+        stopped = await finish.cancel_autopilot(conn, autopilot_id)
         await conn.execute(SQL.delete_autopilot, autopilot_id)
-        return None, (event(caller, "autopilot:deleted", autopilot_id=autopilot_id),)
+        deleted = _told(caller, "autopilot:deleted", gone, autopilot_id=autopilot_id)
+        return None, (*stopped, deleted)
 
     await write(request, unit)
     return nothing()
@@ -175,7 +187,7 @@ async def trigger_now(request: Request) -> Response:
     caller = await auth.workspace(request)
     autopilot_id = path_id(request, "id", "autopilot id")
 
-    async def unit(conn: Connection) -> tuple[AutopilotRun, _Told]:
+    async def unit(conn: Connection) -> tuple[AutopilotRun, _Follows]:
         autopilot = await _locked(conn, caller, autopilot_id)
         if autopilot["status"] != "active":
             raise Invalid("autopilot is not active")
@@ -193,7 +205,7 @@ async def list_runs(request: Request) -> Response:
     limit, offset = query(request).page(limit=20, most=100)
 
     async def unit(conn: Connection) -> list[Record]:
-        await _known(conn, caller, autopilot_id)
+        await known_autopilot(conn, caller, autopilot_id)
         return await conn.fetch(SQL.list_runs, autopilot_id, limit, offset)
 
     rows = await read(request, unit)
@@ -208,7 +220,7 @@ async def get_run(request: Request) -> Response:
     run_id = path_id(request, "run_id", "run id")
 
     async def unit(conn: Connection) -> AutopilotRun:
-        await _known(conn, caller, autopilot_id)
+        await known_autopilot(conn, caller, autopilot_id)
         row = await conn.fetchrow(SQL.get_run, autopilot_id, run_id)
         if row is None:
             raise NotFound("autopilot run not found")
@@ -242,11 +254,11 @@ async def create_trigger(request: Request) -> Response:
         _webhook_token() if kind == "webhook" else None,
     )
 
-    async def unit(conn: Connection) -> tuple[AutopilotTrigger, _Told]:
-        await _locked(conn, caller, autopilot_id)
+    async def unit(conn: Connection) -> tuple[AutopilotTrigger, _Follows]:
+        autopilot = await _locked(conn, caller, autopilot_id)
         row = await conn.fetchrow(SQL.create_trigger, autopilot_id, *values)
         assert row is not None
-        return _trigger(request, row), _retriggered(request, caller, row)
+        return _trigger(request, row), _retriggered(request, caller, autopilot, row)
 
     return answer(await write(request, unit), 201)
 
@@ -286,11 +298,12 @@ async def delete_trigger(request: Request) -> Response:
     autopilot_id = path_id(request, "id", "autopilot id")
     trigger_id = path_id(request, "trigger_id", "trigger id")
 
-    async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _locked(conn, caller, autopilot_id)
+    async def unit(conn: Connection) -> tuple[None, _Follows]:
+        autopilot = await _locked(conn, caller, autopilot_id)
         if await conn.fetchval(SQL.delete_trigger, autopilot_id, trigger_id) is None:
             raise NotFound("autopilot trigger not found")
-        told = event(caller, "autopilot:updated", autopilot_id=autopilot_id, trigger_id=trigger_id)
+        about = {"autopilot_id": autopilot_id, "trigger_id": trigger_id}
+        told = _told(caller, "autopilot:updated", autopilot, **about)
         return None, (told,)
 
     await write(request, unit)
@@ -302,8 +315,8 @@ async def _retrigger(request: Request, changes: dict[str, Any], *, only: str = "
     autopilot_id = path_id(request, "id", "autopilot id")
     trigger_id = path_id(request, "trigger_id", "trigger id")
 
-    async def unit(conn: Connection) -> tuple[AutopilotTrigger, _Told]:
-        await _locked(conn, caller, autopilot_id)
+    async def unit(conn: Connection) -> tuple[AutopilotTrigger, _Follows]:
+        autopilot = await _locked(conn, caller, autopilot_id)
         before = await conn.fetchrow(SQL.lock_trigger, autopilot_id, trigger_id)
         if before is None:
             raise NotFound("autopilot trigger not found")
@@ -314,14 +327,15 @@ async def _retrigger(request: Request, changes: dict[str, Any], *, only: str = "
         following = _next(expression if before["kind"] == "schedule" else None, timezone)
         row = await conn.fetchrow(SQL.update_trigger, trigger_id, changes, following)
         assert row is not None
-        return _trigger(request, row), _retriggered(request, caller, row)
+        return _trigger(request, row), _retriggered(request, caller, autopilot, row)
 
     return answer(await write(request, unit))
 
 
-def _retriggered(request: Request, caller: Membership, row: Record) -> _Told:
+def _retriggered(request: Request, caller: Membership, autopilot: Record, row: Record) -> _Follows:
     shown = _trigger(request, row, secret=False)
-    return (event(caller, "autopilot:updated", autopilot_id=row["autopilot_id"], trigger=shown),)
+    about = {"autopilot_id": row["autopilot_id"], "trigger": shown}
+    return (_told(caller, "autopilot:updated", autopilot, **about),)
 
 
 def _trigger(request: Request, row: Record, *, secret: bool = True) -> AutopilotTrigger:
@@ -333,6 +347,9 @@ def _trigger(request: Request, row: Record, *, secret: bool = True) -> Autopilot
     return wire(
         AutopilotTrigger,
         row,
+        # as the kind speaks: a webhook has no zone, a schedule no provider
+        timezone=row["timezone"] if row["kind"] == "schedule" else None,
+        provider=row["provider"] if row["kind"] == "webhook" else None,
         webhook_token=token,
         webhook_path=path,
         webhook_url=f"{base}{path}" if path and base else None,
@@ -344,25 +361,54 @@ def _trigger(request: Request, row: Record, *, secret: bool = True) -> Autopilot
 # --- rules ----------------------------------------------------------------------------------------
 
 
-async def _known(conn: Connection, caller: Membership, autopilot_id: str) -> Autopilot:
-    row = await conn.fetchrow(SQL.list_autopilots, caller.workspace_id, None, autopilot_id)
+async def _listed(conn: Connection, caller: Membership, status: str | None) -> list[Record]:
+    gate = caller.caller.gate
+    return await conn.fetch(SQL.list_autopilots, caller.workspace_id, status, None, gate)
+
+
+async def known_autopilot(conn: Connection, caller: Membership, autopilot_id: str) -> Record:
+    """Return an autopilot that the caller may read."""
+    gate = caller.caller.gate
+    row = await conn.fetchrow(SQL.list_autopilots, caller.workspace_id, None, autopilot_id, gate)
     if row is None:
         raise NotFound("autopilot not found")
-    return wire(Autopilot, row, last_run_status=None)
+    thing = autopilot_thing(row)
+    caller.check(attrs.evolve(thing, mine=row["open"]), "autopilot.read")
+    return row
 
 
 async def _locked(conn: Connection, caller: Membership, autopilot_id: str) -> Record:
     row = await conn.fetchrow(SQL.lock_autopilot, caller.workspace_id, autopilot_id)
     if row is None:
         raise NotFound("autopilot not found")
+    caller.check(autopilot_thing(row))
     return row
+
+
+def autopilot_thing(row: Record) -> Thing:
+    """An autopilot as the table of rights knows it: of a private agent, its owner's and its maker's."""
+    whose = row["whose"]
+    return Thing(
+        kind="private" if whose["private"] else "",
+        people=tuple(whose["people"]),
+        agents=tuple(whose["agents"]),
+    )
+
+
+def _shown(row: Record) -> Autopilot:
+    return wire(Autopilot, row, last_run_status=None)
+
+
+def _told(caller: Membership, kind: str, whose: Record, /, **payload: Any) -> Event:
+    """Tell who may read the autopilot."""
+    return attrs.evolve(event(caller, kind, **payload), **events.autopilot_whose(whose))
 
 
 async def _check_assignee(
     conn: Connection, caller: Membership, kind: str, assignee_id: str
 ) -> None:
-    gated = None if viewer_of(caller).is_agent else caller.actor.user_id
-    who = await conn.fetchrow(SQL.assignee, caller.workspace_id, kind, assignee_id, gated)
+    gate = caller.caller.gate
+    who = await conn.fetchrow(SQL.assignee, caller.workspace_id, kind, assignee_id, gate)
     if who is None:
         raise Invalid(f"assignee_id does not name {'an' if kind == 'agent' else 'a'} {kind} here")
     if who["squad_archived"] or who["archived"]:

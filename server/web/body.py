@@ -50,10 +50,13 @@ async def _linger(request: Request) -> None:
                 return
 
 
-async def decode(request: Request, kind: type[T]) -> T:
-    """The body as a `kind`. Raises Invalid, TooLarge."""
+async def decode(request: Request, kind: type[T], *, cut: bool = False) -> T:
+    """The body as a `kind`; with `cut` what is nested too deeply is cut, not refused.
+
+    Raises Invalid, TooLarge.
+    """
     try:
-        return codec.decode(await read(request), kind)
+        return codec.decode(await read(request), kind, cut=cut)
     except codec.DecodeError as error:
         raise Invalid(_INVALID) from error
 

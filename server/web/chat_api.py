@@ -13,14 +13,16 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence, TaskAvailable
 from server.dispatch import events, finish
 from server.dispatch.chat import SQL
-from server.errors import Forbidden, Invalid, NotFound
+from server.errors import Invalid, NotFound
+from server.rights import Thing
+from server.store.agents import agent_thing
 from server.store.queries import Connection, Record
 from server.store.wire_rows import wire
 from server.web import auth
 from server.web.agents_api import usable_agent
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
-from server.web.unit import fields, path_id, query, read, viewer_of, write
+from server.web.unit import fields, path_id, query, read, write
 from shared.times import fine_stamp, stamp
 from shared.wire.event import Event
 from shared.wire.teamwork import ChatMessage, ChatSession
@@ -38,7 +40,7 @@ _Told = Sequence[Consequence]
 
 async def create_session(request: Request) -> Response:
     """POST /api/chat/sessions."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     sent = await fields(request)
     agent_id = sent.id("agent_id")
     if agent_id is None:
@@ -60,7 +62,7 @@ async def create_session(request: Request) -> Response:
 
 async def list_sessions(request: Request) -> Response:
     """GET /api/chat/sessions: the caller's, those that moved last first."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     everything = query(request).text("status") == "all"
     args = (caller.workspace_id, caller.actor.user_id, everything, None)
     rows = await read(request, lambda conn: conn.fetch(SQL.list_sessions, *args))
@@ -69,14 +71,14 @@ async def list_sessions(request: Request) -> Response:
 
 async def get_session(request: Request) -> Response:
     """GET /api/chat/sessions/{id}."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     row = await read(request, lambda conn: _mine(conn, caller, request))
     return answer(wire(ChatSession, row))
 
 
 async def rename_session(request: Request) -> Response:
     """PATCH /api/chat/sessions/{id}."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     title = (await fields(request)).required_text("title")
     if len(title) > LONGEST_TITLE:
         raise Invalid(f"title must be at most {LONGEST_TITLE} characters")
@@ -100,7 +102,7 @@ async def rename_session(request: Request) -> Response:
 
 async def delete_session(request: Request) -> Response:
     """DELETE /api/chat/sessions/{id}: with all that was said; what runs is cancelled."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         found = await _mine(conn, caller, request, gated=False)
@@ -116,7 +118,7 @@ async def delete_session(request: Request) -> Response:
 
 async def mark_read(request: Request) -> Response:
     """POST /api/chat/sessions/{id}/read."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         found = await _mine(conn, caller, request)
@@ -132,7 +134,7 @@ async def mark_read(request: Request) -> Response:
 
 async def send_message(request: Request) -> Response:
     """POST /api/chat/sessions/{id}/messages: the message and the task that answers it, or neither."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     sent = await fields(request)
     content = sent.text("content")
     if not content.strip():
@@ -182,14 +184,14 @@ async def send_message(request: Request) -> Response:
 
 async def list_messages(request: Request) -> Response:
     """GET /api/chat/sessions/{id}/messages: the last thousand, oldest first."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     rows = await _messages(request, caller, None, None, MOST_MESSAGES)
     return answer([_message(row) for row in rows])
 
 
 async def page_messages(request: Request) -> Response:
     """GET /api/chat/sessions/{id}/messages/page: back from a place, a page at a time."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     asked = query(request)
     limit, _ = asked.page(limit=50, most=100)
     before, before_id = asked.moment("before_created_at"), asked.id("before_id")
@@ -228,7 +230,7 @@ def _message(row: Record) -> ChatMessage:
 
 async def pending_task(request: Request) -> Response:
     """GET /api/chat/sessions/{id}/pending-task: what is at work on an answer, if anything."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> Record | None:
         found = await _mine(conn, caller, request)
@@ -240,21 +242,13 @@ async def pending_task(request: Request) -> Response:
 
 async def pending_tasks(request: Request) -> Response:
     """GET /api/chat/pending-tasks: of all the caller's sessions."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     args = (caller.workspace_id, caller.actor.user_id)
     rows = await read(request, lambda conn: conn.fetch(SQL.pending_tasks, *args))
     return answer({"tasks": [dict(row) for row in rows]})
 
 
 # --- rules ----------------------------------------------------------------------------------------
-
-
-async def _person(request: Request) -> Membership:
-    """The caller, who must not be an agent: its token names its owner, whose chats are not its."""
-    caller = await auth.workspace(request)
-    if caller.actor.agent_id is not None:
-        raise Forbidden("this endpoint is only available to human actors")
-    return caller
 
 
 async def _mine(
@@ -265,11 +259,9 @@ async def _mine(
     found = await conn.fetchrow(SQL.find_session, caller.workspace_id, session_id)
     if found is None:
         raise NotFound("chat session not found")
-    if found["creator_id"] != caller.actor.user_id:
-        raise Forbidden("this chat belongs to somebody else")
-    viewer = viewer_of(caller)
-    if gated and not viewer.may_use(visibility=found["visibility"], owner_id=found["owner_id"]):
-        raise Forbidden("you do not have access to this agent")
+    caller.check(Thing(people=(found["creator_id"],)))
+    if gated:
+        caller.check(agent_thing(found["visibility"], found["owner_id"]), "agent.use")
     return found
 
 

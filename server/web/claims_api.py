@@ -120,7 +120,7 @@ async def prepare_lease(request: Request) -> Response:
 
     async def unit(conn: Connection) -> Record:
         row = await conn.fetchrow(SQL.extend_lease, task_id, *caller.args, *args)
-        if row is None:
+        if row is None or not row["allowed"]:
             await _see_runtime(conn, runtime_id, caller)
         return seen(row)
 

@@ -23,8 +23,8 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import Fields, Query
-from server.web.issue_changes import existing, facts
-from server.web.unit import event, fields, path_id, query, read, write
+from server.web.issue_changes import existing, facts, work_thing
+from server.web.unit import event, fields, path_id, query, read, write, wrote
 from shared.times import fine_stamp
 from shared.wire.work import Comment, Issue
 
@@ -116,6 +116,7 @@ async def create_comment(request: Request) -> Response:
     async def unit(conn: Connection) -> _Told:
         ref = request.path_params["id"]
         issue = existing(await work.lock_issue(conn, caller.workspace_id, ref))
+        caller.check(work_thing(caller, issue))
         await _check_place(conn, caller, issue, parent_id)
         reopened: list[Consequence] = []
         if parent_id is not None:
@@ -211,7 +212,12 @@ async def delete_comment(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[None, Sequence[Consequence]]:
         comment = await _own(conn, caller, comment_id)
-        stopped = await finish.cancel_trigger(conn, comment_id)
+        agent_id = caller.actor.agent_id
+        if agent_id and await work.others_wrote(conn, agent_id, below=comment_id):
+            raise Forbidden(
+                "an agent does not delete what others wrote: there are replies of others"
+            )
+        stopped = await finish.cancel_trigger(conn, comment_id, replies=True)
         await comments.delete_comment(conn, comment_id)
         told = event(caller, "comment:deleted", comment_id=comment_id, issue_id=comment.issue_id)
         return None, (told, *stopped)
@@ -227,7 +233,7 @@ async def resolve_comment(request: Request) -> Response:
     actor, base = caller.actor, _base(request)
 
     async def unit(conn: Connection) -> _Told:
-        root_id, comment = await _locked(conn, caller, comment_id)
+        root_id, comment = await _settled(conn, caller, comment_id)
         resolved, cleared = await comments.resolve_comment(
             conn, comment, root_id, actor.actor_type, actor.actor_id
         )
@@ -245,7 +251,7 @@ async def unresolve_comment(request: Request) -> Response:
     base = _base(request)
 
     async def unit(conn: Connection) -> _Told:
-        _, comment = await _locked(conn, caller, comment_id)
+        _, comment = await _settled(conn, caller, comment_id)
         changed = await comments.unresolve_comment(conn, comment_id)
         if changed is None:
             return await adorn_comment(conn, comment, base), ()
@@ -273,13 +279,19 @@ async def _locked(conn: Connection, caller: Membership, comment_id: str) -> tupl
     return found
 
 
+async def _settled(conn: Connection, caller: Membership, comment_id: str) -> tuple[str, Comment]:
+    """Return a locked comment and its thread, which the caller may resolve: an agent on its issue."""
+    found = await _locked(conn, caller, comment_id)
+    if caller.actor.agent_id is not None:
+        issue = await work.get_issue(conn, caller.workspace_id, found[1].issue_id)
+        caller.check(work_thing(caller, existing(issue)))
+    return found
+
+
 async def _own(conn: Connection, caller: Membership, comment_id: str) -> Comment:
     """Return a locked comment that the caller wrote or may change as an administrator."""
     _, comment = await _locked(conn, caller, comment_id)
-    actor = caller.actor
-    wrote = (comment.author_type, comment.author_id) == (actor.actor_type, actor.actor_id)
-    if not wrote and caller.role not in {"owner", "admin"}:
-        raise Forbidden("only the author or an administrator may do this")
+    caller.check(wrote(comment.author_type, comment.author_id))
     return comment
 
 

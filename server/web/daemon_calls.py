@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from server.consequences import Consequence
 from server.errors import Invalid
@@ -18,18 +18,27 @@ from server.store import tasks
 from server.store.queries import Connection, Record
 from server.store.tasks import Caller
 from server.web import auth
+from server.web.auth import Actor
 from server.web.context import Services, services
 from shared.ids import DAEMON_TOKEN, InvalidId, canonical_id
 
 Unit = Callable[[Connection], Awaitable[tuple[Any, list[Consequence]]]]
 
 
-async def daemon_caller(request: Request) -> Caller:
+async def daemon_caller(request: HTTPConnection) -> Caller:
     """Who calls, as the statements want it."""
-    actor = await auth.daemon(request)
+    return caller_of(await auth.daemon(request))
+
+
+def caller_of(actor: Actor) -> Caller:
+    """The same of an actor the daemons' entrance let in."""
     if actor.token_kind == DAEMON_TOKEN:
-        return Caller(user_id=None, workspace_id=actor.workspace_id, owner_id=actor.user_id or None)
-    return Caller(user_id=actor.user_id or None, workspace_id=None)
+        return Caller(
+            user_id=actor.user_id or None,
+            workspace_id=actor.workspace_id,
+            daemon_id=actor.daemon_id,
+        )
+    return Caller(user_id=actor.user_id or None)
 
 
 async def see_task(request: Request) -> Record:

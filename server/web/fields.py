@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime, time
 from typing import Any, Final
@@ -18,6 +17,7 @@ from starlette.datastructures import QueryParams
 
 from server.errors import Invalid
 from shared.ids import InvalidId, canonical_id
+from shared.text import clean
 from shared.times import parse_stamp
 
 LARGEST_INT: Final = 2**31 - 1
@@ -29,12 +29,9 @@ _DEEPEST: Final = 64
 _MALFORMED: Final = "invalid request body"
 
 
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-
-
 def text_of(value: str) -> str:
     """Return text that can be stored: no NUL, lone surrogates replaced as JSON readers do."""
-    return _LONE_SURROGATE.sub("\ufffd", value.replace("\0", ""))
+    return clean(value).replace("\0", "")
 
 
 def json_of(value: Any, name: str, depth: int = 0) -> Any:
@@ -118,6 +115,15 @@ class Fields:
         if value not in allowed:
             raise Invalid(f"invalid {name}: must be one of {', '.join(allowed)}")
         return value
+
+    def refuse(self, name: str, why: str, *harmless: Any) -> None:
+        """Raise Invalid if the field says something that this server does not do.
+
+        Nothing said (absent, null, empty, false) is fine, and so are the `harmless` values.
+        """
+        value = self._values.get(name)
+        if value and value not in harmless:
+            raise Invalid(f"{name} is not supported: {why}")
 
     def flag(self, name: str) -> bool:
         """Return a boolean; absent and null are false."""

@@ -19,7 +19,7 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.context import services
 from server.web.inbox_api import SQL
-from server.web.issue_changes import existing
+from server.web.issue_changes import existing, work_thing
 from server.web.unit import event, fields, optional_fields, path_id, read, write
 from shared.times import stamp, try_stamp
 
@@ -231,7 +231,10 @@ async def _issue(
     conn: Connection, caller: Membership, request: Request, *, hold: bool = False
 ) -> str:
     look_up = work.hold_issue if hold else work.get_issue
-    return existing(await look_up(conn, caller.workspace_id, request.path_params["id"])).id
+    issue = existing(await look_up(conn, caller.workspace_id, request.path_params["id"]))
+    if hold:
+        caller.check(work_thing(caller, issue))
+    return issue.id
 
 
 async def _comment(conn: Connection, caller: Membership, comment_id: str) -> None:

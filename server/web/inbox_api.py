@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Forbidden, Invalid, NotFound
+from server.errors import Invalid, NotFound
 from server.store.queries import Connection, Record, load
 from server.web import auth
 from server.web.answers import answer
@@ -41,21 +41,21 @@ _Told = Sequence[Consequence]
 
 async def list_items(request: Request) -> Response:
     """GET /api/inbox: what is not archived, newest first."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     rows = await read(request, lambda conn: conn.fetch(SQL.list_items, *_whose(caller)))
     return answer([_item(row) for row in rows])
 
 
 async def count_unread(request: Request) -> Response:
     """GET /api/inbox/unread-count."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     count = await read(request, lambda conn: conn.fetchval(SQL.count_unread, *_whose(caller)))
     return answer({"count": count})
 
 
 async def read_item(request: Request) -> Response:
     """POST /api/inbox/{id}/read."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     item_id = path_id(request, "id", "inbox item id")
 
     async def unit(conn: Connection) -> tuple[Record, _Told]:
@@ -69,7 +69,7 @@ async def read_item(request: Request) -> Response:
 
 async def archive_item(request: Request) -> Response:
     """POST /api/inbox/{id}/archive: with all others of the same issue."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     item_id = path_id(request, "id", "inbox item id")
 
     async def unit(conn: Connection) -> tuple[Record, _Told]:
@@ -85,7 +85,7 @@ async def archive_item(request: Request) -> Response:
 
 async def change_many(request: Request, which: str) -> Response:
     """POST /api/inbox/mark-all-read and /archive-…: how many it were."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> tuple[int, _Told]:
         if which == "unread":
@@ -101,14 +101,14 @@ async def change_many(request: Request, which: str) -> Response:
 
 async def get_preferences(request: Request) -> Response:
     """GET /api/notification-preferences."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     found = await read(request, lambda conn: conn.fetchval(SQL.get_preferences, *_whose(caller)))
     return answer({"workspace_id": caller.workspace_id, "preferences": found or {}})
 
 
 async def set_preferences(request: Request) -> Response:
     """PUT /api/notification-preferences: `all` or `muted` by group."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     wanted = (await fields(request)).object("preferences")
     for group, value in wanted.items():
         if group not in GROUPS:
@@ -121,14 +121,6 @@ async def set_preferences(request: Request) -> Response:
 
     stored = await write(request, unit)
     return answer({"workspace_id": caller.workspace_id, "preferences": stored})
-
-
-async def _person(request: Request) -> Membership:
-    """The caller, who must not be an agent: its token names its owner, whose inbox is not its."""
-    caller = await auth.workspace(request)
-    if caller.actor.agent_id is not None:
-        raise Forbidden("this endpoint is only available to human actors")
-    return caller
 
 
 def _whose(caller: Membership) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from server.web import auth
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
+from server.web.issue_changes import work_thing
 from server.web.unit import event, fields, path_id, read, write
 from shared.wire.teamwork import Label
 
@@ -147,6 +148,8 @@ async def _issue(
     found = await look_up(conn, caller.workspace_id, request.path_params["id"])
     if found is None:
         raise NotFound("issue not found")
+    if hold:
+        caller.check(work_thing(caller, found))
     return found.id
 
 

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from server.dispatch import heartbeat, register
 from server.errors import Foreign, Invalid, NotFound
 from server.store.queries import Connection, Record
-from server.store.tasks import seen
+from server.store.tasks import Caller, seen
 from server.web import body
 from server.web.answers import answer
 from server.web.context import services
@@ -74,8 +74,7 @@ async def beat(request: Request) -> Response:
     unit = partial(
         heartbeat.take_beat,
         runtime_id=canonical(sent.runtime_id, "invalid runtime_id"),
-        user_id=caller.user_id,
-        workspace_id=caller.workspace_id,
+        caller=caller,
         supports_batch_import=sent.supports_batch_import,
     )
     return answer(await change(request, unit, one_statement=True))
@@ -84,9 +83,7 @@ async def beat(request: Request) -> Response:
 async def workspace_repos(request: Request) -> Response:
     caller = await daemon_caller(request)
     workspace_id = path_id(request, "workspace_id")
-    row = await services(request).database.read(
-        partial(register.see_workspace, workspace_id=workspace_id, caller=caller)
-    )
+    row = await services(request).database.read(partial(_known, workspace_id, caller))
     apart = offers(request, REPOSITORY_ACCESS)
     credentials = row["credentials"] or {}
     repos = register.repos_of(row["repos"], {} if apart else credentials)
@@ -95,7 +92,7 @@ async def workspace_repos(request: Request) -> Response:
             workspace_id=workspace_id,
             repos=repos,
             repos_version=register.repos_version(repos),
-            settings=row["settings"] or None,
+            settings=row["settings"],
             credentials=credentials if apart else {},
         )
     )
@@ -106,16 +103,21 @@ async def runtime_profiles(request: Request) -> Response:
     workspace_id = path_id(request, "workspace_id")
 
     async def unit(conn: Connection) -> list[Record]:
-        try:
-            await register.see_workspace(conn, workspace_id, caller)
-        except NotFound:
-            raise Foreign from None
+        await _known(workspace_id, caller, conn)
         return await conn.fetch(heartbeat.SQL.profiles, workspace_id, False)
 
     rows = await services(request).database.read(unit)
     return answer(
         ProfilesReply(workspace_id=workspace_id, runtime_profiles=[_profile(row) for row in rows])
     )
+
+
+async def _known(workspace_id: str, caller: Caller, conn: Connection) -> Record:
+    """The workspace; whether there is one that the caller may not see is told to nobody."""
+    try:
+        return await register.see_workspace(conn, workspace_id, caller)
+    except NotFound:
+        raise Foreign from None
 
 
 def _profile(row: Record) -> RuntimeProfile:

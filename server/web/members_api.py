@@ -39,7 +39,7 @@ _Told = Sequence[Consequence]
 
 async def change_role(request: Request) -> Response:
     """PATCH /api/workspaces/{id}/members/{memberId}: only owners may touch owners."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     member_id = path_id(request, "member_id", "member id")
     sent = await fields(request)
     if not sent.text("role"):
@@ -49,8 +49,8 @@ async def change_role(request: Request) -> Response:
     async def unit(conn: Connection) -> tuple[Member, _Told]:
         members = await conn.fetch(SQL.lock_members, caller.workspace_id)
         target = _member(members, member_id)
-        if caller.role != "owner" and "owner" in {role, target["role"]}:
-            raise Forbidden("only an owner can grant or take away ownership")
+        if "owner" in {role, target["role"]}:
+            caller.check(right="member.manage owners")
         if target["role"] == "owner" and role != "owner":
             _keep_an_owner(members)
         await conn.execute(SQL.set_role, member_id, role)
@@ -64,15 +64,14 @@ async def change_role(request: Request) -> Response:
 
 async def remove_member(request: Request) -> Response:
     """DELETE /api/workspaces/{id}/members/{memberId}: with their machines."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     member_id = path_id(request, "member_id", "member id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         members = await conn.fetch(SQL.lock_members, caller.workspace_id)
         target = _member(members, member_id)
         if target["role"] == "owner":
-            if caller.role != "owner":
-                raise Forbidden("only an owner can remove an owner")
+            caller.check(right="member.manage owners")
             _keep_an_owner(members)
         return None, await _remove(conn, caller, target)
 
@@ -82,7 +81,7 @@ async def remove_member(request: Request) -> Response:
 
 async def leave(request: Request) -> Response:
     """POST /api/workspaces/{id}/leave: as being removed, by oneself."""
-    caller = await _person(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         members = await conn.fetch(SQL.lock_members, caller.workspace_id)
@@ -138,7 +137,7 @@ def _keep_an_owner(members: Sequence[Record]) -> None:
 
 async def invite(request: Request) -> Response:
     """POST /api/workspaces/{id}/members: ask somebody by e-mail address."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     sent = await fields(request)
     email = sent.required_text("email").lower()
     if not EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
@@ -163,7 +162,7 @@ async def invite(request: Request) -> Response:
 
 async def list_invitations(request: Request) -> Response:
     """GET /api/workspaces/{id}/invitations: pending ones."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     rows = await read(
         request,
         lambda conn: conn.fetch(SQL.list_invitations, caller.workspace_id, None, None, None),
@@ -173,7 +172,7 @@ async def list_invitations(request: Request) -> Response:
 
 async def withdraw(request: Request) -> Response:
     """DELETE /api/workspaces/{id}/invitations/{invId}."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     invitation_id = path_id(request, "invitation_id", "invitation id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -220,7 +219,11 @@ async def get_invitation(request: Request) -> Response:
 
 async def accept(request: Request) -> Response:
     """POST /api/invitations/{id}/accept: become a member."""
-    actor = await auth.human(request)
+    return answer(await join(request, await auth.human(request)))
+
+
+async def join(request: Request, actor: auth.Actor) -> Member:
+    """Make who is invited by the path's id a member. Raises NotFound, Forbidden, Invalid, Gone."""
     invitation_id = path_id(request, "id", "invitation id")
 
     async def unit(conn: Connection) -> tuple[Member, _Told]:
@@ -242,7 +245,7 @@ async def accept(request: Request) -> Response:
         )
         return member, told
 
-    return answer(await write(request, unit))
+    return await write(request, unit)
 
 
 async def decline(request: Request) -> Response:
@@ -312,9 +315,7 @@ def _to_invitee(caller: Membership, what: str, row: Record, **payload: Any) -> l
 
 async def delete_workspace(request: Request) -> Response:
     """DELETE /api/workspaces/{id}: with everything in it."""
-    caller = await _person(request)
-    if caller.role != "owner":
-        raise Forbidden("only an owner can delete a workspace")
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
         workspace_id = caller.workspace_id
@@ -330,20 +331,6 @@ async def delete_workspace(request: Request) -> Response:
 
 
 # --- rules ----------------------------------------------------------------------------------------
-
-
-async def _person(request: Request) -> Membership:
-    caller = await auth.workspace_by_id(request, request.path_params["id"])
-    if caller.actor.actor_type == "agent" or caller.actor.agent_id is not None:
-        raise Forbidden("this endpoint is only available to human actors")
-    return caller
-
-
-async def _admin(request: Request) -> Membership:
-    caller = await _person(request)
-    if caller.role not in {"owner", "admin"}:
-        raise Forbidden("insufficient permissions")
-    return caller
 
 
 _ONE: Final = "/api/workspaces/{id}"

@@ -20,7 +20,7 @@ from server.store.queries import Connection
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.issue_changes import existing
+from server.web.issue_changes import existing, work_thing
 from server.web.unit import event, fields, read, write
 from shared.wire.work import Issue
 
@@ -75,7 +75,10 @@ async def delete_metadata(request: Request) -> Response:
 
 
 async def _locked(conn: Connection, caller: Membership, request: Request) -> Issue:
-    return existing(await work.lock_issue(conn, caller.workspace_id, request.path_params["id"]))
+    ref = request.path_params["id"]
+    issue = existing(await work.lock_issue(conn, caller.workspace_id, ref))
+    caller.check(work_thing(caller, issue))
+    return issue
 
 
 def _key(request: Request) -> str:

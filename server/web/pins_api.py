@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Forbidden, Invalid, NotFound
+from server.errors import Invalid, NotFound
 from server.store.queries import Connection, Record, load
 from server.web import auth
 from server.web.answers import answer, nothing
@@ -36,14 +36,14 @@ _SHOWN: Final = (
 
 async def list_pins(request: Request) -> Response:
     """GET /api/pins: in their order; what has been deleted is left out."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     rows = await read(request, lambda conn: conn.fetch(SQL.list_pins, *_whose(caller)))
     return answer([_pin(row) for row in rows])
 
 
 async def create_pin(request: Request) -> Response:
     """POST /api/pins: at the end; once or more often, it is the same."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     sent = await fields(request)
     kind, item_id = sent.text("item_type"), sent.id("item_id")
     if kind not in KINDS:
@@ -65,7 +65,7 @@ async def create_pin(request: Request) -> Response:
 
 async def delete_pin(request: Request) -> Response:
     """DELETE /api/pins/{item_type}/{item_id}."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     kind, item_id = request.path_params["item_type"], path_id(request, "item_id", "item id")
     if kind not in KINDS:
         raise NotFound("pin not found")
@@ -81,7 +81,7 @@ async def delete_pin(request: Request) -> Response:
 
 async def reorder_pins(request: Request) -> Response:
     """PUT /api/pins/reorder: the pins named, in that order; ids of pins, not of items."""
-    caller = await _person(request)
+    caller = await auth.workspace(request)
     ids = (await fields(request)).ids("pin_ids", most=MOST)
 
     async def unit(conn: Connection) -> tuple[list[Record], _Told]:
@@ -89,13 +89,6 @@ async def reorder_pins(request: Request) -> Response:
         return await conn.fetch(SQL.list_pins, *_whose(caller)), (_event(caller, "pin:reordered"),)
 
     return answer([_pin(row) for row in await write(request, unit)])
-
-
-async def _person(request: Request) -> Membership:
-    caller = await auth.workspace(request)
-    if caller.actor.agent_id is not None:
-        raise Forbidden("this endpoint is only available to human actors")
-    return caller
 
 
 def _whose(caller: Membership) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from server.web import auth
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
-from server.web.unit import event, fields, path_id, read, viewer_of, write
+from server.web.unit import event, fields, path_id, read, write
 from shared.ids import DAEMON_TOKEN, hash_token, mint_token
 from shared.times import stamp
 from shared.wire.runtime import RuntimeProfile
@@ -72,7 +72,7 @@ async def get_profile(request: Request) -> Response:
 
 async def create_profile(request: Request) -> Response:
     """POST /api/workspaces/{id}/runtime-profiles."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     sent = await fields(request)
     values = (
         sent.required_text("display_name"),
@@ -97,7 +97,7 @@ async def create_profile(request: Request) -> Response:
 
 async def update_profile(request: Request) -> Response:
     """PATCH or PUT /api/workspaces/{id}/runtime-profiles/{pid}: what was sent, not the family."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     profile_id = path_id(request, "profile_id", "runtime profile id")
     sent = await fields(request)
     changes: dict[str, Any] = {}
@@ -126,7 +126,7 @@ async def update_profile(request: Request) -> Response:
 
 async def delete_profile(request: Request) -> Response:
     """DELETE /api/workspaces/{id}/runtime-profiles/{pid}: with its instances, when nobody works."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     profile_id = path_id(request, "profile_id", "runtime profile id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -155,20 +155,26 @@ async def delete_profile(request: Request) -> Response:
 
 async def list_daemon_tokens(request: Request) -> Response:
     """GET /api/workspaces/{id}/daemon-tokens: those that are valid; never the token itself."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     rows = await read(request, lambda conn: conn.fetch(SQL.list_tokens, caller.workspace_id))
     return answer({"daemon_tokens": [_token(row) for row in rows]})
 
 
 async def create_daemon_token(request: Request) -> Response:
     """POST /api/workspaces/{id}/daemon-tokens: one for a machine; its text is here and nowhere else."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     sent = await fields(request)
     daemon_id = sent.required_text("daemon_id")
     days = sent.whole("expires_in_days", low=1, high=LONGEST_LIFE) or DEFAULT_LIFE
     token = mint_token(DAEMON_TOKEN)
 
     async def unit(conn: Connection) -> tuple[dict[str, Any], _Told]:
+        # The token acts as its maker, and a machine answers to nobody but its owner.
+        owner = await conn.fetchrow(SQL.machine_owner, caller.workspace_id, daemon_id)
+        if owner is not None and owner["owner_id"] != caller.actor.user_id:
+            raise Forbidden(
+                f"this machine belongs to {owner['name']}, who alone can make its tokens"
+            )
         row = await conn.fetchrow(
             SQL.create_token,
             caller.workspace_id,
@@ -186,7 +192,7 @@ async def create_daemon_token(request: Request) -> Response:
 
 async def delete_daemon_token(request: Request) -> Response:
     """DELETE /api/workspaces/{id}/daemon-tokens/{tid}: it is dead at once, everywhere."""
-    caller = await _admin(request)
+    caller = await auth.workspace_by_id(request, request.path_params["id"])
     token_id = path_id(request, "token_id", "token id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -202,14 +208,6 @@ def _token(row: Record) -> dict[str, Any]:
 
 
 # --- rules ----------------------------------------------------------------------------------------
-
-
-async def _admin(request: Request) -> Membership:
-    caller = await auth.workspace_by_id(request, request.path_params["id"])
-    viewer = viewer_of(caller)
-    if not viewer.admin or viewer.is_agent:
-        raise Forbidden("insufficient permissions")
-    return caller
 
 
 def _found(row: Record | None) -> Record:

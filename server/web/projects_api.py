@@ -14,7 +14,8 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.errors import Conflict, Forbidden, Invalid, NotFound
-from server.store import credentials, projects
+from server.rights import Thing
+from server.store import agents, credentials, projects
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection
 from server.store.wire_rows import wire
@@ -22,7 +23,7 @@ from server.web import auth, repository
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
 from shared.wire.teamwork import FoundProject, Project, Resource
 from shared.wire.work import PRIORITIES
 
@@ -115,6 +116,8 @@ async def create_project(request: Request) -> Response:
             priority,
             values.get("lead_type"),
             values.get("lead_id"),
+            sent.day("start_date"),
+            sent.day("due_date"),
         )
         added = await _attach(conn, caller, project_id, resources)
         made = await _known(conn, caller, project_id)
@@ -155,9 +158,6 @@ async def update_project(request: Request) -> Response:
 async def delete_project(request: Request) -> Response:
     """DELETE /api/projects/{id}: its issues stay, without a project."""
     caller = await auth.workspace(request)
-    viewer = viewer_of(caller)
-    if not viewer.admin or viewer.is_agent:
-        raise Forbidden("insufficient permissions")
     project_id = path_id(request, "id", "project id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -226,9 +226,8 @@ async def update_resource(request: Request) -> Response:
         if ref is not None:
             changes["resource_ref"] = _ref(row["resource_type"], ref)
             await _keep_password(conn, caller, [_password(ref)])
-            await _check_directory(
-                conn, project_id, row["resource_type"], changes["resource_ref"], resource_id
-            )
+            kind, named = row["resource_type"], changes["resource_ref"]
+            await _check_directory(conn, caller, project_id, kind, named, resource_id=resource_id)
         written = await unless_taken(
             conn.fetchrow(projects.SQL.update_resource, resource_id, changes)
         )
@@ -292,6 +291,10 @@ async def _check_lead(
         projects.SQL.leads, caller.workspace_id, kind, lead_id
     ):
         raise Invalid(f"lead_id does not name {'an' if kind == 'agent' else 'a'} {kind} here")
+    if kind == "agent" and lead_id is not None:
+        found = await agents.get_agent(conn, caller.workspace_id, lead_id, caller.caller)
+        assert found is not None
+        caller.check(found[1], "agent.use")
 
 
 async def _attach(
@@ -303,7 +306,8 @@ async def _attach(
     if len(set(machines)) < len(machines):
         raise _one_directory()
     for one in wanted:
-        await _check_directory(conn, project_id, one["resource_type"], one["resource_ref"])
+        kind, ref = one["resource_type"], one["resource_ref"]
+        await _check_directory(conn, caller, project_id, kind, ref)
     await _keep_password(conn, caller, [one.get("password") for one in wanted])
     rows = [{key: one[key] for key in one if key != "password"} for one in wanted]
     added = await projects.add_resources(
@@ -319,10 +323,9 @@ async def _keep_password(
 ) -> None:
     """Keep passwords that came in addresses; only those who run the workspace replace one."""
     found = dict(one for one in given if one is not None)
+    may = caller.role in {"owner", "admin"} and caller.actor.actor_type != "agent"
     for url, userinfo in found.items():
-        if not viewer_of(caller).admin and await credentials.is_other(
-            conn, caller.workspace_id, url, userinfo
-        ):
+        if not may and await credentials.is_other(conn, caller.workspace_id, url, userinfo):
             raise Forbidden(
                 f"{url} has another password here already: an owner or admin can change it"
             )
@@ -332,14 +335,24 @@ async def _keep_password(
 
 async def _check_directory(
     conn: Connection,
+    caller: Membership,
     project_id: str,
     kind: str,
     ref: Mapping[str, Any],
+    *,
     resource_id: str | None = None,
 ) -> None:
-    if kind == DIRECTORY and await conn.fetchval(
-        projects.SQL.directory_of, project_id, ref["daemon_id"], resource_id
-    ):
+    """A directory is named by who owns its machine, and each project has one there at most."""
+    if kind != DIRECTORY:
+        return
+    machine = await conn.fetchrow(
+        projects.SQL.machine_named, caller.workspace_id, ref["daemon_id"], caller.actor.user_id
+    )
+    if machine is None:
+        raise Invalid("daemon_id names no machine of this workspace: start its daemon first")
+    owner = caller.actor.user_id if machine["theirs"] else None
+    caller.check(Thing(people=(owner,)), "runtime.name directory")
+    if await conn.fetchval(projects.SQL.directory_of, project_id, ref["daemon_id"], resource_id):
         raise _one_directory()
 
 
@@ -369,6 +382,10 @@ def _changes(sent: Fields) -> dict[str, Any]:
         )
     if sent.sent("lead_id"):
         changes["lead_id"] = sent.id("lead_id")
+    for key in ("start_date", "due_date"):
+        if sent.sent(key):
+            day = sent.day(key)
+            changes[key] = None if day is None else day.isoformat()
     return changes
 
 

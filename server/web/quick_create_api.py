@@ -17,7 +17,7 @@ from server.store.queries import Connection, Record
 from server.web import auth
 from server.web.answers import answer
 from server.web.projects_api import check_project
-from server.web.unit import fields, viewer_of, write
+from server.web.unit import fields, write
 from shared.version import QUICK_CREATE, supports
 
 MOST_ATTACHMENTS: Final = 20
@@ -49,10 +49,10 @@ async def quick_create(request: Request) -> Response:
         "attachment_ids": attachment_ids,
     }
     context |= {key: value for key, value in extra.items() if value}
-    gated = None if viewer_of(caller).is_agent else caller.actor.user_id
+    gate = caller.caller.gate
 
     async def unit(conn: Connection) -> tuple[str, Sequence[Consequence]]:
-        who = _able(await conn.fetchrow(SQL.target, caller.workspace_id, agent_id, squad_id, gated))
+        who = _able(await conn.fetchrow(SQL.target, caller.workspace_id, agent_id, squad_id, gate))
         if project_id is not None:
             await check_project(conn, caller, project_id)
         if parent_id and await work.get_issue(conn, caller.workspace_id, parent_id) is None:

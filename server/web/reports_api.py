@@ -113,7 +113,8 @@ async def progress(request: Request) -> Response:
 
 async def add_messages(request: Request) -> Response:
     caller = await daemon_caller(request)
-    sent = (await body.decode(request, MessagesRequest)).messages
+    # cut, not refused: a stock daemon would drop the whole batch
+    sent = (await body.decode(request, MessagesRequest, cut=True)).messages
     if not sent:
         return answer(_OK)
     task_id = path_id(request, "task_id")

@@ -19,7 +19,8 @@ from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import heartbeat
-from server.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
+from server.errors import Conflict, Invalid, NotFound, Unavailable
+from server.rights import Thing
 from server.store import agents, skills
 from server.store.queries import Connection, Record, load
 from server.store.tasks import seen
@@ -29,8 +30,8 @@ from server.web.auth import Membership
 from server.web.daemon_calls import change, daemon_caller
 from server.web.daemon_calls import path_id as daemon_id
 from server.web.fields import Fields, json_of, text_of
-from server.web.unit import fields, path_id, read, viewer_of, write
-from shared.skillbundle import is_safe_path
+from server.web.unit import fields, path_id, read, write
+from shared.skillbundle import clash, is_inside, path_fault
 from shared.times import fine_stamp
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
@@ -53,7 +54,6 @@ class Kind:
     runs: float
     kept: float
     missing: str = "request not found"
-    owner_only: bool = False
     needs_online: bool = True
     alone: bool = False
 
@@ -77,12 +77,8 @@ UPDATE: Final = Kind(
     alone=True,
 )
 MODELS: Final = Kind(name="models", path="models", waits=30, runs=60, kept=120)
-LOCAL_SKILLS: Final = Kind(
-    name="local_skills", path="local-skills", waits=180, runs=60, kept=300, owner_only=True
-)
-IMPORT: Final = Kind(
-    name="import", path="local-skills/import", waits=180, runs=60, kept=300, owner_only=True
-)
+LOCAL_SKILLS: Final = Kind(name="local_skills", path="local-skills", waits=180, runs=60, kept=300)
+IMPORT: Final = Kind(name="import", path="local-skills/import", waits=180, runs=60, kept=300)
 PING: Final = Kind(name="ping", path="ping", waits=60, runs=120, kept=300)
 
 KINDS: Final = (UPDATE, MODELS, LOCAL_SKILLS, IMPORT, PING)
@@ -99,7 +95,7 @@ async def create(request: Request, kind: Kind) -> Response:
     waits, runs, kept = kind.limits
 
     async def unit(conn: Connection) -> tuple[Record, _Told]:
-        runtime = await _asked_of(conn, caller, kind, runtime_id)
+        runtime = await _asked_of(conn, caller, runtime_id)
         if kind.needs_online and runtime.status != "online":
             raise Unavailable("runtime is offline")
         row = await conn.fetchrow(
@@ -128,7 +124,7 @@ async def poll(request: Request, kind: Kind) -> Response:
     request_id = request.path_params["request_id"]
 
     async def unit(conn: Connection) -> Record:
-        await _asked_of(conn, caller, kind, runtime_id)
+        await _asked_of(conn, caller, runtime_id)
         row = await conn.fetchrow(
             SQL.look_up, request_id, runtime_id, kind.name, timedelta(seconds=kind.kept)
         )
@@ -145,14 +141,12 @@ async def _sent(request: Request) -> Fields:
     return Fields({}) if empty else await fields(request)
 
 
-async def _asked_of(conn: Connection, caller: Membership, kind: Kind, runtime_id: str) -> Runtime:
+async def _asked_of(conn: Connection, caller: Membership, runtime_id: str) -> Runtime:
     runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    viewer = viewer_of(caller)
-    foreign = kind.owner_only and runtime.owner_id != caller.actor.user_id
-    if viewer.is_agent or foreign:
-        raise Forbidden("insufficient permissions")
+    kind = "private" if runtime.visibility == "private" else ""
+    caller.check(Thing(kind=kind, people=(runtime.owner_id,)))
     return runtime
 
 
@@ -304,7 +298,10 @@ async def _failed(conn: Connection, row: Record, error: str) -> list[Consequence
 def _skill(
     sent: Fields, runtime_id: str, params: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a machine sent as a skill; files at unsafe places are left out."""
+    """What a machine sent as a skill; files that lie elsewhere are left out.
+
+    Raises Invalid for one that no other machine could write.
+    """
     skill = Fields(sent.object("skill"))
     name = params["name"] or skill.text("name").strip()
     if not name:
@@ -319,9 +316,12 @@ def _skill(
         if isinstance(item, dict)
         and isinstance(item.get("path"), str)
         and isinstance(item.get("content") or "", str)
-        and is_safe_path(item["path"])
+        and is_inside(item["path"])
         and item["path"].lower() != "skill.md"
     }
+    faults = [*map(path_fault, files), clash(files)]
+    if fault := next(filter(None, faults), ""):
+        raise Invalid(fault)
     if len(content.encode()) + sum(len(text.encode()) for text in files.values()) > LARGEST_SKILL:
         raise Invalid(f"the skill is larger than {LARGEST_SKILL} bytes")
     origin = {

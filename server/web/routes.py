@@ -14,12 +14,13 @@ import structlog
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import stages
 from server.metrics import Metrics
 from server.push import daemon_socket, socket
+from server.rights_map import ROUTES
 from server.web import (
     agent_env_api,
     answers,
@@ -34,6 +35,7 @@ from server.web import (
     health,
     inbox_api,
     labels_api,
+    machine_reports_api,
     machines_api,
     members_api,
     pages,
@@ -45,6 +47,7 @@ from server.web import (
     reports_api,
     requests_api,
     session_api,
+    skill_imports_api,
     skills_api,
     squads_api,
     task_api,
@@ -99,6 +102,7 @@ def _table() -> list[BaseRoute]:
         *codes_api.routes,
         *socket.routes,
         *daemon_socket.routes,
+        *machine_reports_api.routes,
         *machines_api.routes,
         *claims_api.routes,
         *reports_api.routes,
@@ -122,6 +126,7 @@ def _table() -> list[BaseRoute]:
         *labels_api.routes,
         *pins_api.routes,
         *projects_api.routes,
+        *skill_imports_api.routes,
         *skills_api.routes,
         *squads_api.routes,
         *task_api.routes,
@@ -131,10 +136,25 @@ def _table() -> list[BaseRoute]:
 
 def make_app(services: Services) -> ASGIApp:
     """The application that serves every route of this server."""
-    app = Starlette(routes=_table(), exception_handlers=dict(answers.HANDLERS))
+    table = _table()
+    app = Starlette(routes=table, exception_handlers=dict(answers.HANDLERS))
     app.router.redirect_slashes = False
     app.state.services = services
+    app.state.rights = _rights(table)
     return _Frame(app)
+
+
+def _rights(table: list[BaseRoute]) -> dict[tuple[Any, str], str]:
+    """The right of each route, by its endpoint and method: what a request knows of its route."""
+    found = {}
+    for route in table:
+        if isinstance(route, Route):
+            for method in route.methods or ():
+                asked = "GET" if method == "HEAD" else method
+                found[route.endpoint, method] = ROUTES.get(f"{asked} {route.path}", "")
+        elif isinstance(route, WebSocketRoute):
+            found[route.endpoint, "WS"] = ROUTES.get(f"WS {route.path}", "")
+    return found
 
 
 class _Frame:

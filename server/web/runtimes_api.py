@@ -14,17 +14,20 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.dispatch import finish
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.dispatch import finish, machines
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import agents
 from server.store.queries import Connection
 from server.web import auth
+from server.web.agents_api import agent_event
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.unit import event, fields, path_id, query, read, viewer_of, write
+from server.web.unit import event, fields, path_id, query, read, write
 from shared.wire.event import Event
 from shared.wire.runtime import Runtime
 
+LONGEST_NAME: Final = 100
 MOST_AGENTS: Final = 1000
 VISIBILITIES: Final = ("private", "public")
 
@@ -42,17 +45,26 @@ async def list_runtimes(request: Request) -> Response:
 
 
 async def update_runtime(request: Request) -> Response:
-    """PATCH /api/runtimes/{id}: private or public."""
+    """PATCH /api/runtimes/{id}: private or public, and what people call it."""
     caller = await auth.workspace(request)
     runtime_id = path_id(request, "id", "runtime_id")
     sent = await fields(request)
-    if not sent.given("visibility"):
-        raise Invalid("visibility is required")
-    visibility = sent.one_of("visibility", VISIBILITIES, "private")
+    changes: dict[str, Any] = {}
+    if sent.given("visibility"):
+        changes["visibility"] = sent.one_of("visibility", VISIBILITIES, "private")
+    if sent.sent("custom_name"):
+        changes["custom_name"] = sent.text("custom_name").strip() or None
+        if len(changes["custom_name"] or "") > LONGEST_NAME:
+            raise Invalid(f"custom_name must be at most {LONGEST_NAME} characters")
+    if not changes:
+        raise Invalid("visibility or custom_name is required")
 
     async def unit(conn: Connection) -> tuple[Runtime, Sequence[Consequence]]:
-        await _managed(conn, caller, runtime_id)
-        changed = await agents.set_runtime_visibility(conn, runtime_id, visibility)
+        runtime = await _managed(conn, caller, runtime_id)
+        if changes.get("visibility") == "public":
+            # or an admin could put an agent, which is a shell, on anybody's machine
+            caller.check(Thing(people=(runtime.owner_id,)), "runtime.open")
+        changed = await agents.change_runtime(conn, runtime_id, changes)
         return changed, (event(caller, "daemon:register", action="update"),)
 
     return answer(await write(request, unit))
@@ -95,7 +107,7 @@ async def archive_agents_and_delete(request: Request) -> Response:
             )
         archived = await agents.archive_on_runtime(conn, runtime_id, caller.actor.user_id)
         told: list[Consequence] = [
-            event(caller, "agent:archived", agent=agent) for agent in archived
+            agent_event(caller, "agent:archived", agent) for agent in archived
         ]
         told += await _delete(conn, caller, runtime_id)
         result = {
@@ -106,6 +118,47 @@ async def archive_agents_and_delete(request: Request) -> Response:
             ),
         }
         return result, told
+
+    return answer(await write(request, unit))
+
+
+async def hand_over(request: Request) -> Response:
+    """POST /api/runtimes/{id}/hand-over: the whole machine the runtime is on, to another member.
+
+    `{"user_id" or "email", "include_agents"?, "include_directories"?}` → what moved and what did not
+    (`machines.Moved`). Its owner may, and owners and admins of the workspace; but agents and
+    directories go along only when their owner says so.
+    """
+    caller = await auth.workspace(request)
+    runtime_id = path_id(request, "id", "runtime_id")
+    sent = await fields(request)
+    user_id, email = sent.id("user_id"), sent.text("email").strip() or None
+    if (user_id is None) == (email is None):
+        raise Invalid("user_id or email must say who gets the machine")
+    with_agents, with_directories = sent.flag("include_agents"), sent.flag("include_directories")
+
+    async def unit(conn: Connection) -> tuple[machines.Moved, Sequence[Consequence]]:
+        runtime = await _seen(conn, caller, runtime_id)
+        if runtime.daemon_id is None:
+            raise Conflict("this runtime is on no machine")
+        owner_id = await machines.owner_of(conn, caller.workspace_id, runtime.daemon_id)
+        caller.check(Thing(people=(owner_id,)))
+        if with_agents or with_directories:
+            caller.check(Thing(people=(owner_id,)), "runtime.give along")
+        heir = await conn.fetchrow(machines.SQL.new_owner, caller.workspace_id, user_id, email)
+        if heir is None:
+            raise Invalid("who gets the machine must be a member of this workspace")
+        if heir["id"] == owner_id:
+            raise Conflict(f"the machine belongs to {heir['name']} already")
+        return await machines.move(
+            conn,
+            caller.workspace_id,
+            runtime.daemon_id,
+            before=owner_id,
+            after=heir["id"],
+            with_agents=with_agents,
+            with_directories=with_directories,
+        )
 
     return answer(await write(request, unit))
 
@@ -140,14 +193,20 @@ async def _managed(conn: Connection, caller: Membership, runtime_id: str) -> Run
     runtime = await agents.lock_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
         raise NotFound("runtime not found")
-    viewer = viewer_of(caller)
-    if viewer.is_agent or not viewer.may_manage(runtime.owner_id):
-        raise Forbidden("insufficient permissions")
+    caller.check(Thing(people=(runtime.owner_id,)))
+    return runtime
+
+
+async def _seen(conn: Connection, caller: Membership, runtime_id: str) -> Runtime:
+    runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
+    if runtime is None:
+        raise NotFound("runtime not found")
     return runtime
 
 
 routes: list[BaseRoute] = [
     Route("/api/runtimes", list_runtimes, methods=["GET"]),
+    Route("/api/runtimes/{id}/hand-over", hand_over, methods=["POST"]),
     Route("/api/runtimes/{id}", update_runtime, methods=["PATCH"]),
     Route("/api/runtimes/{id}", delete_runtime, methods=["DELETE"]),
     Route(

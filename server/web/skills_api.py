@@ -11,16 +11,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.errors import Conflict, Invalid, NotFound
+from server.rights import Thing
 from server.store import skills
 from server.store.queries import Connection
 from server.web import auth
-from server.web.agents_api import managed_agent, usable_agent
+from server.web.agents_api import agent_event, managed_agent, usable_agent
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields, text_of
-from server.web.unit import event, fields, path_id, read, viewer_of, write
-from shared.skillbundle import is_safe_path
+from server.web.unit import event, fields, path_id, read, write
+from shared.skillbundle import clash, path_fault
 from shared.wire.teamwork import FullSkill, SkillFileRow, SkillSummary
 
 LARGEST_FILE: Final = 1024 * 1024
@@ -62,7 +63,7 @@ async def create_skill(request: Request) -> Response:
         "config": sent.object("config"),
     }
     files = _files(sent) or {}
-    _check_size(values["content"], files)
+    _check_together(values["content"], files)
 
     async def unit(conn: Connection) -> tuple[FullSkill, _Told]:
         made = await skills.create_skill(
@@ -70,7 +71,7 @@ async def create_skill(request: Request) -> Response:
         )
         if made is None:
             raise _taken(str(values["name"]))
-        return made, (_told(caller, "skill:created", made),)
+        return made, (skill_event(caller, "skill:created", made),)
 
     return answer(await write(request, unit), 201)
 
@@ -90,14 +91,14 @@ async def update_skill(request: Request) -> Response:
     if sent.given("config"):
         changes["config"] = sent.object("config")
     files = _files(sent)
-    _check_size(changes.get("content", ""), files or {})
+    _check_together(changes.get("content", ""), files or {})
 
     async def unit(conn: Connection) -> tuple[FullSkill, _Told]:
-        before = await _managed(conn, caller, skill_id)
+        before = await managed_skill(conn, caller, skill_id)
         changed = await skills.update_skill(conn, skill_id, changes, files)
         if changed is None:
             raise _taken(str(changes.get("name", before.name)))
-        return changed, (_told(caller, "skill:updated", changed),)
+        return changed, (skill_event(caller, "skill:updated", changed),)
 
     return answer(await write(request, unit))
 
@@ -108,7 +109,7 @@ async def delete_skill(request: Request) -> Response:
     skill_id = path_id(request, "id", "skill id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _managed(conn, caller, skill_id)
+        await managed_skill(conn, caller, skill_id)
         await conn.execute(skills.SQL.delete_skill, skill_id)
         return None, (event(caller, "skill:deleted", skill_id=skill_id),)
 
@@ -138,12 +139,12 @@ async def put_file(request: Request) -> Response:
     content = _file_content(path, sent.text("content"))
 
     async def unit(conn: Connection) -> tuple[SkillFileRow, _Told]:
-        await _managed(conn, caller, skill_id)
+        await managed_skill(conn, caller, skill_id)
         known = {file.path: file.content for file in await skills.list_files(conn, skill_id)}
-        _check_size("", known | {path: content})
+        _check_together("", known | {path: content})
         written = await skills.put_file(conn, skill_id, path, content)
         shown = await _known(conn, caller, skill_id)
-        return written, (_told(caller, "skill:updated", shown),)
+        return written, (skill_event(caller, "skill:updated", shown),)
 
     return answer(await write(request, unit))
 
@@ -155,11 +156,11 @@ async def delete_file(request: Request) -> Response:
     file_id = path_id(request, "file_id", "file id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
-        await _managed(conn, caller, skill_id)
+        await managed_skill(conn, caller, skill_id)
         if await conn.fetchval(skills.SQL.delete_file, skill_id, file_id) is None:
             raise NotFound("skill file not found")
         shown = await _known(conn, caller, skill_id)
-        return None, (_told(caller, "skill:updated", shown),)
+        return None, (skill_event(caller, "skill:updated", shown),)
 
     await write(request, unit)
     return nothing()
@@ -196,11 +197,11 @@ async def _give(request: Request, *, keep: bool) -> Response:
     skill_ids = sent.ids("skill_ids", most=MOST_SKILLS)
 
     async def unit(conn: Connection) -> tuple[list[SkillSummary], _Told]:
-        await managed_agent(conn, caller, agent_id)
+        agent = (await managed_agent(conn, caller, agent_id)).shown
         given = await skills.give_skills(conn, caller.workspace_id, agent_id, skill_ids, keep=keep)
         if given is None:
             raise NotFound("skill not found")
-        return given, (event(caller, "agent:status", agent_id=agent_id, skills=given),)
+        return given, (agent_event(caller, "agent:status", agent, agent_id=agent_id, skills=given),)
 
     return answer(await write(request, unit))
 
@@ -215,12 +216,11 @@ async def _known(conn: Connection, caller: Membership, skill_id: str) -> FullSki
     return found
 
 
-async def _managed(conn: Connection, caller: Membership, skill_id: str) -> SkillSummary:
+async def managed_skill(conn: Connection, caller: Membership, skill_id: str) -> SkillSummary:
     found = await skills.lock_skill(conn, caller.workspace_id, skill_id)
     if found is None:
         raise NotFound("skill not found")
-    if not viewer_of(caller).may_manage(found.created_by):
-        raise Forbidden("only the skill's creator, an admin or an owner can change it")
+    caller.check(Thing(people=(found.created_by,)))
     return found
 
 
@@ -228,7 +228,8 @@ def _taken(name: str) -> Conflict:
     return Conflict(f"a skill named {name!r} already exists in this workspace")
 
 
-def _told(caller: Membership, kind: str, skill: FullSkill) -> Consequence:
+def skill_event(caller: Membership, kind: str, skill: FullSkill) -> Consequence:
+    """What everybody in the workspace hears of a skill."""
     return event(caller, kind, skill=skill)
 
 
@@ -256,8 +257,8 @@ def _path(text: str) -> str:
     path = text.strip()
     if not path:
         raise Invalid("path is required")
-    if not is_safe_path(path):
-        raise Invalid(f"invalid file path {path!r}: it must be relative, without '..'")
+    if fault := path_fault(path):
+        raise Invalid(fault)
     return path
 
 
@@ -281,7 +282,9 @@ def _files(sent: Fields) -> dict[str, str] | None:
     return found
 
 
-def _check_size(content: str, files: dict[str, str]) -> None:
+def _check_together(content: str, files: dict[str, str]) -> None:
+    if fault := clash(files):
+        raise Invalid(fault)
     if len(files) > MOST_FILES:
         raise Invalid(f"a skill may have at most {MOST_FILES} files")
     size = len(content.encode()) + sum(len(text.encode()) for text in files.values())

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Conflict, Forbidden, Invalid, NotFound
+from server.errors import Conflict, Invalid, NotFound
 from server.store import squads, work
 from server.store.queries import Connection
 from server.store.wire_rows import wire
@@ -19,7 +19,7 @@ from server.web import auth
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
-from server.web.unit import event, fields, path_id, read, viewer_of, write
+from server.web.unit import event, fields, path_id, read, write
 from shared.wire.teamwork import Squad, SquadMember
 
 LONGEST_NAME: Final = 255
@@ -45,7 +45,7 @@ async def get_squad(request: Request) -> Response:
 
 async def create_squad(request: Request) -> Response:
     """POST /api/squads: the leader becomes its first member."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     sent = await fields(request)
     leader_id = sent.id("leader_id")
     if leader_id is None:
@@ -53,6 +53,7 @@ async def create_squad(request: Request) -> Response:
     values = {
         "name": _name(sent),
         "description": sent.text("description"),
+        "instructions": sent.text("instructions"),
         "avatar_url": sent.optional_text("avatar_url"),
         "leader_id": leader_id,
     }
@@ -67,7 +68,7 @@ async def create_squad(request: Request) -> Response:
 
 async def update_squad(request: Request) -> Response:
     """PUT /api/squads/{id}: what was sent; a new leader becomes a member."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     squad_id = path_id(request, "id", "squad id")
     sent = await fields(request)
     changes: dict[str, Any] = {}
@@ -91,7 +92,7 @@ async def update_squad(request: Request) -> Response:
 
 async def delete_squad(request: Request) -> Response:
     """DELETE /api/squads/{id}: archive it; what it had to do goes to its leader."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     squad_id = path_id(request, "id", "squad id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -144,7 +145,7 @@ async def member_status(request: Request) -> Response:
 
 async def add_member(request: Request) -> Response:
     """POST /api/squads/{id}/members."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     squad_id = path_id(request, "id", "squad id")
     sent = await fields(request)
     kind, member_id = _member(sent)
@@ -164,7 +165,7 @@ async def add_member(request: Request) -> Response:
 
 async def remove_member(request: Request) -> Response:
     """DELETE /api/squads/{id}/members: named in the body."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     squad_id = path_id(request, "id", "squad id")
     kind, member_id = _member(await fields(request))
 
@@ -183,7 +184,7 @@ async def remove_member(request: Request) -> Response:
 
 async def set_role(request: Request) -> Response:
     """PATCH /api/squads/{id}/members/role."""
-    caller = await _admin(request)
+    caller = await auth.workspace(request)
     squad_id = path_id(request, "id", "squad id")
     sent = await fields(request)
     kind, member_id = _member(sent)
@@ -200,14 +201,6 @@ async def set_role(request: Request) -> Response:
 
 
 # --- rules ----------------------------------------------------------------------------------------
-
-
-async def _admin(request: Request) -> Membership:
-    caller = await auth.workspace(request)
-    viewer = viewer_of(caller)
-    if not viewer.admin or viewer.is_agent:
-        raise Forbidden("insufficient permissions")
-    return caller
 
 
 async def _known(conn: Connection, caller: Membership, squad_id: str) -> Squad:

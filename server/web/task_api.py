@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
 from server.dispatch import enqueue, finish
-from server.errors import Forbidden, NotFound
+from server.errors import NotFound
+from server.rights import NOTHING, Thing
 from server.store import runs, work
 from server.store.queries import Connection
 from server.store.runs import FoundTask
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.issue_changes import existing, facts
-from server.web.unit import optional_fields, path_id, query, read, viewer_of, write
+from server.web.fields import LARGEST_INT
+from server.web.issue_changes import existing, facts, work_thing
+from server.web.unit import optional_fields, path_id, query, read, write
 from shared import codec
 from shared.wire.task import Task, TaskMessagePayload
 from shared.wire.work import Issue, IssueUsage
@@ -37,7 +40,9 @@ async def list_runs(request: Request) -> Response:
     caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> list[Task]:
-        return await runs.list_tasks(conn, (await _issue(conn, caller, request)).id)
+        return await runs.list_tasks(
+            conn, (await _issue(conn, caller, request)).id, caller.caller.gate
+        )
 
     return answer(await read(request, unit))
 
@@ -47,7 +52,9 @@ async def list_active(request: Request) -> Response:
     caller = await auth.workspace(request)
 
     async def unit(conn: Connection) -> list[Task]:
-        return await runs.active_tasks(conn, (await _issue(conn, caller, request)).id)
+        return await runs.active_tasks(
+            conn, (await _issue(conn, caller, request)).id, caller.caller.gate
+        )
 
     return answer({"tasks": await read(request, unit)})
 
@@ -70,6 +77,7 @@ async def rerun(request: Request) -> Response:
     async def unit(conn: Connection) -> _Told:
         ref = request.path_params["id"]
         issue = existing(await work.lock_issue(conn, caller.workspace_id, ref))
+        caller.check(work_thing(caller, issue))
         return await enqueue.rerun(conn, facts(issue), task_id, caller.actor)
 
     return answer(await write(request, unit), 202)
@@ -85,6 +93,7 @@ async def cancel_run(request: Request) -> Response:
         found = await _usable(conn, caller, task_id)
         if found.task.issue_id != issue.id:
             raise NotFound("task not found")
+        caller.check(_cancellable(found, work_thing(caller, issue)))
         return await _cancel(conn, task_id)
 
     return answer(await write(request, unit))
@@ -96,7 +105,10 @@ async def cancel_task(request: Request) -> Response:
     task_id = path_id(request, "id", "task_id")
 
     async def unit(conn: Connection) -> _Cancelled:
-        await _usable(conn, caller, task_id)
+        found = await _usable(conn, caller, task_id)
+        issue_id = found.task.issue_id
+        issue = await work.get_issue(conn, caller.workspace_id, issue_id) if issue_id else None
+        caller.check(_cancellable(found, NOTHING if issue is None else work_thing(caller, issue)))
         return await _cancel(conn, task_id)
 
     return answer(await write(request, unit))
@@ -112,11 +124,11 @@ async def list_messages(request: Request) -> Response:
     """GET /api/tasks/{id}/messages?since=: the transcript after a sequence number."""
     caller = await auth.workspace(request)
     task_id = path_id(request, "id", "task_id")
-    since = query(request).whole("since", low=0) or 0
+    since = query(request).whole("since", low=-LARGEST_INT)
 
     async def unit(conn: Connection) -> list[TaskMessagePayload]:
         await _usable(conn, caller, task_id)
-        return await runs.task_messages(conn, task_id, since)
+        return await runs.task_messages(conn, task_id, -1 if since is None else since)
 
     return answer(await read(request, unit))
 
@@ -125,16 +137,17 @@ async def _issue(conn: Connection, caller: Membership, request: Request) -> Issu
     return existing(await work.get_issue(conn, caller.workspace_id, request.path_params["id"]))
 
 
+def _cancellable(found: FoundTask, issue: Thing) -> Thing:
+    """A run to cancel: an agent's if it is on its work, and not for being its agent's friend."""
+    return attrs.evolve(found.thing, mine=issue.mine)
+
+
 async def _usable(conn: Connection, caller: Membership, task_id: str) -> FoundTask:
     """Return a task of an agent that the caller may use (06 §3.4)."""
-    found = await runs.get_task(conn, caller.workspace_id, task_id)
+    found = await runs.get_task(conn, caller.workspace_id, task_id, caller.caller.gate)
     if found is None:
         raise NotFound("task not found")
-    viewer = viewer_of(caller)
-    if found.chat_of is not None and (viewer.is_agent or found.chat_of != viewer.user_id):
-        raise Forbidden("this chat belongs to somebody else")
-    if not viewer.may_use(visibility=found.agent_visibility, owner_id=found.agent_owner):
-        raise Forbidden("you do not have access to this agent")
+    caller.check(found.thing, "run.read")
     return found
 
 

@@ -20,12 +20,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence, TokensRevoked
-from server.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from server.errors import Conflict, Invalid, NotFound, Unauthenticated
+from server.rights import WIDER
 from server.store import credentials as credentials_store
 from server.store import people
 from server.store.queries import Connection
 from server.web import agents_api, auth, repository, runtimes_api
 from server.web.answers import answer, nothing
+from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import Fields
 from server.web.unit import event, fields, path_id, read, write
@@ -272,7 +274,11 @@ async def list_workspaces(request: Request) -> Response:
 async def create_workspace(request: Request) -> Response:
     """POST /api/workspaces: a new one, owned by the caller."""
     actor = await auth.human(request)
-    sent = await fields(request)
+    return answer(await make_workspace(request, actor.user_id, await fields(request)), 201)
+
+
+async def make_workspace(request: Request, user_id: str, sent: Fields) -> FullWorkspace:
+    """Make a workspace of a user's. Raises Invalid, Conflict."""
     name = _name(sent)
     slug = _slug(sent)
     letters = "".join(c for c in name if c.isascii() and c.isalpha())
@@ -282,7 +288,7 @@ async def create_workspace(request: Request) -> Response:
     async def unit(conn: Connection) -> tuple[FullWorkspace, Sequence[Consequence]]:
         made = await people.create_workspace(
             conn,
-            owner_id=actor.user_id,
+            owner_id=user_id,
             name=name,
             slug=slug,
             description=description,
@@ -295,7 +301,7 @@ async def create_workspace(request: Request) -> Response:
 
     made = await write(request, unit)
     services(request).metrics.count("workspace_created")
-    return answer(made, 201)
+    return made
 
 
 async def get_workspace(request: Request) -> Response:
@@ -308,13 +314,15 @@ async def get_workspace(request: Request) -> Response:
 async def update_workspace(request: Request) -> Response:
     """PUT or PATCH /api/workspaces/{id}: what was sent; the slug never changes."""
     caller = await auth.workspace_by_id(request, request.path_params["id"])
-    if caller.role not in {"owner", "admin"} or caller.actor.actor_type == "agent":
-        raise Forbidden("insufficient permissions")
     sent = await fields(request)
     changes, credentials = _settings(sent), _credentials(sent)
 
     async def unit(conn: Connection) -> tuple[FullWorkspace, Sequence[Consequence]]:
-        changed = _existing(await people.update_workspace(conn, caller.workspace_id, changes))
+        written = dict(changes)
+        if "settings" in written:
+            before = _existing(await people.get_workspace(conn, caller.workspace_id))
+            written["settings"] = _kept(caller, before.settings, written["settings"])
+        changed = _existing(await people.update_workspace(conn, caller.workspace_id, written))
         if credentials is not None:
             await credentials_store.keep(conn, caller.workspace_id, credentials)
         return changed, (event(caller, "workspace:updated", workspace=changed),)
@@ -365,6 +373,18 @@ def _settings(sent: Fields) -> dict[str, Any]:
     if prefix := _prefix(sent):
         changes["issue_prefix"] = prefix
     return changes
+
+
+def _kept(caller: Membership, before: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were sent; what agents may do besides stays unless an owner changes it."""
+    if "agents_may" not in sent:
+        return sent | {key: before[key] for key in ("agents_may",) if key in before}
+    wanted = sent["agents_may"]
+    if not isinstance(wanted, list) or any(name not in WIDER for name in map(str, wanted)):
+        raise Invalid(f"agents_may must be an array of: {', '.join(sorted(WIDER))}")
+    if wanted != before.get("agents_may", []):
+        caller.check(right="workspace.widen agents")
+    return sent
 
 
 def _repos(value: Any) -> list[dict[str, str]]:

@@ -12,14 +12,13 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from server.consequences import Consequence
-from server.store.agents import Viewer
+from server.rights import NOTHING, Thing
 from server.store.queries import Connection
 from server.web import body
 from server.web.auth import Membership
 from server.web.context import services
 from server.web.fields import Fields, Query, id_of
 from shared import codec
-from shared.ids import TASK_TOKEN
 from shared.wire.event import Event
 
 T = TypeVar("T")
@@ -62,17 +61,11 @@ def path_id(request: Request, name: str, called: str = "") -> str:
     return id_of(request.path_params[name], called or name)
 
 
-def viewer_of(caller: Membership) -> Viewer:
-    """Return who is looking at agents.
-
-    Only a task token makes an agent here: a member who names an agent in headers (06 §3.2) writes
-    in its name, but sees no more than before (02 §3.2 [trap]).
-    """
-    return Viewer(
-        user_id=caller.actor.user_id,
-        admin=caller.role in {"owner", "admin"},
-        is_agent=caller.actor.token_kind == TASK_TOKEN,
-    )
+def wrote(author_type: str, author_id: str) -> Thing:
+    """Return a thing that belongs to the member or agent who wrote it."""
+    if author_type == "agent":
+        return Thing(agents=(author_id,))
+    return Thing(people=(author_id,)) if author_type == "member" else NOTHING
 
 
 def event(caller: Membership, kind: str, **payload: object) -> Event:

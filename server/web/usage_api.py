@@ -22,7 +22,7 @@ from server.store.queries import Connection, Record, load
 from server.web import auth
 from server.web.answers import answer
 from server.web.auth import Membership
-from server.web.unit import path_id, query, read, viewer_of
+from server.web.unit import path_id, query, read
 from shared import times
 from shared.times import stamp
 
@@ -40,18 +40,25 @@ class Span:
 
 
 async def of_runtime(request: Request, statement: str, days: int) -> Response:
-    """GET /api/runtimes/{id}/…: one machine's."""
+    """GET /api/runtimes/{id}/…: one machine's.
+
+    By day also what its programs' own logs say (`source=local`), which is more than its runs.
+    """
     caller = await auth.workspace(request)
+    daily = statement == "runtime_daily"
+    if daily and query(request).text("source") == "local":
+        statement = "local_daily"
     runtime_id = path_id(request, "id", "runtime_id")
 
     async def unit(conn: Connection) -> list[Record]:
         if await conn.fetchval(SQL.runtime_exists, caller.workspace_id, runtime_id) is None:
             raise NotFound("runtime not found")
         span = await _span(conn, request, caller, days)
-        return await conn.fetch(SQL[statement], span.start, span.zone, runtime_id)
+        args = (span.start, span.zone, runtime_id, *_gate(caller, statement))
+        return await conn.fetch(SQL[statement], *args)
 
     rows = await read(request, unit)
-    extra = {"runtime_id": runtime_id} if statement == "runtime_daily" else {}
+    extra = {"runtime_id": runtime_id} if daily else {}
     return answer([extra | _shown(row) for row in rows])
 
 
@@ -62,7 +69,8 @@ async def of_workspace(request: Request, statement: str) -> Response:
 
     async def unit(conn: Connection) -> list[Record]:
         span = await _span(conn, request, caller, 30)
-        args = (span.start, span.zone, caller.workspace_id, project_id)
+        gate = _gate(caller, statement)
+        args = (span.start, span.zone, caller.workspace_id, project_id, *gate)
         return await conn.fetch(SQL[statement], *args)
 
     return answer([_shown(row) for row in await read(request, unit)])
@@ -71,13 +79,21 @@ async def of_workspace(request: Request, statement: str) -> Response:
 async def of_agents(request: Request, statement: str) -> Response:
     """GET /api/agent-run-counts and /api/agent-activity-30d: of agents the caller may use."""
     caller = await auth.workspace(request)
-    only = viewer_of(caller).sees_private_of
+    gate = caller.caller.gate
 
     async def unit(conn: Connection) -> list[Record]:
         span = await _span(conn, request, caller, 30)
-        return await conn.fetch(SQL[statement], span.start, span.zone, caller.workspace_id, only)
+        return await conn.fetch(SQL[statement], span.start, span.zone, caller.workspace_id, gate)
 
     return answer([_shown(row) for row in await read(request, unit)])
+
+
+def _gate(caller: Membership, statement: str) -> tuple[str | None, ...]:
+    """Who looks, for a statement that names agents; sums over all name none."""
+    return (caller.caller.gate,) if statement in _BY_AGENT else ()
+
+
+_BY_AGENT: Final = frozenset({"runtime_by_agent", "by_agent", "agent_time"})
 
 
 def _shown(row: Record) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from server.errors import Conflict, Invalid, NotFound, TooLarge, TooMany
 from server.store.queries import Connection, Record, load
 from server.web import auth, body
 from server.web.answers import answer
+from server.web.autopilots_api import autopilot_thing, known_autopilot
 from server.web.context import services
 from server.web.fields import json_of, text_of
 from server.web.limits import peer_of
@@ -182,7 +183,7 @@ async def replay(request: Request) -> Response:
     delivery_id = path_id(request, "delivery_id", "delivery id")
 
     async def unit(conn: Connection) -> tuple[_Said, _Told]:
-        await _known(conn, caller.workspace_id, autopilot_id)
+        caller.check(autopilot_thing(await known_autopilot(conn, caller, autopilot_id)))
         row = await conn.fetchrow(SQL.read_call, autopilot_id, delivery_id)
         if row is None:
             raise NotFound("delivery not found")
@@ -302,7 +303,7 @@ async def list_deliveries(request: Request) -> Response:
     limit, offset = query(request).page(limit=20, most=100)
 
     async def unit(conn: Connection) -> list[Record]:
-        await _known(conn, caller.workspace_id, autopilot_id)
+        await known_autopilot(conn, caller, autopilot_id)
         return await conn.fetch(SQL.list_calls, autopilot_id, limit, offset)
 
     rows = await read(request, unit)
@@ -316,7 +317,7 @@ async def get_delivery(request: Request) -> Response:
     delivery_id = path_id(request, "delivery_id", "delivery id")
 
     async def unit(conn: Connection) -> Record:
-        await _known(conn, caller.workspace_id, autopilot_id)
+        await known_autopilot(conn, caller, autopilot_id)
         row = await conn.fetchrow(SQL.read_call, autopilot_id, delivery_id)
         if row is None:
             raise NotFound("delivery not found")
@@ -325,11 +326,6 @@ async def get_delivery(request: Request) -> Response:
     row = await read(request, unit)
     text = (row["raw_body"] or b"").decode("utf-8", "replace")
     return answer(_delivery(row) | {"raw_body": text})
-
-
-async def _known(conn: Connection, workspace_id: str, autopilot_id: str) -> None:
-    if await conn.fetchrow(AUTOPILOTS.list_autopilots, workspace_id, None, autopilot_id) is None:
-        raise NotFound("autopilot not found")
 
 
 def _delivery(row: Record) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.dispatch import derived, enqueue, finish
 from server.dispatch.autopilot_end import issues_deleted
-from server.errors import Conflict, DomainError, Invalid
+from server.errors import Conflict, Forbidden, Invalid
 from server.store import work
 from server.store.adornments import adorn_issue
 from server.store.attachments import bind_to_issue
@@ -32,12 +32,14 @@ from server.web.fields import Fields, Query
 from server.web.issue_changes import (
     Patch,
     apply,
+    apply_to_all,
     check_assignee,
     check_parent,
     existing,
     facts,
     read_patch,
 )
+from server.web.issue_changes import made as made_by
 from server.web.projects_api import check_project
 from server.web.unit import event, fields, query, read, write
 from shared.wire.work import PRIORITIES, STATUSES, Issue
@@ -246,6 +248,8 @@ def _new(sent: Fields, caller: Membership) -> dict[str, Any]:
     origin_type, origin_id = sent.text("origin_type") or None, sent.id("origin_id")
     if origin_type not in {None, "quick_create"} or (origin_type is None) != (origin_id is None):
         raise Invalid("invalid origin")
+    if origin_id is not None and origin_id != caller.actor.task_id:
+        raise Forbidden("an issue's origin is the task that makes it")
     return {
         "title": sent.required_text("title"),
         "description": sent.optional_text("description"),
@@ -317,15 +321,13 @@ async def update_issues(request: Request) -> Response:
     patch = read_patch(Fields(sent.object("updates")))
 
     async def unit(conn: Connection) -> tuple[int, _Told]:
-        updated, told = 0, list[Consequence]()
-        for issue in await work.lock_issues(conn, caller.workspace_id, issue_ids):
-            try:
-                _, follows = await apply(conn, caller, issue, patch)
-            except DomainError:
-                continue
-            updated += 1
-            told += follows
-        return updated, told
+        issues = await work.lock_issues(
+            conn, caller.workspace_id, issue_ids, parents="status" in patch.changes
+        )
+        if not issues:
+            return 0, ()
+        done = await apply_to_all(conn, caller, issues, patch)
+        return len(done.changed), done.told
 
     updated = await write(request, unit) if patch != Patch() else 0
     return answer({"updated": updated})
@@ -347,6 +349,12 @@ async def _delete(
     conn: Connection, caller: Membership, issues: Sequence[Issue]
 ) -> list[Consequence]:
     ids = [issue.id for issue in issues]
+    for issue in issues:
+        caller.check(made_by(caller, issue))
+    if caller.actor.agent_id is not None and await work.others_wrote(
+        conn, caller.actor.agent_id, issue_ids=ids
+    ):
+        raise Forbidden("an agent does not delete what others wrote: there are comments of others")
     told = await finish.cancel_issues(conn, ids)
     told += await issues_deleted(conn, ids)
     told += [event(caller, "issue:deleted", issue_id=issue.id) for issue in issues]

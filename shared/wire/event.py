@@ -13,8 +13,8 @@ from shared import codec
 class Event:
     """One thing that happened in a workspace.
 
-    `users` limits the audience to those users' own sockets (inbox, invitations, private chats);
-    None means everyone in the workspace. The routing fields are not part of the frame.
+    Who hears it is who may read what it is about. `users`: to whom that belongs; `kind`: what makes
+    it a case of its own ("private", "chat"). The routing fields are not part of the frame.
     """
 
     type: str
@@ -23,6 +23,7 @@ class Event:
     actor_type: str = "system"
     actor_id: str = ""
     users: tuple[str, ...] | None = None
+    kind: str = ""
 
 
 def write(event: Event) -> str:

@@ -20,8 +20,10 @@ REPOSITORY_ACCESS: Final = "repository-access-v1"
 
 CLAIM_MANY: Final = "claim-many-v1"
 BEAT_MANY: Final = "beat-many-v1"
+UNIQUE_ROWS: Final = "unique-rows-v1"
 """Ours: what a server may offer daemons beyond the protocol, in its answer to a registration: claims
-for many runtimes in one call, and one frame for the beats of many (`frame.heartbeats`)."""
+for many runtimes in one call, one frame for the beats of many (`frame.heartbeats`), and transcripts
+that keep one row for each number, so that a batch may be sent again."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,9 +51,15 @@ class RegisterRequest:
     legacy_daemon_ids: list[str] = attrs.field(factory=list)
     device_name: str = ""
     cli_version: str = ""
+    bullpen_version: str = omitted("")
+    """Ours: what the daemon is, where `cli_version` says which protocol it speaks."""
     launched_by: str = ""
     runtimes: list[RuntimeSpec] = attrs.field(factory=list)
     failed_profiles: list[FailedProfile] = attrs.field(factory=list)
+    machine_key: str = omitted("")
+    """Ours: what proves that it is the machine that registered before, whoever is signed in there."""
+    take_over: bool = omitted(False)
+    """Ours: the daemon was started under this account; a machine that proves itself becomes theirs."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,6 +70,7 @@ class Runtime:
     workspace_id: str = ""
     daemon_id: str | None = None
     name: str = ""
+    custom_name: str | None = omitted(None)
     runtime_mode: str = "local"
     provider: str = ""
     launch_header: str = ""
@@ -88,6 +97,24 @@ class RegisterReply:
 @attrs.frozen(kw_only=True)
 class DeregisterRequest:
     runtime_ids: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True)
+class DayUsage:
+    """What one program has used of one model on one day of the machine's calendar."""
+
+    date: str
+    provider: str = ""
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class UsageReport:
+    entries: list[DayUsage] = attrs.field(factory=list)
 
 
 @attrs.frozen(kw_only=True)

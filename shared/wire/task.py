@@ -306,6 +306,8 @@ class FailRequest:
     session_id: str = omitted("")
     work_dir: str = omitted("")
     failure_reason: str = omitted("")
+    resets_at: str = omitted("")
+    """Ours: when the quota is back that the task failed of; the machine knows its own time zone."""
 
 
 @attrs.frozen(kw_only=True)

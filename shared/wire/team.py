@@ -112,6 +112,8 @@ class Agent:
     has_custom_env: bool = False
     custom_env_key_count: int = 0
     visibility: str = "private"
+    permission_mode: str = "private"
+    invocation_targets: list[dict[str, str]] = attrs.field(factory=list)
     status: str = "offline"
     max_concurrent_tasks: int = 6
     model: str = ""
@@ -122,3 +124,5 @@ class Agent:
     updated_at: str = ""
     archived_at: str | None = None
     archived_by: str | None = None
+    placed_under: str = omitted("")
+    """Ours: whose machine it was when the agent was put there, if the machine has changed hands since."""

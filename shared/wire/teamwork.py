@@ -91,6 +91,8 @@ class Project:
     priority: str = "none"
     lead_type: str | None = None
     lead_id: str | None = None
+    start_date: str | None = None
+    due_date: str | None = None
     created_at: str = ""
     updated_at: str = ""
     issue_count: int = 0

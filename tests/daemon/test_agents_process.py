@@ -182,6 +182,18 @@ async def test_a_program_that_does_not_leave_after_its_result_is_ended(
     assert (result.status, result.output) == ("completed", "ok")
 
 
+async def test_a_turn_that_may_begin_by_itself_is_waited_for_and_then_the_input_is_closed(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_json, "_EXIT_LINGER", 0.3)
+    task = {"type": "system", "subtype": "task_started", "task_id": "b"}
+    told = {"type": "system", "subtype": "task_notification", "task_id": "b"}
+    _, result = await finish(
+        make({"event": task}, {"event": told}, {"done": "ok"}, {"open_for": 60})
+    )
+    assert (result.status, result.output, result.exit_code) == ("completed", "ok", 0)
+
+
 async def test_a_program_that_closes_its_output_and_stays_is_ended(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.agents.contract import AgentMessage, AgentResult, Tokens
+from daemon.agents.contract import AgentMessage, AgentResult, Quota, Tokens
 from daemon.agents.dialogue import Ending, Step
 from daemon.agents.stream_json import StreamJson
 from shared import failure
@@ -96,15 +96,211 @@ def test_tools_thinking_and_text_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["bg-tool", "subagent-bg"])
-def test_background_work_makes_the_last_result_count(name: str) -> None:
+def test_background_work_keeps_the_conversation_open_and_the_last_result_counts(name: str) -> None:
     replay = Replay().feed(name)
-    first = next(i for i, step in enumerate(replay.steps) if step.close_stdin)
-    assert replay.steps[first].linger != replay.steps[-1].linger, "work is still going on"
-    assert replay.steps[first + 1].linger is not None
+    assert [step.close_stdin for step in replay.steps].index(True) == len(replay.steps) - 1
     result = replay.close(exit_code=0)
     assert result.output == "FAKE-OK turn=2"
+    assert not result.unfinished
     (tokens,) = result.usage.values()
     assert tokens.input == (420 if name == "bg-tool" else 540), "cumulative counts of the last"
+
+
+def background(replay: Replay, task: str = "b1", call: str = "c1", **how: Any) -> None:
+    """Begin work in the background, as a tool that returns at once."""
+    block = {"type": "tool_use", "id": call, "name": "Bash", "input": {"command": "make"}}
+    replay.event(type="assistant", message={"id": "m", "content": [block]})
+    replay.event(
+        type="system", subtype="task_started", task_id=task, tool_use_id=call, description="build"
+    )
+    answer = {"type": "tool_result", "tool_use_id": call, "content": "running"}
+    details = how or {"backgroundTaskId": task}
+    replay.event(type="user", message={"content": [answer]}, tool_use_result=details)
+
+
+def test_nothing_ends_a_conversation_while_work_is_open() -> None:
+    replay = Replay()
+    background(replay)
+    step = replay.event(**success("I'll report"))
+    assert (step.close_stdin, step.linger) == (False, None), "only the watchdogs may end it"
+    step = replay.event(type="system", subtype="task_progress", task_id="b1")
+    assert (step.close_stdin, step.linger) == (False, None)
+    replay.event(type="system", subtype="task_updated", task_id="b1", patch={"status": "completed"})
+    step = replay.event(type="system", subtype="task_notification", task_id="b1")
+    assert not step.close_stdin, "its news are still to be told"
+    assert step.linger, "but not for ever"
+    replay.event(type="system", subtype="init")
+    step = replay.event(**success("built"))
+    assert step.close_stdin
+    assert replay.close(exit_code=0).output == "built"
+
+
+@pytest.mark.parametrize("status", ["failed", "killed", "stopped"])
+def test_work_that_ended_badly_is_open_no_more(status: str) -> None:
+    replay = Replay()
+    background(replay)
+    replay.event(type="system", subtype="task_updated", task_id="b1", patch={"status": status})
+    assert replay.event(**success()).linger is not None
+
+
+def test_work_that_is_only_known_by_a_tools_result_is_open_too() -> None:
+    for details in (
+        {"backgroundTaskId": "x"},
+        {"status": "async_launched", "agentId": "x", "description": "look"},
+        {"status": "remote_launched", "taskId": "x"},
+    ):
+        replay = Replay()
+        block = {"type": "tool_use", "id": "c", "name": "Agent", "input": {}}
+        replay.event(type="assistant", message={"id": "m", "content": [block]})
+        answer = {"type": "tool_result", "tool_use_id": "c", "content": "started"}
+        replay.event(type="user", message={"content": [answer]}, tool_use_result=details)
+        assert not replay.event(**success()).close_stdin
+        replay.event(type="system", subtype="task_notification", task_id="x", status="completed")
+        replay.event(type="system", subtype="init")
+        assert replay.event(**success()).close_stdin
+
+
+@pytest.mark.parametrize("ending", ["task_notification", "task_updated"])
+def test_a_long_tool_in_the_foreground_keeps_nothing_open(ending: str) -> None:
+    replay = Replay()
+    block = {"type": "tool_use", "id": "c", "name": "Bash", "input": {}}
+    replay.event(type="assistant", message={"id": "m", "content": [block]})
+    replay.event(type="system", subtype="task_started", task_id="t", tool_use_id="c")
+    replay.event(type="system", subtype=ending, task_id="t", patch={"status": "completed"})
+    answer = {"type": "tool_result", "tool_use_id": "c", "content": "made"}
+    replay.event(type="user", message={"content": [answer]}, tool_use_result={"stdout": "made"})
+    assert replay.event(**success()).close_stdin
+
+
+def test_news_that_came_within_a_turn_may_begin_another() -> None:
+    replay = Replay()
+    background(replay)
+    replay.event(type="system", subtype="task_notification", task_id="b1", status="completed")
+    step = replay.event(**success())
+    assert not step.close_stdin
+    assert step.linger
+
+
+def test_an_answer_with_work_still_open_says_so_when_it_is_ended() -> None:
+    replay = Replay()
+    background(replay)
+    replay.event(**success("I'll report"))
+    result = replay.close(exit_code=143, stopped="silent for too long")
+    assert (result.status, result.output, result.unfinished) == ("completed", "I'll report", True)
+    assert replay.late[-1].kind == "error"
+    assert replay.late[-1].content.endswith("in the background: build")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_empty_error_behind_the_answer_takes_nothing_away(code: int) -> None:
+    replay = Replay()
+    counted = {"m": {"inputTokens": 100, "outputTokens": 2000}}
+    replay.event(type="assistant", message={"id": "m", "content": "42"})
+    replay.event(**success("All done: 42", num_turns=2, session_id="s", modelUsage=counted))
+    replay.event(
+        type="result", subtype="error_during_execution", is_error=True, num_turns=0,
+        errors=["only prompts can be sent in this mode"], modelUsage={}, session_id="s",
+    )  # fmt: skip
+    result = replay.close(exit_code=code)
+    assert (result.status, result.output, result.session_id) == ("completed", "All done: 42", "s")
+    assert result.usage == {"m": Tokens(input=100, output=2000)}
+    assert "only prompts can be sent" in replay.messages[-1].content, "it is shown all the same"
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"num_turns": 1},
+        {"num_turns": 0, "modelUsage": {"m": {"inputTokens": 1}}},
+        {"num_turns": 0, "said": True},
+    ],
+)
+def test_an_error_of_real_work_counts_and_keeps_the_usage(later: dict[str, Any]) -> None:
+    replay = Replay()
+    replay.event(**success("first", num_turns=1, modelUsage={"m": {"inputTokens": 100}}))
+    if later.pop("said", False):
+        replay.event(type="assistant", message={"id": "n", "content": "on it"})
+    replay.event(
+        type="result", subtype="error_during_execution", is_error=True, errors=["no"], **later
+    )
+    result = replay.close(exit_code=1)
+    assert (result.status, result.error) == ("failed", "no")
+    assert result.usage
+
+
+def test_half_an_emoji_is_replaced_wherever_it_comes_in() -> None:
+    replay = Replay()
+    block = {
+        "type": "tool_use",
+        "id": "t",
+        "name": "Bash",
+        "input": {"\ud800": ["\udfff", "\U0001f600"]},
+    }
+    replay.event(type="assistant", message={"id": "m", "content": [block]})
+    replay.event(**success("half \ud83d end, \\ud83d as written"))
+    result = replay.close(exit_code=0)
+    assert result.output == "half \ufffd end, \\ud83d as written"
+    assert replay.messages[0].input == {"\ufffd": ["\ufffd", "\U0001f600"]}
+
+
+def test_a_line_with_bytes_that_are_no_utf8_does_not_vanish() -> None:
+    replay = Replay()
+    line = json.dumps({"type": "assistant", "message": {"id": "m", "content": "caf@"}}).encode()
+    replay.steps.append(replay.driver.line(line.replace(b"@", b"\xe9")))
+    assert [m.content for m in replay.messages] == ["caf\ufffd"]
+
+
+REJECTED = {"status": "rejected", "resetsAt": 1796055076, "rateLimitType": "five_hour"}
+
+
+@pytest.mark.parametrize("status", [429, None])
+def test_a_quota_is_read_from_the_providers_own_fields(status: int | None) -> None:
+    replay = Replay()
+    replay.event(type="rate_limit_event", rate_limit_info=REJECTED)
+    replay.event(
+        type="result", subtype="success", is_error=True, api_error_status=status, num_turns=1,
+        result="You've hit your session limit \u00b7 resets 5:11pm (Europe/Berlin)",
+    )  # fmt: skip
+    assert replay.close(exit_code=1).quota == Quota(resets_at=1796055076)
+
+
+def test_a_quota_that_was_not_what_the_run_failed_of_is_none() -> None:
+    replay = Replay()
+    replay.event(type="rate_limit_event", rate_limit_info=REJECTED)
+    replay.event(type="result", is_error=True, num_turns=1, result="Invalid API key")
+    assert replay.close(exit_code=1).quota is None
+    replay = Replay()
+    replay.event(type="rate_limit_event", rate_limit_info={**REJECTED, "status": "allowed_warning"})
+    replay.event(type="result", is_error=True, api_error_status=429, result="rate limit")
+    assert replay.close(exit_code=1).quota is None
+    replay = Replay()
+    replay.event(type="rate_limit_event", rate_limit_info=REJECTED)
+    replay.event(**success("it went on with what was left"))
+    assert replay.close(exit_code=0).quota is None
+
+
+def test_an_end_of_the_overage_that_is_nearer_counts() -> None:
+    replay = Replay()
+    info = {"status": "rejected", "resetsAt": 1796655076, "overageResetsAt": 1796055076}
+    replay.event(type="rate_limit_event", rate_limit_info=info)
+    replay.event(type="result", is_error=True, result="You're out of usage credits")
+    assert replay.close(exit_code=1).quota == Quota(resets_at=1796055076)
+
+
+def test_a_resumed_history_that_the_model_refuses_is_spoilt() -> None:
+    refused = {
+        "type": "result", "is_error": True, "session_id": "s", "num_turns": 1,
+        "result": 'API Error: 400 {"type":"invalid_request_error","message":"bad block"}',
+    }  # fmt: skip
+    replay = Replay(resume="s")
+    replay.event(**refused)
+    assert replay.close(exit_code=1).session_id == "", "another run may begin afresh"
+    replay = Replay()
+    replay.event(**refused)
+    assert replay.close(exit_code=1).session_id == "s"
+    replay = Replay(resume="s")
+    replay.event(type="result", is_error=True, session_id="s", result="prompt is too long: 9 > 8")
+    assert replay.close(exit_code=1).session_id == ""
 
 
 def test_a_sub_agents_words_are_not_the_answer() -> None:

@@ -142,6 +142,26 @@ def test_files_are_attached(bench: Bench, tmp_path: Path) -> None:
     assert bench.requests[-1].url.path == "/api/upload-file"
 
 
+def test_a_file_is_attached_to_what_a_task_is_about(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    file.write_bytes(b"log")
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/upload-file":
+            assert b'name="task_id"' in request.content
+            assert TASK.encode() in request.content
+            return httpx.Response(200, json={"id": AGENT})
+        return bench.ordinary(request)
+
+    bench.respond = respond
+    code, out, _ = bench.run("attachment", "upload", str(file), "--task", TASK)
+    assert (code, json.loads(out)) == (0, {"id": AGENT})
+    for words in ((), ("--task", TASK, "--issue", "BUL-1")):
+        code, _, err = bench.run("attachment", "upload", str(file), *words)
+        assert code == 1
+        assert "give one of --issue, --comment and --task" in err
+
+
 def test_a_file_that_cannot_be_sent_keeps_a_comment_back_but_not_an_issue(bench: Bench) -> None:
     missing = ("--attachment", "/nowhere/a.png")
     code, _, err = bench.run("issue", "comment", "add", "BUL-1", "--content", "x", *missing)
@@ -277,11 +297,73 @@ def test_an_agent_waits_for_a_server_that_restarts(bench: Bench, waits: list[flo
     assert len(waits) == 3
 
 
-def test_an_agents_patience_ends(bench: Bench, waits: list[float]) -> None:
+@pytest.mark.parametrize("away", [401, 502, 503, 504, httpx.ConnectError("refused")])
+def test_an_agent_waits_for_hours_if_it_has_to(
+    bench: Bench, waits: list[float], away: int | Exception
+) -> None:
+    """401 is what a server of the protocol answers while its database is away."""
     task_environment(bench)
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if sum(waits) > 1800:
+            return bench.ordinary(request)
+        if isinstance(away, Exception):
+            raise away
+        return httpx.Response(away, json={"error": "invalid token"})
+
+    bench.respond = respond
+    code, _, err = bench.run("issue", "get", "BUL-1")
+    assert code == 0
+    assert 50 <= err.count("waiting for http://h") <= 60, "a line now and then"
+
+
+@pytest.mark.parametrize(("patience", "most"), [({}, 3600), ({"BULLPEN_TASK_PATIENCE": "20s"}, 20)])
+def test_an_agents_patience_ends(
+    bench: Bench, waits: list[float], patience: dict[str, str], most: float
+) -> None:
+    task_environment(bench)
+    bench.env |= patience
     bench.respond = fail_with(httpx.ConnectError("refused"))
     assert bench.run("issue", "get", "BUL-1")[0] == 2
-    assert 10 < sum(waits) <= 20
+    assert most - 10 < sum(waits) <= most
+
+
+def test_a_bug_of_the_server_is_not_waited_out(bench: Bench, waits: list[float]) -> None:
+    task_environment(bench)
+    bench.respond = lambda _: httpx.Response(500, json={"error": "internal error"})
+    assert bench.run("issue", "get", "BUL-1")[0] == 1
+    assert 40 < sum(waits) <= 60
+
+
+def test_a_person_is_told_at_once(bench: Bench, waits: list[float]) -> None:
+    bench.respond = lambda _: httpx.Response(401, json={"error": "invalid token"})
+    assert bench.run("issue", "get", "BUL-1")[0] == 3
+    assert waits == []
+
+
+def test_what_may_have_been_made_is_told_once_the_server_is_back(
+    bench: Bench, waits: list[float]
+) -> None:
+    task_environment(bench)
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" or sum(waits) < 100:
+            raise httpx.ReadError("cut")
+        return httpx.Response(200, json={"status": "ok"})
+
+    ordinary = bench.ordinary
+
+    def mostly(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET" and "readyz" not in str(request.url):
+            return ordinary(request)
+        return respond(request)
+
+    bench.respond = mostly
+    code, _, err = bench.run("issue", "comment", "add", "BUL-1", "--content", "x")
+    assert code == 2
+    assert "may or may not" in err
+    assert [request.method for request in bench.requests].count("POST") == 1
+    assert sum(waits) >= 100
 
 
 def test_a_comment_that_may_have_been_made_is_not_made_twice(

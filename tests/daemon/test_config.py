@@ -78,9 +78,9 @@ def test_no_server_urls(text: str) -> None:
 
 
 def test_profile_ports() -> None:
-    assert profile_port("") == 19514
-    assert profile_port("a") == 19515 + 97
-    assert profile_port("ü") == 19515 + (0xC3 + 0xBC) % 1000
+    assert profile_port("") == 27514
+    assert profile_port("a") == 27515 + 97
+    assert profile_port("ü") == 27515 + (0xC3 + 0xBC) % 1000
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (config.poll_interval, config.heartbeat_interval, config.sync_interval) == (30, 15, 30)
     assert config.max_concurrent_tasks == 20
     assert config.agent_timeout == 0
-    assert config.control_port == 19514
+    assert config.control_port == 27514
     assert config.workspaces_root == tmp_path / "workspaces"
     assert config.agents is None
     assert TOKEN not in repr(config)
@@ -222,6 +222,9 @@ def test_what_is_reclaimed_is_the_users_setting(tmp_path: Path) -> None:
         ("BULLPEN_DAEMON_POLL_INTERVAL", "0"),
         ("BULLPEN_DAEMON_POLL_INTERVAL", "30"),
         ("BULLPEN_DAEMON_HEARTBEAT_INTERVAL", "-1s"),
+        ("BULLPEN_DAEMON_HEARTBEAT_INTERVAL", "2m"),
+        ("BULLPEN_DAEMON_POLL_INTERVAL", "3h"),
+        ("BULLPEN_DAEMON_SYNC_INTERVAL", "1d"),
         ("BULLPEN_DAEMON_SYNC_INTERVAL", "1ms"),
         ("BULLPEN_AGENT_TIMEOUT", "-1s"),
         ("BULLPEN_AGENT_IDLE_WATCHDOG", "5days"),

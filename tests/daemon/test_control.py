@@ -54,9 +54,18 @@ class Door:
 async def test_health(autojump_clock: MockClock) -> None:
     door = Door()
     for line in ("GET /health", "POST /health", "GET /health?x=1", "DELETE /health"):
-        status, body = await door.request(line, ALLOWED)
-        assert (status, json.loads(body)) == (200, {"status": "running", "pid": 7})
+        status, body = await door.request(line, ALLOWED, "X-Bullpen: 1")
+        told = {"status": "running", "pid": 7, "product": "bullpen"}
+        assert (status, json.loads(body)) == (200, told)
     assert await door.request("HEAD /health", ALLOWED) == (200, "")
+
+
+async def test_the_commands_of_another_product_take_us_for_none_of_theirs(
+    autojump_clock: MockClock,
+) -> None:
+    """They act on a daemon that says `running` or `starting`, and on no other."""
+    _, body = await Door().request("GET /health", ALLOWED)
+    assert json.loads(body)["status"] == "bullpen running"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:19514", "[::1]:19514", "127.0.0.1:1"])

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from daemon.identity import IdentityError, legacy_daemon_ids, load_daemon_id, new_daemon_id
+from daemon.identity import (
+    IdentityError,
+    find_daemon_id,
+    legacy_daemon_ids,
+    load_daemon_id,
+    load_machine_key,
+    machine_proof,
+    new_daemon_id,
+)
 from shared.home import Home
 from tests.support.fake_server import uid
 
@@ -32,6 +40,37 @@ def test_the_id_is_minted_once_and_private(tmp_path: Path) -> None:
     assert load_daemon_id(Home(tmp_path, "work")) == minted, "profiles share it"
     assert home.daemon_id_file.read_text() == minted + "\n"
     assert home.daemon_id_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_looking_for_the_id_mints_none(tmp_path: Path) -> None:
+    assert find_daemon_id(Home(tmp_path)) == ""
+    assert not Home(tmp_path).daemon_id_file.exists()
+    assert load_daemon_id(Home(tmp_path)) == find_daemon_id(Home(tmp_path, "work"))
+
+
+def test_the_key_is_made_once_private_and_each_profiles_own(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    key = load_machine_key(home)
+    assert len(key) >= 40
+    assert load_machine_key(home) == key != load_machine_key(Home(tmp_path, "work"))
+    assert home.machine_key_file.stat().st_mode & 0o777 == 0o600
+    home.machine_key_file.unlink()
+    home.machine_key_file.mkdir()
+    with pytest.raises(IdentityError, match="key"):
+        load_machine_key(home)
+
+
+def test_a_proof_is_worth_something_at_one_server_and_workspace() -> None:
+    proofs = {
+        machine_proof(key, server_url=url, workspace_id=workspace)
+        for key in ("k1", "k2")
+        for url in ("http://a", "http://b")
+        for workspace in ("w1", "w2")
+    }
+    assert len(proofs) == 8
+    assert not any("k1" in proof for proof in proofs)
+    again = machine_proof("k1", server_url="http://a", workspace_id="w1")
+    assert again in proofs
 
 
 def test_any_uuid_is_accepted_and_junk_replaced(tmp_path: Path) -> None:

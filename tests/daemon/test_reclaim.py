@@ -404,9 +404,9 @@ async def test_the_command_lists_kept_work_and_lets_it_go(
         await bench.run()
         code, out, _ = await call()
         assert code == 0
-        assert f"changed files of task {env_root.name[:8]}, branch agent/demo/" in out
+        assert f"changed files of task {env_root.name[-8:]}, branch agent/demo/" in out
         assert "git stash apply FETCH_HEAD" in out
-        assert f"{own.name[:8]}-mine: a repository of task {own.name[:8]}" in out
+        assert f"{own.name[-8:]}-mine: a repository of task {own.name[-8:]}" in out
         told = json.loads((await call("--output", "json"))[1])
         assert {each["task_id"] for each in told} == {env_root.name, own.name}
         for wrong in ("re", "refs/bullpen/nothing", "mine"):
@@ -414,7 +414,7 @@ async def test_the_command_lists_kept_work_and_lets_it_go(
             assert code == 1
             assert "nothing is kept as" in err
         ref = next(each["ref"] for each in told if each["ref"])
-        assert (await call("--drop", ref, "--drop", own.name[:8]))[0] == 0
+        assert (await call("--drop", ref, "--drop", own.name[-8:]))[0] == 0
         assert bench.saved() == []
         assert bundles(bench.clones.folder / WS) == []
         assert "Nothing is kept" in (await call())[2]

@@ -27,7 +27,7 @@ from tests.support.git_repos import Remote, commit, copy, git, make_remote, remo
 pytestmark = pytest.mark.together
 
 WORKSPACE = "ws"
-TASK = "0a1b2c3d-0000-4000-8000-000000000001"
+TASK = "0a1b2c3d-0000-4000-8000-00000a1b2c3d"
 OTHER = "99999999-0000-4000-8000-000000000002"
 BRANCH = "agent/demo-one/0a1b2c3d"
 

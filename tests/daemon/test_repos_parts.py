@@ -81,7 +81,7 @@ def test_names_of_directories(url: str, name: str) -> None:
     ],
 )
 def test_names_of_branches(agent: str, slug: str) -> None:
-    assert branch_name(agent, "0a1b2c3d-eeee") == f"agent/{slug}/0a1b2c3d"
+    assert branch_name(agent, "eeee-0a1b2c3d") == f"agent/{slug}/0a1b2c3d"
 
 
 def test_names_of_kept_work() -> None:
@@ -267,7 +267,7 @@ async def test_key_locks_keep_order_and_are_forgotten(autojump_clock: MockClock)
 
 # -- the desk
 
-TASK = "0a1b2c3d-0000-4000-8000-000000000001"
+TASK = "0a1b2c3d-0000-4000-8000-00000a1b2c3d"
 APP = "https://example.test/org/app.git"
 
 

@@ -160,7 +160,8 @@ async def test_a_second_signal_cuts_every_task_now(
         await rig.ended.wait()
         assert trio.current_time() - insisted < 6
         assert len(server.deregistered) == 1, "it still says goodbye"
-        assert all(task.status in ("running", "failed") for task in tasks)
+        told = {(task.status, task.failure_reason) for task in tasks}
+        assert told == {("failed", "runtime_recovery")}, "each is reported, not left to time-outs"
 
 
 async def test_asking_twice_is_not_insisting(autojump_clock: MockClock, tmp_path: Path) -> None:

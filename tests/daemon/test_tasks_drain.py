@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,9 +15,11 @@ from trio.testing import MockClock
 
 from daemon.agents.contract import AgentMessage
 from daemon.tasks.drain import OUTPUT_LIMIT, PACE, Sender, Transcript, clip, consume
-from daemon.tasks.journal import Claim, Journal, open_journal
+from daemon.tasks.journal import Claim, Journal, open_journal, reopen_journal
 from daemon.tasks.watchdog import Watchdog
+from shared.depth import CUT
 from shared.redact import Redactor
+from shared.wire.runtime import UNIQUE_ROWS
 from shared.wire.task import RUNNING, TaskMessage
 from tests.conftest import ExpectedErrors
 from tests.daemon.tasks_support import (
@@ -237,6 +241,7 @@ async def test_nothing_is_lost_doubled_or_reordered(
     dice = random.Random(seed)
     faults: list[Fault] = [
         *[REFUSE, LOSE_REQUEST, LOSE_RESPONSE, HANG, answer(500), answer(429), answer(401)],
+        *[answer(404, "404 page not found"), answer(200, "{}"), answer(200, "null"), answer(302)],
         *[delay(0.0), delay(0.7), delay(4.0)],
     ]
     async with open_bench(tmp_path) as bench:
@@ -247,7 +252,10 @@ async def test_nothing_is_lost_doubled_or_reordered(
                 await trio.sleep(dice.choice((0.0, 0.01, 0.3, 2.0)))
         contents = [row["content"] for _, row in sorted(task.rows.items())]
         assert contents == [str(number) for number in range(120)]
-        firsts = [call.body["messages"][0]["seq"] for call in bench.server.requests(".*/messages")]
+        assert task.doubled == [], "a stock server stores what comes twice twice"
+        firsts = [
+            call.body["messages"][0]["seq"] for call in bench.server.requests("POST .*/messages")
+        ]
         assert firsts == sorted(firsts), "a batch overtook another"
 
 
@@ -265,6 +273,95 @@ async def test_a_refused_item_is_left_out_and_the_rest_goes_on(
         error_log.expect("transcript item refused")
         assert len(task.rows) == 3
         assert journal.unsent == 0
+
+
+async def test_where_rows_are_unique_nothing_is_read_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.server.capabilities = [UNIQUE_ROWS]
+        bench.client.offers.learn([UNIQUE_ROWS])
+        async with sending(bench) as (journal, task, _):
+            bench.server.fail_next(".*/messages", LOSE_RESPONSE)
+            journal.note_message(item("a"))
+            await trio.sleep(5)
+        assert task.seqs == [1]
+        assert bench.server.count("GET .*/messages") == 0
+
+
+async def test_what_an_earlier_process_may_have_sent_is_read_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        task = bench.server.add_task(RUNTIME.id, TASK)
+        task.status = RUNNING
+        journal = open_journal(bench.config.home.journals, Claim(task_id=TASK))
+        for number in range(1, 4):
+            journal.note_message(item(str(number)))
+        await bench.client.messages(TASK, journal.next_batch(items=2).messages)
+        journal.close()
+        journal = reopen_journal(bench.config.home.journals, TASK)
+        await Sender(bench.client, journal, task_id=TASK).send_rest()
+        journal.close()
+        assert (task.seqs, task.doubled) == ([1, 2, 3], [])
+
+
+async def test_a_server_that_cannot_tell_gets_all_of_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        async with sending(bench) as (journal, task, _):
+            bench.server.fail_next("POST .*/messages", LOSE_RESPONSE)
+            bench.server.fail_always("GET .*/messages", answer(405))
+            journal.note_message(item("a"))
+            await trio.sleep(200)
+        assert journal.unsent == 0
+        assert task.seqs == [1]
+
+
+async def test_a_stranger_refuses_no_row(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A proxy that answers 404 for a while, in its own words, and then another one's 400."""
+    async with open_bench(tmp_path) as bench:
+        async with sending(bench) as (journal, task, _):
+            bench.server.fail_always(".*/messages", answer(404, "404 page not found"))
+            for content in ("a", "b", "c"):
+                journal.note_message(item(content))
+            await trio.sleep(4)
+            bench.server.fail_always(".*/messages", answer(400, '{"error":"bad gateway config"}'))
+            await trio.sleep(4)
+            assert task.seqs == []
+            bench.server.fail_always(".*/messages", None)
+            await trio.sleep(60)
+        assert task.seqs == [1, 2, 3]
+
+
+async def test_what_is_too_large_for_the_way_is_sent_in_part(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        async with sending(bench) as (journal, task, _):
+            no = answer(413, "<html>413 Request Entity Too Large</html>")
+            bench.server.fail_next("POST .*/messages", no, no, no)
+            journal.note_message(item("x" * 300_000))
+            journal.note_message(item("y"))
+            await trio.sleep(60)
+        assert task.seqs == [1, 2]
+        assert len(task.rows[1]["content"]) < 300_000
+        assert set(task.rows[1]["content"]) == {"x"}
+
+
+async def test_input_nested_beyond_all_measure_is_cut_and_shown_as_cut(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    deep: Any = "bottom"
+    for _ in range(900):
+        deep = {"a": [deep]}
+    [message] = await consumed(tmp_path, take(tool_use("c1", value=deep)))
+    text = json.dumps(message.input)
+    assert CUT in text
+    assert text.count("{") < 64
+    journal = open_journal(tmp_path, Claim(task_id=TASK))
+    journal.close()
 
 
 async def test_a_task_that_is_gone_ends_the_sending(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from daemon.agents.contract import AgentResult
@@ -90,6 +95,47 @@ def test_a_line_torn_at_any_byte_never_happened(tmp_path: Path) -> None:
         again = reopen(path.parent)
         assert [m.seq for m in again.next_batch().messages] == list(range(1, items + 2))
         assert again.next_batch().messages[-1].content == "next"
+        again.close()
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["fine", "full", "broken", "short"]), st.integers(0, 60)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_numbers_never_repeat_whatever_the_disk_does(steps: list[tuple[str, int]]) -> None:
+    """What was taken has a number of its own, also when writing it failed."""
+    write, weather = os.pwrite, ["fine"]
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if weather[-1] == "full":
+            raise OSError(errno.ENOSPC, "full")
+        if weather[-1] == "broken":
+            raise OSError(errno.EIO, "broken")
+        part = data[: len(data) // 2 + 1] if weather[-1] == "short" else data
+        return write(descriptor, part, offset)
+
+    def check(journal: Journal) -> None:
+        read = journal.next_batch().messages
+        assert [message.content for message in read] == want
+        assert [message.seq for message in read] == list(range(1, len(want) + 1))
+        assert journal.last_seq == len(want)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch("os.pwrite", pwrite):
+        journal = open_journal(Path(folder), CLAIM)
+        for number, (disk, size) in enumerate(steps):
+            weather.append(disk)
+            with suppress(JournalError):
+                journal.note_message(item(f"{number}:" + "x" * size))
+        want = [f"{number}:" + "x" * size for number, (_, size) in enumerate(steps)]
+        weather.append("fine")
+        check(journal)
+        journal.note_started()
+        journal.close()
+        again = reopen(Path(folder))
+        check(again)
         again.close()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from daemon.agents.contract import AgentResult, Tokens
+from daemon.agents.contract import AgentResult, Quota, Tokens
 from daemon.tasks.environment import build_environment, make_launcher, secrets_of
 from daemon.tasks.outcome import (
     End,
@@ -22,6 +23,7 @@ from daemon.tasks.outcome import (
 from daemon.tasks.watchdog import Watchdog
 from shared.home import Home
 from shared.redact import Redactor
+from shared.times import parse_stamp
 from shared.wire.task import ClaimedTask, TaskAgent
 from tests.daemon.tasks_support import text, tool_result, tool_use
 
@@ -91,6 +93,36 @@ def test_the_outcome_table(
     assert (outcome.completed, outcome.text, outcome.reason) == (completed, text, reason)
     assert outcome.session_id == ("s1" if told else "")
     assert outcome.work_dir == "/w"
+
+
+NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
+BACK = datetime(2026, 11, 30, 16, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("told", "resets_at"),
+    [
+        (result("failed", error="x", quota=Quota(resets_at=int(BACK.timestamp()))), BACK),
+        (result("failed", error="limit, resets in 4 hours", quota=Quota()), BACK),
+        (result("failed", error="You've hit your Opus limit, resets at 16:00 UTC"), BACK),
+        (result("failed", error="x", quota=Quota()), None),
+        (result("failed", error="x", quota=Quota(resets_at=2**60)), None),
+    ],
+)
+def test_a_quota_comes_with_the_moment_it_is_back(
+    told: AgentResult, resets_at: datetime | None
+) -> None:
+    request = decide(told, "agent", provider="claude", now=NOW).fail_request()
+    assert request.failure_reason == "agent_error.provider_quota_limit"
+    found = parse_stamp(request.resets_at) - timedelta(seconds=30) if request.resets_at else None
+    assert found == resets_at
+
+
+def test_a_daemon_that_stops_leaves_work_in_the_background_to_another_attempt() -> None:
+    told = result("completed", output="I'll report", unfinished=True)
+    assert decide(told, "shutdown", provider="claude").reason == "runtime_recovery"
+    assert decide(told, "idle", provider="claude").completed
+    assert decide(told, "agent", provider="claude").completed
 
 
 def test_codex_silence_is_its_own_reason_and_only_codex_has_it() -> None:
@@ -268,12 +300,13 @@ def test_the_known_secrets_are_the_token_and_the_custom_values() -> None:
                 "mcp_config": {
                     "mcpServers": {
                         "one": {"command": "x", "env": {"KEY": "env secret", "N": 5}},
+                        "four": {"env": {"DEEP": ["nested secret", {"a": "deeper secret"}]}},
                         "two": {"url": "u", "headers": {"Authorization": "Bearer header-secret"}},
                         "three": "odd",
                     }
                 }
             },
-            {"env secret", "header-secret"},
+            {"env secret", "header-secret", "nested secret", "deeper secret"},
         ),
     ],
 )
@@ -288,7 +321,8 @@ def test_what_an_agent_is_trusted_with_is_secret(about: dict[str, Any], secrets:
 def test_the_launcher_is_alone_in_its_directory_and_runs_isolated(tmp_path: Path) -> None:
     folder = make_launcher(Home(tmp_path), "/opt/my python/bin/python")
     make_launcher(Home(tmp_path), "/opt/my python/bin/python")
-    assert [path.name for path in folder.iterdir()] == ["bullpen"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bullpen", "multica"]
+    assert (folder / "multica").read_text() == (folder / "bullpen").read_text()
     script = (folder / "bullpen").read_text()
     assert script.startswith("#!/bin/sh\nexec '/opt/my python/bin/python' -I -c ")
     assert (folder / "bullpen").stat().st_mode & 0o777 == 0o755

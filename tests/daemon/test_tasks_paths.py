@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
+from daemon.allowed import allow_directory, forget_directory
 from daemon.tasks.paths import PathLocks, Ticket
 from daemon.workdir import local
+from shared.home import Home
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.daemon.tasks_support import Script, open_bench, text
 from tests.support.fake_server import FakeTask, make_config, uid
@@ -120,7 +122,13 @@ def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def directory(folder: Path, home: Path) -> dict[str, Any]:
-    """What a claim says of a task in a user's directory."""
+    """What a claim says of a task in a user's directory, which the machine's owner has allowed."""
+    allow_directory(Home(home), folder)
+    return named(folder, home)
+
+
+def named(folder: Path, home: Path) -> dict[str, Any]:
+    """What a claim says of a task in a directory of this machine."""
     ref = {"local_path": str(folder), "daemon_id": make_config(home).daemon_id}
     resource = {"id": uid("r"), "resource_type": "local_directory", "resource_ref": ref}
     return {"project_id": uid("p"), "project_resources": [resource]}
@@ -212,7 +220,7 @@ async def test_the_second_task_waits_and_says_so(
         bench.hand_over(third)
         await until(third, WAITING)
         [call] = bench.server.requests(f".*{second.id}/wait-local-directory")
-        assert call.body == {"reason": f"local_directory {link} (held by task {first.id[:8]})"}
+        assert call.body == {"reason": f"local_directory {link} (held by task {first.id[-8:]})"}
         await until(second, RUNNING)
         assert first.status in {RUNNING, COMPLETED}
         assert third.status == WAITING
@@ -357,6 +365,37 @@ async def test_what_cannot_be_worked_in_fails_with_its_reason(
         assert bench.agents.runs == []
 
 
+async def test_only_what_the_machines_owner_allowed_is_worked_in(
+    autojump_clock: Clock, home: Path, project: Path
+) -> None:
+    inside, beside = project / "src", project.with_name("project-2")
+    link = project / "out"
+    inside.mkdir()
+    beside.mkdir()
+    link.symlink_to(beside)
+    secret = home / "secrets"
+    async with open_bench(home) as bench:
+        for name, folder in (("a", project), ("b", beside), ("c", home / "none")):
+            task = await bench.run(bench.add(name, **named(folder, home)))
+            assert task.failure_reason == "local_directory_error"
+            assert task.result is not None
+            assert f"bullpen daemon allow-dir {folder}" in task.result["error"]
+        allow_directory(Home(home), project)
+        for name, folder in (("d", beside), ("e", link), ("f", secret), ("g", project / "..")):
+            task = await bench.run(bench.add(name, **named(folder, home)))
+            assert task.failure_reason == "local_directory_error", folder
+        assert bench.agents.runs == []
+        for name, folder in (("h", project), ("i", inside)):
+            assert (await bench.run(bench.add(name, **named(folder, home)))).status == COMPLETED
+        forget_directory(Home(home), project)
+        task = await bench.run(bench.add("j", **named(project, home)))
+        assert task.failure_reason == "local_directory_error"
+        # what cannot be read allows nothing
+        Home(home).directories_file.write_text("{")
+        task = await bench.run(bench.add("k", **named(project, home)))
+        assert task.failure_reason == "local_directory_error"
+
+
 async def test_somebody_elses_directory_changes_nothing(
     autojump_clock: Clock, home: Path, project: Path
 ) -> None:
@@ -413,7 +452,7 @@ async def test_the_disk_of_a_directory_never_holds_up_the_loop(
         first, second = (bench.add(name, **directory(project, home)) for name in ("1", "2"))
         bench.hand_over(first)
         await until(first, RUNNING)
-        assert {"check_directory", "prepare"} <= set(done)
+        assert {"check_named", "prepare"} <= set(done)
         bench.hand_over(second)
         await until(second, WAITING)
         bench.server.cancel_task(second.id)

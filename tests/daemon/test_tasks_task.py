@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock as Clock
 
 from daemon.agents.contract import AgentError, AgentResult, Program, Tokens
+from daemon.repos.desk import open_desk
+from daemon.tasks import outcome, trouble
+from daemon.tasks.backlog import Backlog
 from daemon.tasks.journal import Journal, JournalError
+from daemon.tasks.pool import TaskPool
+from daemon.tasks.task import TaskRunner
+from shared import failure
+from shared.failure import RETRYABLE
 from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
 from tests.conftest import ExpectedErrors
 from tests.daemon.tasks_support import (
     RUNTIME,
     USAGE,
+    Agents,
+    Bench,
     Script,
     open_bench,
     status,
@@ -25,7 +38,7 @@ from tests.daemon.tasks_support import (
     tool_result,
     tool_use,
 )
-from tests.support.fake_server import uid
+from tests.support.fake_server import client_of, make_config, open_fake_server, uid
 from tests.support.network import HANG, LOSE_REQUEST, LOSE_RESPONSE, REFUSE, answer
 
 pytestmark = pytest.mark.fast
@@ -123,6 +136,191 @@ async def test_an_agent_that_cannot_start_is_reported(
         task = await bench.run(bench.add())
         assert task.status == FAILED
         assert task.failure_reason == "agent_error.runtime_missing_executable"
+
+
+@pytest.mark.parametrize(
+    "met",
+    [
+        AgentError("claude executable not found", passing=True),
+        OSError(errno.EMFILE, "too many open files"),
+        OSError(errno.ENOMEM, "cannot allocate memory"),
+        OSError(errno.EAGAIN, "resource temporarily unavailable"),
+    ],
+)
+async def test_trouble_of_this_machine_that_passes_is_waited_for_and_said(
+    autojump_clock: Clock, tmp_path: Path, met: Exception
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = met
+        bench.hand_over(task := bench.add())
+        await trio.sleep(30)
+        assert task.status == RUNNING
+        said = [call.body["summary"] for call in bench.server.requests(".*/progress")]
+        assert any(str(met) in summary for summary in said)
+        bench.agents.refuse = None
+        await trio.sleep(10)
+        assert task.status == COMPLETED
+
+
+async def test_trouble_that_stays_fails_the_task_so_that_it_is_tried_again(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = AgentError("claude executable not found", passing=True)
+        task = await bench.run(bench.add(), within=trouble.PATIENCE + 5)
+        assert task.status == FAILED
+        assert task.failure_reason in RETRYABLE
+        assert task.result is not None
+        assert "claude executable not found" in task.result["error"]
+
+
+async def test_too_many_open_files_do_not_lose_a_task_before_it_begins(
+    autojump_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, failures = os.open, [errno.EMFILE, errno.ENFILE]
+
+    def busy(path: Any, *args: Any, **kwargs: Any) -> int:
+        if failures and str(path).endswith(".jsonl"):
+            raise OSError(failures.pop(), "too many open files")
+        return opening(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", busy)
+    async with open_bench(tmp_path) as bench:
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+    assert not failures
+
+
+async def test_a_result_no_server_takes_is_reported_in_part_and_kept_whole(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    whole = "line of a very long answer\n" * 800_000
+    script = Script(result=AgentResult(status="completed", output=whole, session_id="s1"))
+    async with open_bench(tmp_path, script) as bench:
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+        assert task.result is not None
+        told = task.result["output"]
+        assert len(told) <= outcome.RESULT_LIMIT
+        assert whole.startswith(told.split("\n\n[Cut here")[0])
+        kept = Path(told.split("the whole is in ")[1].split(" on the machine")[0])
+        assert kept.read_text() == whole  # noqa: ASYNC240 - virtual time
+
+
+async def test_a_result_too_large_for_the_way_is_told_in_less_and_less(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    script = Script(result=AgentResult(status="completed", output="x" * 900_000, session_id="s1"))
+    async with open_bench(tmp_path, script) as bench:
+        no = answer(413, "<html>413 Request Entity Too Large</html>")
+        bench.server.fail_next("POST .*/complete", no, no)
+        task = await bench.run(bench.add(), within=2)
+        assert task.status == COMPLETED
+        assert task.result is not None
+        assert 60_000 < len(task.result["output"]) <= 64 * 1024
+        assert "[Cut here" in task.result["output"]
+
+
+async def test_a_stranger_neither_confirms_nor_refuses_a_report(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """A proxy answers `404 page not found` while a task reports, then `{}`, then with a page."""
+    strangers = [
+        answer(404, "404 page not found"),
+        answer(200, "{}"),
+        answer(403, "<html>"),
+        answer(302),
+    ]
+    async with open_bench(tmp_path, Script(steps=(text("a"), 1.0, text("b")))) as bench:
+        bench.server.fail_next("POST .*/usage", strangers[0])
+        bench.server.fail_next("POST .*/complete", *strangers[1:3])
+        bench.server.fail_next("POST .*/messages", *strangers)
+        task = await bench.run(bench.add())
+        assert task.status == COMPLETED
+        assert task.usage
+        assert task.seqs == [1, 2]
+        assert "fail" not in bench.routes(task)
+
+
+async def test_usage_is_with_the_server_before_the_result(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Or the issue's page would show an ended run without its cost."""
+    async with open_bench(tmp_path) as bench:
+        bench.server.fail_next("POST .*/usage", answer(503))
+        task = await bench.run(bench.add())
+        *_, told = bench.server.times("POST .*/usage")
+        [completed] = bench.server.times("POST .*/complete")
+        assert told <= completed
+        assert len(bench.server.times("POST .*/usage")) == 2
+        assert task.usage
+
+
+async def test_the_last_report_is_made_even_when_everything_is_cancelled(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        config = make_config(tmp_path)
+        async with client_of(server, config) as client, trio.open_nursery() as tasks:
+            backlog = Backlog(client, config.home.journals)
+            agents = Agents(Script(steps=(text("a"), 1e6)))
+            runner = TaskRunner(
+                config, client, open_agent=agents.open, backlog=backlog, env={"PATH": "/bin"}
+            )
+            pool = TaskPool(1, tasks, runner.run, backlog.owes)
+            bench = Bench(server, client, config, pool, agents, runner, backlog)
+            bench.hand_over(task := bench.add())
+            await trio.sleep(5)
+            assert task.status == RUNNING
+            tasks.cancel_scope.cancel()
+    assert task.status == FAILED
+    assert task.failure_reason == "runtime_recovery"
+    assert task.seqs == [1]
+
+
+async def test_the_outcome_is_on_the_disk_itself_before_it_is_told(
+    autojump_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[float, bool]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        journal = bench.journals[0].read_bytes() if bench.journals else b""
+        synced.append((trio.current_time(), b'"outcome"' in journal))
+        fsync(descriptor)
+
+    async with open_bench(tmp_path) as bench:
+        monkeypatch.setattr(os, "fsync", note)
+        await bench.run(bench.add())
+        [completed] = bench.server.times("POST .*/complete")
+    assert any(at <= completed and decided for at, decided in synced)
+
+
+async def test_the_secret_of_checkouts_reaches_no_transcript(
+    autojump_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "checkout-secret-of-this-very-task-0123456789"
+    monkeypatch.setattr("daemon.tasks.task.mint_secret", lambda: secret)
+    script = Script(
+        steps=(text(f"my secret is {secret}"),),
+        result=AgentResult(status="completed", output=f"it was {secret}", session_id="s1"),
+    )
+    async with open_bench(tmp_path, script) as bench:
+        async with open_desk(bench.client, bench.config.workspaces_root) as desk:
+            bench.runner.desk = desk
+            task = await bench.run(bench.add())
+        assert secret in bench.agents.runs[0].env.values()
+        assert secret not in json.dumps([task.rows, task.result])
+
+
+async def test_the_reason_of_a_failure_is_never_any_exceptions_own(
+    autojump_clock: Clock, tmp_path: Path, error_log: ExpectedErrors
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.agents.refuse = UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+        task = await bench.run(bench.add())
+        error_log.expect("task failed unexpectedly")
+        assert task.failure_reason in failure.REASONS
 
 
 async def test_a_bug_in_the_pipeline_fails_the_task_and_is_logged(

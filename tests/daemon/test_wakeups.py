@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import trio
@@ -133,20 +134,24 @@ async def test_connecting_wakes_every_poller(autojump_clock: MockClock, tmp_path
         assert 0.8 <= reconnected - lost <= 1.2
 
 
-async def test_back_off_doubles_to_30_s_and_starts_afresh_after_a_healthy_connection(
-    autojump_clock: MockClock, tmp_path: Path
+@pytest.mark.parametrize(
+    ("status", "plain_waits"),
+    [(503, [1, 2, 4, 4, 4, 4, 4, 4]), (404, [1, 2, 4, 8, 16, 30, 30, 30])],
+)
+async def test_back_off_is_short_for_a_server_that_is_away_and_starts_afresh_after_a_healthy_one(
+    autojump_clock: MockClock, tmp_path: Path, status: int, plain_waits: list[int]
 ) -> None:
     async with open_fake_server() as server:
-        server.refuse_sockets = 503
+        server.refuse_sockets = status
         async with open_rig(server, tmp_path) as rig:
             await rig.until_running()
             await trio.sleep(200)
             waits = [b - a for (a, _), (b, _) in pairwise(server.handshakes)]
-            for wait, plain in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30], strict=False):
+            for wait, plain in zip(waits, plain_waits, strict=False):
                 assert plain * 0.8 <= wait <= plain * 1.2
             assert len(waits) >= 8
             server.refuse_sockets = None
-            await rig.until(lambda: server.sockets, within=37)
+            await rig.until(lambda: server.sockets, within=5 if status == 503 else 37)
             await trio.sleep(61)
             lost = trio.current_time()
             server.drop_sockets()
@@ -159,7 +164,7 @@ async def test_a_connection_that_never_lasts_does_not_reset_the_back_off(
 ) -> None:
     async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
         await rig.until_running()
-        for plain in (1, 2, 4, 8):
+        for plain in (1, 2, 4, 4):
             await rig.until(lambda: server.sockets)
             await trio.sleep(1)
             lost = trio.current_time()
@@ -243,20 +248,38 @@ async def test_a_server_that_does_not_read_cannot_hold_the_daemon(
                 assert 10 + plain * 0.8 <= second - first <= 10 + plain * 1.2
 
 
-def test_a_connection_has_every_limit_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's own are a minute to connect, a minute to close and 1 MiB a message."""
-    given: dict[str, object] = {}
-    monkeypatch.setattr(
-        trio_websocket, "open_websocket_url", lambda url, **rest: given.update(rest, url=url)
-    )
-    connect("ws://h", [(b"a", b"b")])
-    assert given == {
-        "url": "ws://h",
-        "extra_headers": [(b"a", b"b")],
-        "connect_timeout": 10.0,
-        "disconnect_timeout": 1.0,
-        "max_message_size": 64 * 1024,
-    }
+async def test_a_handshake_that_stalls_is_given_up_and_leaves_nothing(tmp_path: Path) -> None:
+    """The peer takes the connection and never answers the upgrade; the next attempt gets through."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    stalling = True
+    left = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        if stalling:
+            while await stream.receive_some(4096):
+                pass
+            left.set()
+            return
+        async with trio.open_nursery() as connection:
+            asked = await trio_websocket.wrap_server_stream(connection, stream)
+            socket = await asked.accept()
+            with suppress(trio_websocket.ConnectionClosed):
+                await socket.get_message()
+
+    async with trio.open_nursery() as server:
+        server.start_soon(trio.serve_listeners, serve, listeners)
+        with mock.patch("daemon.wakeups.HANDSHAKE", 0.2):
+            with trio.fail_after(5), pytest.RaisesGroup(trio.TooSlowError):
+                async with connect(f"ws://127.0.0.1:{port}/api/daemon/ws", []):
+                    raise AssertionError
+            with trio.fail_after(5):
+                await left.wait()
+        stalling = False
+        with trio.fail_after(5):
+            async with connect(f"ws://127.0.0.1:{port}/api/daemon/ws", []) as socket:
+                await socket.send_message("here")
+        server.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,18 @@ def test_a_skill_stays_in_its_directory(tmp_path: Path, path: str) -> None:
         made(tmp_path, task_of(skills=[skill]))
 
 
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [(["x" * 300], "file name too long in 'xxx"), (["a", "a/b"], "'a' is a file, and a directory")],
+)
+def test_a_skill_that_cannot_be_written_says_why(
+    tmp_path: Path, paths: list[str], why: str
+) -> None:
+    files = [SkillFile(path=path, content="x") for path in paths]
+    with pytest.raises(PrepareError, match=f"skill 's' cannot be written: {why}"):
+        made(tmp_path, task_of(skills=[Skill(name="s", content="x", files=files)]))
+
+
 def test_a_skill_cannot_replace_its_own_text(tmp_path: Path) -> None:
     files = [
         SkillFile(path="a/../skill.md", content="no"),

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from daemon.agents.contract import Program
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import Client
+from daemon.identity import machine_proof
 from daemon.tasks.task import Job
 from daemon.workspaces.sync import SignInRefused
 from tests.support.daemon_rig import CLAUDE, CODEX, DEMO, open_rig, run_at_once
@@ -59,6 +60,37 @@ async def test_registration_says_what_is_here(autojump_clock: MockClock, tmp_pat
         assert told["workspaces"] == [{"id": WORKSPACE, "runtimes": sorted(server.runtimes)}]
         await rig.until(lambda: len(server.recovered) == 3)
         assert sorted(server.recovered) == sorted(server.runtimes)
+
+
+async def test_the_machine_proves_itself_and_takes_over_only_at_its_start(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        await rig.until_running()
+        lost = server.runtime_id("claude")
+        server.delete_runtime(lost)
+        server.wake(lost)
+        await rig.until(lambda: server.count(REGISTER) == 2)
+        first, again = (call.body for call in server.requests(REGISTER))
+        config = rig.config
+        proof = machine_proof(
+            config.machine_key, server_url=config.server_url, workspace_id=WORKSPACE
+        )
+        assert first["machine_key"] == again["machine_key"] == proof
+        assert config.machine_key not in str(first)
+        assert first["take_over"] is True
+        assert "take_over" not in again, "a machine handed over is not taken back by its old daemon"
+
+
+async def test_a_machine_of_somebody_elses_says_so(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server, open_rig(server, tmp_path) as rig:
+        why = "this machine belongs to Dana: ask Dana"
+        server.fail_always(REGISTER, answer(403, f'{{"error":"{why}"}}'))
+        await rig.until(lambda: why in rig.health.tell().get("problem", ""))
+        server.fail_always(REGISTER, None)
+        await rig.until(lambda: "problem" not in rig.health.tell())
 
 
 async def test_nothing_changed_is_nothing_done(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ class Claude:
     work: Path
     watch: Watch
 
-    def run(self, prompt: str, *, key: str = "key-ok", **more: Any) -> AgentRun:
+    def run(
+        self, prompt: str, *, key: str = "key-ok", subscriber: bool = False, **more: Any
+    ) -> AgentRun:
         node = shutil.which("node")
         folders = [str(Path(node).parent)] if node else []
         path = os.pathsep.join([*folders, os.defpath])
         home = str(self.work.parent / "home")
         env = claude_environment(self.stub.url, home=home, path=path, key=key)
+        if subscriber:  # only they have quotas that the program tells of
+            del env["ANTHROPIC_API_KEY"]
+            env["CLAUDE_CODE_OAUTH_TOKEN"] = "sk-ant-oat01-stub"
         env |= {"MULTICA_TASK_ID": self.watch.word, "TMPDIR": str(self.work.parent)}
         return AgentRun(program=self.program, cwd=self.work, env=env, prompt=prompt, **more)
 
@@ -135,6 +141,26 @@ async def test_the_last_result_counts_when_work_goes_on_in_the_background(ask: C
     assert result.output == "stub answer, turn 2"
     texts = [m.content for m in messages if m.kind == "text"]
     assert texts == ["first", "stub answer, turn 2"]
+
+
+async def test_work_in_the_background_is_waited_for(ask: Claude) -> None:
+    """Longer than the five seconds after which the program kills it once its input is closed."""
+    messages, result = await ask(
+        "[[sh: sleep 3; echo long]] [[sh-bg: sleep 8; echo late > late.txt]] [[say: I'll report]]"
+    )
+    assert result.status == "completed"
+    assert not result.unfinished
+    assert (ask.work / "late.txt").read_text() == "late\n"
+    assert result.output == "stub answer, turn 2"
+    assert _kinds(messages)[-2:] == ["text", "text"]
+
+
+async def test_a_quota_is_told_with_the_moment_it_is_back(ask: Claude) -> None:
+    _, result = await ask("[[quota: 7200]]", subscriber=True)
+    assert result.status == "failed"
+    assert "resets" in result.error
+    assert result.quota is not None
+    assert 7100 < result.quota.resets_at - time.time() <= 7200
 
 
 async def test_a_hanging_model_is_stopped_by_the_protocol(ask: Claude) -> None:

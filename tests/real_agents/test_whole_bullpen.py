@@ -93,6 +93,17 @@ def test_a_turn_with_a_tool_call_that_really_runs(bullpen: Bullpen) -> None:
     assert usage["total_output_tokens"] > 0
 
 
+def test_work_in_the_background_is_part_of_the_run(bullpen: Bullpen) -> None:
+    script = "[[sh-bg: sleep 8; echo late > late.txt]] [[say: I'll report]]"
+    issue = bullpen.create_issue("Build for long", script, assignee="claude")
+    task = bullpen.wait_for_task(issue["id"], "completed", "failed", seconds=90)
+    assert task["status"] == "completed", bullpen.messages(task["id"])
+    made = list((bullpen.home / "workspaces").rglob("workdir/late.txt"))
+    assert [path.read_text() for path in made] == ["late\n"]
+    (comment,) = bullpen.comments(issue["id"])
+    assert comment["content"].startswith("stub answer, turn"), "the second result, not the first"
+
+
 def test_a_second_task_on_the_same_issue_resumes_the_session(bullpen: Bullpen) -> None:
     issue = bullpen.create_issue("Remember", "[[say: first answer, turn {turn}]]", "claude")
     first = bullpen.wait_for_task(issue["id"], "completed", "failed", seconds=90)

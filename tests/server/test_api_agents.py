@@ -51,6 +51,8 @@ async def test_an_agent_is_shown_whole() -> None:
             "has_custom_env": True,
             "custom_env_key_count": 1,
             "visibility": "private",
+            "permission_mode": "private",
+            "invocation_targets": [],
             "status": "idle",
             "max_concurrent_tasks": 6,
             "model": "",
@@ -66,8 +68,10 @@ async def test_an_agent_is_shown_whole() -> None:
         assert await api.owner.get(f"/api/agents/{made['id']}") == expected
         assert (await api.owner.get("/api/agents"))[-1] == expected
         (told,) = api.events("agent:created")
+        how = {"instructions", "runtime_config", "custom_args", "mcp_config", "mcp_config_redacted"}
+        how |= {"has_custom_env", "custom_env_key_count"}
         assert told.payload == {
-            "agent": expected | {"mcp_config": None, "mcp_config_redacted": True}
+            "agent": {key: value for key, value in expected.items() if key not in how}
         }
         assert SECRET not in codec.encode(told.payload).decode()
         minimal = await make(api, name="Min")
@@ -177,7 +181,13 @@ async def test_private_agents_are_for_their_owner_and_administrators() -> None:
         await api.member.refused(403, "GET", f"{path}/tasks")
         assert made["id"] not in {a["id"] for a in await api.member.get("/api/agents")}
         agent = await api.agent()
-        assert (await agent.get(path))["id"] == made["id"]
+        await agent.refused(403, "GET", path)  # an agent that all may use reaches no more than all
+        await api.run(
+            lambda conn: conn.execute(
+                "update agent set visibility = 'private' where id = $1", api.world.agent_id
+            )
+        )
+        assert (await agent.get(path))["id"] == made["id"]  # but a private one its owner's others
         for method, tail in (
             ("PUT", ""),
             ("POST", "/archive"),
@@ -408,4 +418,4 @@ async def test_naming_an_agent_in_headers_opens_nothing() -> None:
         response = await api.member.call("GET", path, headers=headers)
         assert response.status_code == 403
         issue = await api.member.ok(201, "POST", "/api/issues", {"title": "T"}, headers=headers)
-        assert (issue["creator_type"], issue["creator_id"]) == ("agent", api.world.agent_id)
+        assert (issue["creator_type"], issue["creator_id"]) == ("member", api.member.user_id)

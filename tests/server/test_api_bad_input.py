@@ -139,7 +139,7 @@ FIELDS = {
     "/api/workspaces/": f"{_WORKSPACE} settings repos avatar_url",
     "/api/agents": _AGENT,
     "/api/agents/": f"{_AGENT} status",
-    "/api/runtimes/": "visibility",
+    "/api/runtimes/": "visibility custom_name",
     "/api/issues": f"{_ISSUE} origin_type origin_id allow_duplicate",
     "/api/issues/": f"{_ISSUE} position suppress_run handoff_note",
     "/batch-update": "issue_ids updates",

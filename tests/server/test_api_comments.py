@@ -46,6 +46,28 @@ def names(comments: list[Any]) -> list[str]:
     return [comment["content"] for comment in comments]
 
 
+async def test_a_mention_that_is_only_shown_starts_nobody() -> None:
+    async with open_api() as api:
+        issue = await api.owner.ok(201, "POST", "/api/issues", {"title": "T"})
+        call = f"[@A](mention://agent/{api.world.agent_id})"
+        shown = [
+            f"The syntax is:\n\n```markdown\n{call} do it\n```",
+            f"write `{call}` to mention",
+            f"~~~~\n{call}\n~~~~",
+            f"```\n{call}",
+            f"para\n\n    {call}\n\nafter",
+            f"<!-- {call} -->",
+        ]
+        path = f"/api/issues/{issue['id']}/comments"
+        runs = f"/api/issues/{issue['id']}/task-runs"
+        for content in shown:
+            await api.member.ok(201, "POST", path, {"content": content})
+        assert await api.member.get(runs) == []
+        content = f"```\ncode\n```\n{call} now you"
+        await api.member.ok(201, "POST", path, {"content": content})
+        assert len(await api.member.get(runs)) == 1
+
+
 @pytest.mark.spec("06 §7.2", "POST /api/issues/{id}/comments")
 async def test_a_comment_is_shown_whole() -> None:
     async with open_api() as api:
@@ -273,7 +295,8 @@ async def test_an_agent_answers_where_it_was_asked() -> None:
         reply = await agent.ok(201, "POST", path, {"content": "Done", "parent_id": ids["a"]})
         assert (reply["author_type"], reply["author_id"]) == ("agent", api.world.agent_id)
         assert api.events("comment:created")[0].actor_type == "agent"
-        await agent.ok(201, "POST", f"/api/issues/{other['id']}/comments", {"content": "See"})
+        there = f"/api/issues/{other['id']}/comments"
+        assert "own work" in await agent.refused(403, "POST", there, {"content": "See"})
         # Once the question is gone there is nothing to answer.
         await api.run(
             lambda conn: conn.execute("update agent_task_queue set trigger_comment_id = null")

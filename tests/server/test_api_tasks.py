@@ -88,7 +88,7 @@ async def test_active_runs_and_usage() -> None:
             "total_output_tokens": 4,
             "total_cache_read_tokens": 6,
             "total_cache_write_tokens": 8,
-            "task_count": 2,
+            "task_count": 1,
         }
         empty = await api.owner.ok(201, "POST", "/api/issues", {"title": "None"})
         usage = await api.member.get(f"/api/issues/{empty['identifier']}/usage")
@@ -126,7 +126,7 @@ async def test_a_transcript_is_read_from_any_point() -> None:
         assert [m["seq"] for m in await api.member.get(path, since=2)] == [3]
         for since in (3, 2**31, 10**15):
             assert await api.member.get(path, since=since) == []
-        for since in ("-1", "x", "1.5"):
+        for since in ("x", "1.5"):
             response = await api.member.call("GET", path, params={"since": since})
             assert response.status_code == 400
         assert await api.stranger.refused(404, "GET", path) == "task not found"
@@ -182,6 +182,12 @@ async def test_runs_of_private_agents_are_for_those_who_may_use_them() -> None:
         await api.member.refused(403, "POST", f"/api/tasks/{task_id}/cancel", {})
         assert await api.member.get("/api/agent-task-snapshot") == []
         agent = await api.agent()
+        await agent.refused(403, "GET", f"/api/tasks/{task_id}/messages")
+        await api.run(
+            lambda conn: conn.execute(
+                "update agent set visibility = 'private' where id = $1", api.world.agent_id
+            )
+        )
         await agent.get(f"/api/tasks/{task_id}/messages")
         await api.owner.ok(200, "POST", f"/api/tasks/{task_id}/cancel", {})
 

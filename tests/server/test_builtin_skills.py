@@ -28,6 +28,8 @@ def test_a_skill_is_one_that_every_program_reads(bundle: SkillBundle) -> None:
     assert bundle.name.startswith("bullpen-")
     assert bundle.content.count("\n") <= 500
     assert all(is_safe_path(file.path) for file in bundle.files)
+    # An agent under a stock daemon has the command by its other name only.
+    assert "`bullpen`; where that is not on the path, `multica` is the same" in bundle.content
     assert (bundle.id, bundle.description) == (f"builtin:{bundle.name}", "")
 
 

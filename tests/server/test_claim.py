@@ -38,9 +38,13 @@ from tests.support.statements import counted
 
 pytestmark = pytest.mark.postgres
 
+PATIENCE = 110.0
+"""Seconds. Two hundred callers share twenty connections, and the machine may have other work: how long
+each of them waits for its turn is no part of what is tested."""
 
-async def take(database: Database, runtime_id: str) -> ClaimedTask | None:
-    task, _ = await database.write(partial(claim, runtime_id=runtime_id))
+
+async def take(database: Database, runtime_id: str, *, deadline: float = 15) -> ClaimedTask | None:
+    task, _ = await database.write(partial(claim, runtime_id=runtime_id), deadline=deadline)
     return task
 
 
@@ -115,7 +119,8 @@ async def test_two_hundred_claimers_take_each_of_a_thousand_tasks_once() -> None
                             "select coalesce(max(n), 0) from (select count(*) as n"
                             " from agent_task_queue where status in ('dispatched', 'running')"
                             " group by agent_id) x"
-                        )
+                        ),
+                        deadline=PATIENCE,
                     ),
                 )
                 await trio.sleep(0.01)
@@ -123,26 +128,28 @@ async def test_two_hundred_claimers_take_each_of_a_thousand_tasks_once() -> None
         async def claimer(number: int) -> None:
             runtime_id = runtimes[number % len(runtimes)]
             while seen.total() < tasks:
-                task = await take(database, runtime_id)
+                task = await take(database, runtime_id, deadline=PATIENCE)
                 if task is None:
                     left = await database.read(
                         lambda conn: conn.fetchval(
                             "select count(*) from agent_task_queue t join agent a"
                             " on a.id = t.agent_id where a.runtime_id = $1 and t.status = 'queued'",
                             runtime_id,
-                        )
+                        ),
+                        deadline=PATIENCE,
                     )
                     if not left:
                         return
                     await trio.sleep(random.uniform(0, 0.02))
                     continue
                 seen[task.id] += 1
-                await database.write(partial(begin, task_id=task.id))
+                await database.write(partial(begin, task_id=task.id), deadline=PATIENCE)
                 await database.write(
-                    partial(finish.complete, task_id=task.id, request=CompleteRequest())
+                    partial(finish.complete, task_id=task.id, request=CompleteRequest()),
+                    deadline=PATIENCE,
                 )
 
-        with trio.fail_after(120):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as watching:
                 watching.start_soon(watch)
                 async with trio.open_nursery() as claimers:
@@ -357,6 +364,11 @@ async def test_who_may_claim() -> None:
         world = await make_world(database)
         stranger = await make_world(database)
         await database.write(lambda conn: make_task(conn, world))
+        daemon_id = await database.read(
+            lambda conn: conn.fetchval(
+                "select daemon_id from agent_runtime where id = $1", world.runtime_id
+            )
+        )
 
         async def as_caller(runtime_id: str, caller: Caller) -> ClaimedTask | None:
             unit = partial(claim, runtime_id=runtime_id, caller=caller)
@@ -364,17 +376,19 @@ async def test_who_may_claim() -> None:
             return task
 
         with pytest.raises(Foreign):
-            await as_caller(world.runtime_id, Caller(user_id=stranger.user_id, workspace_id=None))
+            await as_caller(world.runtime_id, Caller(user_id=stranger.user_id))
         with pytest.raises(Foreign):
             await as_caller(
-                world.runtime_id, Caller(user_id=None, workspace_id=stranger.workspace_id)
+                world.runtime_id,
+                Caller(user_id=None, workspace_id=stranger.workspace_id, daemon_id=daemon_id),
             )
         with pytest.raises(Foreign):
-            await as_caller(world.runtime_id, Caller(user_id=None, workspace_id=None))
+            await as_caller(world.runtime_id, Caller(user_id=None))
         with pytest.raises(NotFound, match="runtime not found"):
-            await as_caller(new_id(), Caller(user_id=world.user_id, workspace_id=None))
+            await as_caller(new_id(), Caller(user_id=world.user_id))
         assert await as_caller(
-            world.runtime_id, Caller(user_id=None, workspace_id=world.workspace_id)
+            world.runtime_id,
+            Caller(user_id=None, workspace_id=world.workspace_id, daemon_id=daemon_id),
         )
 
 
@@ -423,8 +437,8 @@ async def test_the_payload_of_a_direct_task() -> None:
                 [{"url": " https://example.test/a.git ", "description": "backend"}, {"no": 1}],
             )
             issue = await make_issue(conn, world, priority="high", title="Fix login")
-            return await enqueue.assignee_changed(
-                conn, issue, world.actor, handoff_note="Look at the cookie."
+            return await enqueue.assignees_changed(
+                conn, [issue], world.actor, handoff_note="Look at the cookie."
             )
 
         told = await database.write(fill)
@@ -512,9 +526,9 @@ async def past_run(
             conn,
             world,
             issue_id=issue_id,
-            status="failed" if outcome != "completed" else "completed",
-            failure_reason=None if outcome == "completed" else outcome,
-            session_id=session,
+            status=outcome if outcome in {"completed", "cancelled"} else "failed",
+            failure_reason=None if outcome in {"completed", "cancelled"} else outcome,
+            session_id=session or None,
             work_dir=f"/w/{session}",
             **columns,
         )
@@ -533,6 +547,9 @@ async def past_run(
         ([("completed", "a"), ("iteration_limit", "b")], "a"),
         ([("completed", "a"), ("api_invalid_request", "a")], ""),
         ([("completed", "a"), ("completed", "b"), ("agent_fallback_message", "b")], "a"),
+        ([("completed", "a"), ("agent_error.context_overflow", "a")], ""),
+        ([("completed", "a"), ("cancelled", "b")], "b"),
+        ([("completed", "a"), ("cancelled", "")], "a"),
     ],
 )
 async def test_which_session_is_resumed(runs: list[tuple[str, str]], session: str) -> None:
@@ -566,6 +583,30 @@ async def test_a_session_is_not_resumed_on_another_machine_or_after_a_rerun() ->
         task = await take_one(database, world.runtime_id)
         assert task.id == again.id
         assert (task.prior_session_id, task.prior_work_dir) == ("", "")
+
+
+async def test_the_retry_of_a_rerun_goes_on_in_the_reruns_own_session() -> None:
+    async with open_test_database() as (database, _):
+        world = await make_world(database)
+        issue = await database.write(lambda conn: make_issue(conn, world))
+        await past_run(database, world, issue.id, outcome="completed", session="rejected")
+
+        async def rerun_that_times_out(session: str) -> ClaimedTask:
+            await database.write(lambda conn: enqueue.rerun(conn, issue, None, world.actor))
+            task = await take_one(database, world.runtime_id)
+            assert task.prior_session_id == ""
+            request = FailRequest(error="x", failure_reason="timeout", session_id=session)
+            await database.write(partial(finish.fail, task_id=task.id, request=request))
+            return await take_one(database, world.runtime_id)
+
+        assert (await rerun_that_times_out("its own")).prior_session_id == "its own"
+        retry = await rerun_that_times_out("")
+        assert retry.prior_session_id == ""
+        # and what follows does not go back behind the rerun
+        request = FailRequest(error="x", failure_reason="agent_blocked")
+        await database.write(partial(finish.fail, task_id=retry.id, request=request))
+        await database.write(lambda conn: enqueue.issue_created(conn, issue, world.actor))
+        assert (await take_one(database, world.runtime_id)).prior_session_id == ""
 
 
 async def test_a_retry_is_claimable_at_once_and_resumes() -> None:

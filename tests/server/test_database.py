@@ -205,6 +205,97 @@ async def test_a_connection_killed_before_the_commit_is_replaced() -> None:
         assert [row["n"] for row in rows] == [1]
 
 
+@pytest.mark.parametrize("one_statement", [False, True])
+async def test_a_commit_whose_answer_is_lost_is_not_sent_again(one_statement: bool) -> None:
+    """The connection ends while the commit is under way: nobody knows what became of it."""
+    async with open_test_database(pool_size=1) as (database, _):
+        runs = 0
+
+        async def fill(conn: Connection) -> None:
+            await conn.execute(
+                "create table trace (n int);"
+                "create function die() returns trigger language plpgsql as $$ begin"
+                " perform pg_terminate_backend(pg_backend_pid()); return null; end $$;"
+                "create constraint trigger late after insert on trace deferrable initially deferred"
+                " for each row execute function die()"
+            )
+
+        async def unit(conn: Connection) -> None:
+            nonlocal runs
+            runs += 1
+            await conn.execute("insert into trace values (1)")
+
+        await database.write(fill)
+        with pytest.raises(asyncpg.PostgresError):
+            await database.write(unit, one_statement=one_statement)
+        assert runs == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "runs"),
+    [
+        (asyncpg.InternalClientError("got result for unknown protocol state 3"), 2),
+        (asyncpg.AdminShutdownError("terminating connection"), 2),
+        (asyncpg.InterfaceError("the server expects 1 argument for this query, 2 were passed"), 1),
+        (asyncpg.DataError("invalid input for query argument $1"), 1),
+    ],
+)
+async def test_only_a_lost_connection_is_taken_for_one(error: Exception, runs: int) -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        seen: list[int] = []
+
+        async def unit(conn: Connection) -> None:
+            seen.append(await conn.fetchval("select pg_backend_pid()"))
+            if len(seen) == 1:
+                raise error
+
+        if runs == 1:
+            with pytest.raises(type(error)):
+                await database.write(unit)
+        else:
+            await database.write(unit)
+        assert len(seen) == runs
+        if isinstance(error, asyncpg.InternalClientError):
+            assert seen[0] != seen[1], "a connection in an unknown state is used again"
+
+
+async def test_a_wrong_call_is_no_lost_connection() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        runs = 0
+
+        async def unit(conn: Connection) -> None:
+            nonlocal runs
+            runs += 1
+            await conn.fetchval("select $1::int", 1, 2)
+
+        with pytest.raises(asyncpg.InterfaceError):
+            await database.write(unit)
+        assert runs == 1
+
+
+async def test_what_was_deleted_meanwhile_is_looked_up_again() -> None:
+    async with open_test_database(pool_size=2) as (database, _):
+        await database.write(
+            lambda conn: conn.execute(
+                "create table place (id int primary key);"
+                "create table thing (place_id int references place);"
+                "insert into place values (1), (2)"
+            )
+        )
+        found: list[int] = []
+
+        async def unit(conn: Connection) -> None:
+            place = await conn.fetchval("select min(id) from place")
+            if not found:
+                async with database._pool.acquire() as other:
+                    await other.execute("delete from place where id = 1")
+            found.append(place)
+            await conn.execute("insert into thing values ($1)", place)
+
+        await database.write(unit)
+        assert found == [1, 2]
+
+
 async def test_an_open_transaction_is_reported_and_does_not_survive(
     error_log: ExpectedErrors,
 ) -> None:

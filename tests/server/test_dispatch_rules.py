@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.dispatch.answer import plan_comment
 from server.dispatch.lifecycle import CHANGES
 from server.dispatch.loops import Limits, judge
 from server.dispatch.register import repos_of, repos_version
@@ -14,19 +15,18 @@ from server.dispatch.rules import (
     SUMMARY_LENGTH,
     Candidate,
     IssueFacts,
-    Mention,
     Remark,
     Target,
     assigned,
     child_closed,
     commented,
     is_note,
-    mentions_in,
     released,
     summarise,
     targets,
 )
-from server.dispatch.verdict import Failure, decide_retry, plan_comment, resume_at
+from server.dispatch.verdict import Failure, decide_retry, resume_at
+from server.markdown import LIMIT, Mention, as_text, mention, mentions_in
 from server.store.queries import FOLDER, load, parse
 from server.store.tasks import Caller, relative_work_dir
 from shared.failure import CAPACITY, QUOTA, RETRYABLE, classify
@@ -56,6 +56,25 @@ ALL = "[@all](mention://all/all)"
         ("[@X](mention://agent/abc)", []),
         (ALL, [Mention("all", "all")]),
         (f"{ISSUE} {MEMBER}", [Mention("issue", OTHER), Mention("member", OTHER)]),
+        (f"> - *{agent(ME)}*", [Mention("agent", ME)]),
+        (f"| a |\n|---|\n| {agent(ME)} |", [Mention("agent", ME)]),
+        (f"[@A [b]](mention://agent/{ME})", [Mention("agent", ME)]),
+        (f"<mention://agent/{ME}>", [Mention("agent", ME)]),
+        (f"[x][1]\n\n[1]: mention://agent/{ME}", [Mention("agent", ME)]),
+        (f"```\ncode\n```\n{agent(ME)} now you", [Mention("agent", ME)]),
+        (f"text <!-- {agent(ME)}", [Mention("agent", ME)]),
+        (f"The syntax is:\n\n```markdown\n{agent(ME)} do it\n```", []),
+        (f"write `{agent(ME)}` to mention", []),
+        (f"~~~~\n{agent(ME)}\n~~~~", []),
+        (f"```\n{agent(ME)} unclosed", []),
+        (f"> ```\n> {agent(ME)}\n> ```", []),
+        (f"para\n\n    {agent(ME)}\n\nafter", []),
+        (f"<!-- {agent(ME)} -->", []),
+        (f"<!--\n\n{agent(ME)}\n", []),
+        (f"text <!-- {agent(ME)} --> after", []),
+        (f"- a\n  <!--\n  {agent(ME)}\n  -->", []),
+        (f"\\{agent(ME)}", []),
+        ("x " * LIMIT + agent(ME), []),
     ],
 )
 def test_mentions(content: str, found: list[Mention]) -> None:
@@ -100,6 +119,12 @@ def test_whom_a_comment_addresses(content: str, facts: dict[str, Any], expected:
     found = [Candidate(target=t, agent_id=t.id) for t in targets(issue, remark)]
     assert [choice.agent_id for choice in commented(issue, remark, found)] == expected
     assert not commented(issue, remark, found, suppressed=[ME, OTHER])
+
+
+@pytest.mark.parametrize("name", ["Ada", "a]b", "[a", "\\", "`x`", "<!-- x -->", "a](mention://b)"])
+def test_a_mention_is_one_whatever_the_name(name: str) -> None:
+    assert mentions_in(f"hi {mention('agent', ME, name)}!") == [Mention("agent", ME)]
+    assert mentions_in(f"“{as_text(agent(ME))}” `{as_text(f'<mention://agent/{ME}>')}") == []
 
 
 def issue_of(kind: str, assignee: str | None, status: str = "todo") -> IssueFacts:
@@ -246,6 +271,17 @@ def test_summaries_are_one_short_line() -> None:
         ("完成！", True, ""),  # noqa: RUF001
         ("done it", True, "done it"),
         (r"one\ntwo\\n", False, "one\ntwo\\n"),
+        (r"one\ntwo" + "\n", False, "one\ntwo\n"),
+        (r"one\n\n- run `printf 'a\nb'`\tthen", False, "one\n\n- run `printf 'a\\nb'`\tthen"),
+        (r"see ``a`\n`` and\nmore", False, "see ``a`\\n`` and\nmore"),
+        (r"Saved to C:\reports\new\table.txt", False, r"Saved to C:\reports\new\table.txt"),
+        (r"on \\host\new\table and\nmore", False, "on \\\\host\\new\\table and\nmore"),
+        (r"matches ^\s+\t\r?\n$", False, r"matches ^\s+\t\r?\n$"),
+        (r"it is $\theta \nabla$", False, r"it is $\theta \nabla$"),
+        (r"costs $5\nnot $6", False, "costs $5\nnot $6"),
+        ("two\nlines, with C:\\new and \\n", False, "two\nlines, with C:\\new and \\n"),
+        ('```c\nprintf("a\\n");\n```', False, '```c\nprintf("a\\n");\n```'),
+        ("ends with \\", False, "ends with \\"),
         ("key sk-abcdefghijklmnopqrstuvwx", False, "key [REDACTED API KEY]"),
     ],
 )
@@ -298,6 +334,24 @@ def test_how_long_a_quota_is_waited_for() -> None:
     assert wait("usage limit, try again in 8 hours", 9) == 8 * 3600 + 30
     assert wait("Quota exceeded. Check your plan and billing details.") is None
     assert wait("overloaded, try again in 5 minutes", reason=CAPACITY) is None
+
+
+@pytest.mark.parametrize(
+    ("resets_at", "hours"),
+    [
+        ("2026-11-21T15:00:00Z", 3),
+        ("2026-11-21T16:00:00+01:00", 3),
+        ("", 8),
+        ("soon", 8),
+        ("2099-01-01T00:00:00Z", 8),
+    ],
+)
+def test_the_moment_a_daemon_names_comes_before_the_words(resets_at: str, hours: int) -> None:
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    why = Failure(error="usage limit, try again in 8 hours", reason=QUOTA, resets_at=resets_at)
+    found = resume_at(why, now)
+    assert found is not None
+    assert (found - now).total_seconds() // 3600 == hours
 
 
 def test_nothing_leaves_a_terminal_status() -> None:

@@ -170,6 +170,6 @@ async def test_nothing_sent_to_any_route_is_a_500(seed: int) -> None:
                     path, query, body = draw.path(template), draw.query(), draw.body()
                     answer = await caller.client.request(method, path, params=query, content=body)
                     said = f"seed {seed}: {who} {method} {path} {query} {body[:300]!r}"
-                    assert answer.status_code < 500 or answer.status_code == 503, said
+                    assert answer.status_code < 500 or answer.status_code in (502, 503), said
                     if answer.status_code >= 400 and path.startswith("/api/"):
                         assert answer.json()["error"], said

@@ -147,7 +147,10 @@ async def test_completing() -> None:
         assert (ended.status, ended.work_dir) == ("completed", "/w")
         assert ended.result["session_id"] == "s"
         assert "sk-abc" not in str(ended.result)
-        assert kinds(told) == ["comment:created", "agent:status", "task:completed", "TokensRevoked"]
+        assert kinds(told) == [
+            *("comment:created", "activity:created", "agent:status", "task:completed"),
+            "TokensRevoked",
+        ]
         assert told[-1] == TokensRevoked((hash_token(task.auth_token),))
         posted = await comments(database, task.issue_id)
         assert posted == [("agent", "comment", "Did it.\nKey: [REDACTED API KEY]")]
@@ -251,8 +254,8 @@ async def test_a_retry_inherits_what_the_run_was_about() -> None:
         world = await make_world(database)
         facts = await database.write(lambda conn: make_issue(conn, world, priority="urgent"))
         await database.write(
-            lambda conn: enqueue.assignee_changed(
-                conn, facts, world.actor, handoff_note="Mind the gap."
+            lambda conn: enqueue.assignees_changed(
+                conn, [facts], world.actor, handoff_note="Mind the gap."
             )
         )
         await database.write(
@@ -418,7 +421,9 @@ async def test_assigning_cancels_what_was_active_and_starts_the_new_one() -> Non
             assignee_type="agent",
             assignee_id=other,
         )
-        told = await database.write(lambda conn: enqueue.assignee_changed(conn, facts, world.actor))
+        told = await database.write(
+            lambda conn: enqueue.assignees_changed(conn, [facts], world.actor)
+        )
         assert await status_of(database, task.id) == "cancelled"
         assert kinds(told) == [
             "agent:status",
@@ -428,7 +433,9 @@ async def test_assigning_cancels_what_was_active_and_starts_the_new_one() -> Non
             "TaskAvailable",
         ]
         told = await database.write(
-            lambda conn: enqueue.assignee_changed(conn, facts, world.actor, suppress_run=True)
+            lambda conn: enqueue.assignees_changed(
+                conn, [facts], world.actor, suppressed=[facts.id]
+            )
         )
         assert kinds(told) == ["task:cancelled"]
 
@@ -448,17 +455,17 @@ async def test_leaving_the_backlog_starts_and_cancelling_ends() -> None:
             assignee_id=world.agent_id,
         )
         told = await database.write(
-            lambda conn: enqueue.status_changed(conn, moved, "backlog", world.actor)
+            lambda conn: enqueue.statuses_changed(conn, [(moved, "backlog")], world.actor)
         )
         assert kinds(told) == ["task:queued", "TaskAvailable"]
         assert not await database.write(
-            lambda conn: enqueue.status_changed(conn, moved, "todo", world.actor)
+            lambda conn: enqueue.statuses_changed(conn, [(moved, "todo")], world.actor)
         )
         closed = enqueue.IssueFacts(
             id=facts.id, workspace_id=facts.workspace_id, status="cancelled"
         )
         told = await database.write(
-            lambda conn: enqueue.status_changed(conn, closed, "todo", world.actor)
+            lambda conn: enqueue.statuses_changed(conn, [(closed, "todo")], world.actor)
         )
         assert kinds(told) == ["task:cancelled"]
 
@@ -478,7 +485,7 @@ async def test_an_agent_does_not_start_itself_by_its_status() -> None:
             actor_type="agent", actor_id=world.agent_id, user_id=world.user_id, task_id=task.id
         )
         assert not await database.write(
-            lambda conn: enqueue.status_changed(conn, facts, "backlog", itself)
+            lambda conn: enqueue.statuses_changed(conn, [(facts, "backlog")], itself)
         )
 
 

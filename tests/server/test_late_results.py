@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from server.dispatch.verdict import RECOVERED, Failure
 from server.errors import Invalid
 from server.store.queries import Connection, Record
 from server.store.tasks import SQL
+from shared.times import fine_stamp, parse_stamp
 from shared.wire.event import Event
 from shared.wire.task import ClaimedTask, CompleteRequest, FailRequest, Task
 from tests.server.test_finish import comments, kinds, running, status_of
@@ -207,6 +209,21 @@ async def test_a_quota_that_comes_back_parks_the_work() -> None:
         again, _ = await database.write(partial(claim, runtime_id=world.runtime_id))
         assert again is not None
         assert again.id == parked["id"]
+
+
+async def test_a_quota_is_waited_for_as_its_daemon_says_whatever_it_calls_it() -> None:
+    async with open_test_database(pool_size=1) as (database, _):
+        world = await make_world(database)
+        task = await running(database, world)
+        back = datetime.now(UTC) + timedelta(hours=5)
+        request = FailRequest(
+            error="API Error: 429; you've hit your session limit",
+            failure_reason="agent_error.provider_capacity_or_rate_limit",
+            resets_at=fine_stamp(back),
+        )
+        ended, _ = await report(database, task.id, request)
+        assert ended.failure_reason == "agent_error.provider_quota_limit"
+        assert abs(parse_stamp(ended.resume_at) - back) < timedelta(seconds=1)
 
 
 async def test_a_quota_that_does_not_say_when_is_a_failure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,13 +15,26 @@ from server.consequences import Consequence
 from server.database import Database
 from server.dispatch import enqueue, finish, sweeper
 from server.dispatch.claim import claim
+from server.dispatch.register import register
 from server.dispatch.rules import IssueFacts
 from server.errors import DomainError
 from server.store import work
 from server.store.queries import Connection
+from server.store.tasks import Caller
+from shared import codec
+from shared.wire.runtime import RegisterRequest
 from shared.wire.task import CompleteRequest, FailRequest
 from tests.support.postgres import open_test_database
-from tests.support.rows import World, make_agent, make_comment, make_issue, make_task, make_world
+from tests.support.rows import (
+    World,
+    insert,
+    make_agent,
+    make_comment,
+    make_issue,
+    make_runtime,
+    make_task,
+    make_world,
+)
 
 pytestmark = pytest.mark.postgres
 
@@ -109,4 +123,95 @@ async def _comment(conn: Connection, issue: IssueFacts, world: World) -> list[Co
 
 async def _unassign(conn: Connection, issue: IssueFacts, world: World) -> list[Consequence]:
     await work.lock_issue(conn, world.workspace_id, issue.id)
-    return await enqueue.assignee_changed(conn, issue, world.actor)
+    return await enqueue.assignees_changed(conn, [issue], world.actor)
+
+
+async def test_registrations_of_one_machine_in_any_order_do_not_meet_crosswise() -> None:
+    kinds = ["claude", "codex", "gemini", "opencode", "cursor", "pi"]
+    async with open_test_database(pool_size=10) as (database, _):
+        world = await make_world(database)
+        profiles = [
+            await database.write(partial(_make_profile, world=world, name=f"p{number}"))
+            for number in range(6)
+        ]
+        with capture_logs() as logs, trio.fail_after(60):
+            for _ in range(5):
+                async with trio.open_nursery() as nursery:
+                    for number in range(8):
+                        rng = random.Random(number)
+                        order, broken = rng.sample(kinds, len(kinds)), rng.sample(profiles, 6)
+                        body = {
+                            "workspace_id": world.workspace_id,
+                            "daemon_id": "one",
+                            "runtimes": [{"type": kind} for kind in order]
+                            + [{"type": "x", "profile_id": one} for one in broken[:3]],
+                            "failed_profiles": [{"profile_id": one} for one in broken[3:]],
+                        }
+                        unit = partial(_register, world=world, body=body)
+                        nursery.start_soon(database.write, unit)
+        again = [entry for entry in logs if entry["event"] == "transaction is tried again"]
+        assert not again
+
+
+async def test_a_comment_that_races_the_merge_of_an_earlier_machine_is_kept() -> None:
+    rounds = 25
+    async with open_test_database(pool_size=10) as (database, _):
+        world = await make_world(database)
+        kept = 0
+        with trio.fail_after(60):
+            for number in range(rounds):
+                issue = await database.write(partial(make_issue, world=world))
+                old, agent_id = await database.write(partial(_make_old, world=world, number=number))
+                body = {
+                    "workspace_id": world.workspace_id,
+                    "daemon_id": f"new-{number}",
+                    "legacy_daemon_ids": [f"OLD-{number}"],
+                    "runtimes": [{"type": "claude"}],
+                }
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(
+                        database.write, partial(_ask, issue=issue, world=world, agent_id=agent_id)
+                    )
+                    nursery.start_soon(database.write, partial(_register, world=world, body=body))
+                rows = await database.read(
+                    lambda conn: conn.fetch(
+                        "select q.runtime_id, a.runtime_id as bound from agent_task_queue q"
+                        " join agent a on a.id = q.agent_id where q.issue_id = $1",
+                        issue.id,  # noqa: B023
+                    )
+                )
+                kept += len(rows)
+                assert all(row["bound"] != old for row in rows)
+        assert kept == rounds
+
+
+async def _register(conn: Connection, world: World, body: dict[str, Any]) -> Any:
+    caller = Caller(user_id=world.user_id, workspace_id=None)
+    return await register(conn, codec.structure(body, RegisterRequest), caller=caller)
+
+
+async def _make_profile(conn: Connection, world: World, name: str) -> str:
+    return await insert(
+        conn,
+        "runtime_profile",
+        workspace_id=world.workspace_id,
+        display_name=name,
+        protocol_family="claude",
+        command_name=name,
+    )
+
+
+async def _make_old(conn: Connection, world: World, number: int) -> tuple[str, str]:
+    old = await make_runtime(conn, world.workspace_id, world.user_id, daemon_id=f"old-{number}")
+    return old, await make_agent(conn, world.workspace_id, old)
+
+
+async def _ask(
+    conn: Connection, issue: IssueFacts, world: World, agent_id: str
+) -> list[Consequence]:
+    await work.lock_issue(conn, world.workspace_id, issue.id)
+    content = f"[@A](mention://agent/{agent_id}) go"
+    comment_id = await make_comment(conn, issue, world.user_id, content)
+    return await enqueue.comment_created(
+        conn, issue, comment_id=comment_id, content=content, parent_id=None, actor=world.actor
+    )

@@ -194,3 +194,38 @@ async def test_the_cookies_demand_tls_where_there_is_tls() -> None:
         assert "SameSite=strict" in said
         assert "HttpOnly" in said
     assert make_config().secure is False
+
+
+async def test_a_first_workspace_is_made_on_a_page() -> None:
+    async with open_api() as api, browser(api) as page:
+        assert (await page.get("/workspaces/new")).headers["location"] == (
+            "/login?next=/workspaces/new"
+        )
+        proof = await signed_in(api, page)
+        assert 'name="proof" value="' in (await page.get("/workspaces/new")).text
+        form = {"name": "My Team!", "slug": ""}
+        refused = await page.post("/workspaces/new", data=form | {"proof": "00" * 16 + ".00"})
+        assert refused.status_code == 403
+        made = await page.post("/workspaces/new", data=form | {"proof": proof})
+        assert (made.status_code, made.headers["location"]) == (303, "/my-team/issues")
+        again = await page.post("/workspaces/new", data=form | {"proof": proof})
+        assert again.status_code == 409
+        assert "A workspace with this slug already exists." in again.text
+        assert 'value="My Team!"' in unescape(again.text)
+
+
+async def test_an_invitation_is_taken_on_its_page() -> None:
+    async with open_api() as api, browser(api) as page:
+        path = f"/api/workspaces/{api.elsewhere.workspace_id}/members"
+        (row,) = await api.fetch("select email from app_user where id = $1", api.owner.user_id)
+        invited = await api.stranger.ok(
+            201, "POST", path, {"email": row["email"], "role": "member"}
+        )
+        place = f"/invite/{invited['id']}"
+        proof = await signed_in(api, page)
+        assert "Join" in (await page.get(place)).text
+        refused = await page.post(place, data={"proof": "00" * 16 + ".00"})
+        assert refused.status_code == 403
+        joined = await page.post(place, data={"proof": proof})
+        assert (joined.status_code, joined.headers["location"]) == (303, "/")
+        assert (await page.get(place)).status_code == 404

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Match, Route
 
+from server.markdown import LIMIT, mentions_in
 from server.store.pages import ActiveRun, BoardIssue, RunNote
 from server.web.pages import agents, board, failures, issue, login, markdown, routes, view
 from shared import failure
@@ -91,7 +92,58 @@ def test_a_mention_is_marked_and_leads_nowhere() -> None:
 
 
 def test_a_huge_text_is_shown_as_it_is() -> None:
-    assert render("*" * (markdown.RENDER_LIMIT + 1)).startswith('<pre class="raw">***')
+    html = render("**" + "x" * LIMIT + "**")
+    assert html.endswith('<pre class="raw">xx**</pre>')
+
+
+CALL = f"[@Ada](mention://agent/{'0f' * 4}-0000-4000-8000-{'0f' * 6})"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                CALL,
+                "```",
+                "~~~",
+                "`",
+                "``",
+                "    ",
+                "\n",
+                "\n\n",
+                "<!--",
+                "-->",
+                "> ",
+                "- ",
+                "\\",
+                "!",
+                "<b>",
+                "<div>",
+                "|",
+                "[",
+                "]",
+                "text ",
+                "\t",
+                "&lt;",
+                "1. ",
+                "[@Ada]: ",
+                "[@Ada]",
+            ]
+        ),
+        max_size=14,
+    )
+)
+def test_what_acts_is_what_is_rendered(parts: list[str]) -> None:
+    text = "".join(parts)
+    assert bool(mentions_in(text)) == ('class="mention"' in render(text)), text
+
+
+def test_an_html_comment_is_shown_as_it_is_written() -> None:
+    html = render(f"<!-- {CALL}\n\n*a* -->\nthen <!-- {CALL} --> **b**")
+    assert html.startswith("<p>&lt;!-- [@Ada](mention://agent/")
+    assert "*a* --&gt;</p>" in html
+    assert html.endswith("--&gt; <strong>b</strong></p>\n")
+    assert 'mention"' not in html
 
 
 @given(st.text(alphabet="<>\"'&[](){}!`*_~|:/ \n\\abcjavscriptABC-1https", max_size=80))
@@ -241,6 +293,19 @@ def test_a_live_run_says_where_it_stands(status: str, machine: str, word: str, d
     assert shown.word == word
     assert detail in shown.detail
     assert (shown.summary, shown.step, shown.total) == ("Launching", 1, 0)
+
+
+def test_a_run_whose_machine_changed_hands_says_so() -> None:
+    agent = Agent(id="a", name="Ann", runtime_id="r", owner_id="u", placed_under="u")
+    for owner_id, visibility, word in (
+        ("new", "private", "Waiting for machine"),
+        ("new", "public", "Queued"),
+        ("u", "private", "Queued"),
+    ):
+        runtime = Runtime(id="r", owner_id=owner_id, visibility=visibility, status="online")
+        shown = issue.live(task("queued"), view.Directory([], [agent], [runtime]), None, NOW)
+        assert shown.word == word
+        assert ("somebody else" in shown.detail) == (word == "Waiting for machine")
 
 
 def test_a_live_run_whose_machine_is_silent_goes_on() -> None:

@@ -17,7 +17,7 @@ import pytest
 from server.database import Database
 from server.dispatch import claim, finish, heartbeat, reachability, sweeper
 from server.store.queries import Connection
-from server.store.tasks import SQL
+from server.store.tasks import SQL, Caller
 from shared.wire.task import CompleteRequest
 from tests.support import many_tasks
 from tests.support.postgres import open_test_database
@@ -152,7 +152,7 @@ async def hot(database: Database, world: World, runtime_id: str) -> dict[str, Se
     await record(
         "heartbeat",
         lambda conn: heartbeat.take_beat(
-            conn, runtime_id=runtime_id, user_id=world.user_id, workspace_id=None
+            conn, runtime_id=runtime_id, caller=Caller(user_id=world.user_id)
         ),
     )
     who = (world.user_id, None)

@@ -39,7 +39,7 @@ SQUAD_MEMBER = {"member_type": "member", "member_id": "{maker}", "role": "x"}
 PROFILE = {"display_name": "new", "protocol_family": "claude", "command_name": "x"}
 
 RIGHTS: tuple[tuple[str, str, Any], ...] = (
-    ("POST /api/agents", MANAGERS, AGENT),
+    ("POST /api/agents", MAKER, AGENT),
     ("PUT /api/agents/{id}", MANAGERS, {"description": "x"}),
     ("POST /api/agents/{id}/archive", MANAGERS, None),
     ("POST /api/agents/{archived_agent}/restore", MANAGERS, None),
@@ -127,7 +127,9 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
     ),
     ("PUT /api/projects/{id}/resources/{resource_id}", MEMBERS, {"label": "x"}),
     ("DELETE /api/projects/{id}/resources/{resource_id}", MEMBERS, None),
-    ("PATCH /api/runtimes/{id}", MANAGERS, {"visibility": "public"}),
+    ("PATCH /api/runtimes/{id}", MANAGERS, {"visibility": "private"}),
+    ("PATCH /api/runtimes/{id}", MAKER, {"visibility": "public"}),
+    ("POST /api/runtimes/{idle_runtime}/hand-over", MANAGERS, {"user_id": "{other}"}),
     ("DELETE /api/runtimes/{idle_runtime}", MANAGERS, None),
     (
         "POST /api/runtimes/{id}/archive-agents-and-delete",
@@ -136,9 +138,9 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
     ),
     ("POST /api/runtimes/{id}/local-skills", MAKER, {}),
     ("POST /api/runtimes/{id}/local-skills/import", MAKER, {"skill_key": "x"}),
-    ("POST /api/runtimes/{id}/models", MEMBERS, {}),
-    ("POST /api/runtimes/{id}/ping", MEMBERS, {}),
-    ("POST /api/runtimes/{id}/update", MEMBERS, {"target_version": "9.9.10"}),
+    ("POST /api/runtimes/{id}/models", MAKER, {}),
+    ("POST /api/runtimes/{id}/ping", MAKER, {}),
+    ("POST /api/runtimes/{id}/update", MAKER, {"target_version": "9.9.10"}),
     ("POST /api/skills", MEMBERS, NAME),
     ("PUT /api/skills/{id}", MANAGERS, NAME),
     ("DELETE /api/skills/{id}", MANAGERS, None),
@@ -183,6 +185,7 @@ RIGHTS: tuple[tuple[str, str, Any], ...] = (
 )
 
 ELSEWHERE = {
+    "POST /api/skills/import": "asks a code host first, as making a skill; test_skills",
     "POST /api/upload-file": "no JSON; test_attachments",
     "POST /api/issues/{id}/squad-evaluated": "for a squad's leader in its task only; test_squads",
     "POST /auth/send-code": "before there is a caller; test_codes",
@@ -190,6 +193,8 @@ ELSEWHERE = {
     "POST /login/code": "a form before there is a caller; test_login",
     "POST /login/verify": "a form before there is a caller; test_login",
     "POST /login/cli": "a form with a proof of its own; test_login",
+    "POST /workspaces/new": "a form with a proof of its own; test_login",
+    "POST /invite/{id}": "a form with a proof of its own; test_login",
 }
 
 

@@ -460,7 +460,7 @@ async def test_a_peer_that_does_not_take_its_frames_is_closed_with_1013(
         await trio.testing.wait_all_tasks_blocked()
         memory.streams[0].stuck = True
         for number in range(6):  # one is being sent, four fit into the outbox, one is too many
-            hub.deliver(Event(type="news", payload={"n": number}, workspace_id="w"))
+            hub.deliver(Event(type="issue:created", payload={"n": number}, workspace_id="w"))
             await trio.testing.wait_all_tasks_blocked()
         assert opened[0].closing.is_set()
         assert opened[0].code == 1013

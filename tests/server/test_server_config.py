@@ -56,8 +56,17 @@ def test_settings_are_read() -> None:
         ("ALLOWED_ORIGINS", {"ALLOWED_ORIGINS": "https://example.org/page"}),
         ("KEEP_DELIVERIES_DAYS", {"KEEP_DELIVERIES_DAYS": "0"}),
         ("KEEP_MACHINES_DAYS", {"KEEP_MACHINES_DAYS": "soon"}),
+        ("OFFLINE_AFTER", {"OFFLINE_AFTER": "3"}),
+        ("OFFLINE_AFTER", {"OFFLINE_AFTER": "4", "DAEMON_HEARTBEAT_INTERVAL": "2s"}),
+        ("SWEEP_INTERVAL", {"SWEEP_INTERVAL": "60"}),
+        ("DAEMON_HEARTBEAT_INTERVAL", {"DAEMON_HEARTBEAT_INTERVAL": "often"}),
     ],
 )
 def test_what_is_wrong_is_named(name: str, env: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=f"BULLPEN_{name}"):
         read(**{f"BULLPEN_{key}": value for key, value in env.items()})
+
+
+def test_machines_that_beat_faster_may_be_missed_sooner() -> None:
+    env = {"BULLPEN_OFFLINE_AFTER": "4", "BULLPEN_DAEMON_HEARTBEAT_INTERVAL": "1s"}
+    assert read(**env, BULLPEN_SWEEP_INTERVAL="1").offline_after == 4

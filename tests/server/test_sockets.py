@@ -258,8 +258,8 @@ async def test_personal_events_reach_only_the_person() -> None:
             await page.send_message('{"type":"ping"}')
             await take(page)
             hub = rig.server.services.hub
-            hub.announce([attrs.evolve(rig.news(n=1), users=(new_id(),))])
-            hub.announce([attrs.evolve(rig.news(n=2), users=(world.user_id,))])
+            hub.announce([attrs.evolve(rig.news("inbox:new", n=1), users=(new_id(),))])
+            hub.announce([attrs.evolve(rig.news("inbox:new", n=2), users=(world.user_id,))])
             assert (await take(page))["payload"] == {"n": 2}
 
 
@@ -456,7 +456,9 @@ async def test_the_server_stops_in_time_with_peers_that_do_not_answer() -> None:
                 )
                 assert b" 101 " in await deaf.receive_some(1000)
                 big = Event(
-                    type="x", payload={"text": "x" * 500_000}, workspace_id=world.workspace_id
+                    type="issue:created",
+                    payload={"text": "x" * 500_000},
+                    workspace_id=world.workspace_id,
                 )
                 for _ in range(40):
                     server.services.hub.announce([big])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -11,13 +12,13 @@ import pytest
 import trio
 
 from server.config import DAY, Kept
-from server.consequences import Consequence, TaskAvailable
+from server.consequences import Consequence, Counted, TaskAvailable
 from server.database import Database
 from server.dispatch import finish, heartbeat, sweeper
 from server.dispatch.claim import claim
 from server.push.hub import Hub
 from server.store.queries import Connection
-from server.store.tasks import get_task, task_of
+from server.store.tasks import Caller, get_task, task_of
 from shared import codec
 from shared.ids import new_id
 from shared.wire.event import Event
@@ -146,7 +147,8 @@ async def test_a_machine_that_comes_back_has_lost_nothing() -> None:
         await unreachable_for(database, task_id, 800)
         # While it is away it is not merely late.
         assert await database.write(sweeper.stuck_tasks) == []
-        (online, event), _ = await counted(database, partial(beat_of, world=world))
+        (online, ready, event), _ = await counted(database, partial(beat_of, world=world))
+        assert ready == Counted("runtime_ready")
         assert [c.type for c in (online, event) if isinstance(c, Event)] == [
             "daemon:register",
             "task:unreachable",
@@ -161,7 +163,7 @@ async def test_a_machine_that_comes_back_has_lost_nothing() -> None:
 
 async def beat_of(conn: Connection, world: World) -> list[Consequence]:
     _, told = await heartbeat.take_beat(
-        conn, runtime_id=world.runtime_id, user_id=world.user_id, workspace_id=None
+        conn, runtime_id=world.runtime_id, caller=Caller(user_id=world.user_id)
     )
     return told
 
@@ -319,6 +321,84 @@ async def test_tasks_that_nobody_fetches_expire() -> None:
         assert [row["id"] for row in left] == [young]
 
 
+@pytest.mark.parametrize(
+    ("rule", "columns", "since", "change"),
+    [
+        (
+            sweeper.stuck_tasks,
+            {"status": "running"},
+            {"started_at": 9100, "dispatched_at": 9100},
+            "insert into task_message (task_id, seq, type) values ($1, 1, 'text')",
+        ),
+        (
+            sweeper.expired_tasks,
+            {"status": "queued"},
+            {"created_at": 7300},
+            "update agent_task_queue set not_before = now() where id = $1",
+        ),
+        (
+            partial(sweeper.left_behind, after=timedelta(seconds=900)),
+            {"status": "running"},
+            {"started_at": 2000, "unreachable_since": 1000},
+            "update agent_task_queue set unreachable_since = null, back_at = now() where id = $1",
+        ),
+        (
+            sweeper.undeliverable_tasks,
+            {"status": "dispatched", "deliveries": 5},
+            {"dispatched_at": 200},
+            "update agent_task_queue set dispatched_at = now() where id = $1",
+        ),
+    ],
+    ids=["stuck", "expired", "left behind", "undeliverable"],
+)
+async def test_what_has_changed_while_it_was_locked_is_let_alone(
+    rule: Any, columns: dict[str, Any], since: dict[str, float], change: str
+) -> None:
+    async with open_test_database(pool_size=4) as (database, _):
+        world = await make_world(database)
+        offline = "update agent_runtime set status = 'offline'"
+        task_id = await aged_task(database, world, since=since, **columns)
+        if "unreachable_since" in since:
+            await database.write(lambda conn: conn.execute(offline))
+        held, found = asyncio.Event(), asyncio.Event()
+
+        async def hold(conn: Connection) -> None:
+            await conn.execute(
+                "select from agent_task_queue where id = $1 for no key update", task_id
+            )
+            held.set()
+            await found.wait()
+            await conn.execute(change, task_id)
+
+        async def sweep(conn: Connection) -> list[Consequence]:
+            await held.wait()
+            told: list[Consequence] = await rule(conn)
+            return told
+
+        async def wait_for_the_sweep() -> None:
+            waiting = (
+                "select from pg_stat_activity"
+                " where datname = current_database() and wait_event_type = 'Lock'"
+            )
+            while not await database.read(lambda conn: conn.fetch(waiting)):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await database.read(set_found)
+
+        async def set_found(_: Connection) -> None:
+            found.set()
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(database.write, hold, deadline=30))
+                nursery.start_soon(partial(database.write, sweep, deadline=30))
+                nursery.start_soon(wait_for_the_sweep)
+        assert await failed(database) == {}
+        # Without anybody in the way it is what the rule looks for.
+        other = await aged_task(database, world, since=since, **columns)
+        await database.write(rule)
+        assert list(await failed(database)) == [other]
+
+
 async def test_what_is_forgotten() -> None:
     async with open_test_database(pool_size=1) as (database, _):
         world = await make_world(database)
@@ -346,12 +426,15 @@ async def test_what_is_forgotten() -> None:
                 )
             return unused, with_task, away
 
-        unused, with_task, away = await database.write(fill)
+        _, with_task, away = await database.write(fill)
         told = await database.write(sweeper.forget)
         assert [c.payload for c in told if isinstance(c, Event)] == [{"action": "runtime_gc"}]
         rows = await database.read(lambda conn: conn.fetch("select id from agent_runtime"))
-        assert {row["id"] for row in rows} == {world.runtime_id, with_task, away}
-        assert unused not in {row["id"] for row in rows}
+        assert {row["id"] for row in rows} == {world.runtime_id, away}
+        tasks = await database.read(
+            lambda conn: conn.fetch("select runtime_id from agent_task_queue")
+        )
+        assert [row["runtime_id"] for row in tasks] == [with_task]
         tokens = await database.read(lambda conn: conn.fetch("select token_hash from task_token"))
         assert [row["token_hash"] for row in tokens] == ["live"]
 

@@ -39,6 +39,38 @@ KEYS = "You can find your API key at https://platform.openai.com/account/api-key
             ),
             failure.CAPACITY,
         ),
+        (
+            (
+                "429 Rate limit reached for fake-model in organization org-fake on requests per min "
+                "(RPM): Limit 3, Used 3, Requested 1. Please try again in 1s."
+            ),
+            failure.CAPACITY,
+        ),
+        ("API call failed after 3 retries: HTTP 429: Rate limit reached", failure.CAPACITY),
+        (
+            (
+                "Failed to get response from the AI model; retried 5 times (total retry wait time: "
+                "11.09 seconds) Last error: 429 Rate limit reached for fake-model on requests per "
+                "min (RPM): Limit 3, Used 3, Requested 1. Please try again in 1s."
+            ),
+            failure.CAPACITY,
+        ),
+        ("Rate limit reached. Please try again in 1s.; Retry-After: 1 seconds", failure.CAPACITY),
+        ("got status: RESOURCE_EXHAUSTED", failure.CAPACITY),
+        (
+            "Sorry, you have been rate-limited. Please wait 2 hours 5 minutes before trying again.",
+            failure.QUOTA,
+        ),
+        ("Rate limit reached, try again in 20 min", failure.QUOTA),
+        ("You've hit your session limit · resets 11:10pm (Europe/Madrid)", failure.QUOTA),
+        ("API error 429: You've hit your Opus limit · resets 3pm", failure.QUOTA),
+        ("5-hour limit reached ∙ resets 6pm", failure.QUOTA),
+        ("You've hit your monthly spend limit.", failure.QUOTA),
+        ("You've reached your Fable limit", failure.QUOTA),
+        ("You're out of extra usage · resets 9pm (America/Toronto)", failure.QUOTA),
+        ("You have exceeded your rate limit", failure.CAPACITY),
+        ("reached the iteration limit", failure.UNKNOWN),
+        ("memory limit; read: connection reset by peer", failure.NETWORK),
         ("Credit balance is too low", failure.QUOTA),
         ("Quota exceeded. Check your plan and billing details.", failure.QUOTA),
         (
@@ -72,3 +104,30 @@ def test_none_of_them_but_one_says_when_to_come_back() -> None:
     for text in ("Credit balance is too low", "Quota exceeded. Check your plan."):
         assert reset_time(text, now) is None
     assert reset_time("Suggested retry after 1s..", now) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "reason"),
+    [
+        ("timeout", "whatever", "timeout"),
+        ("agent_error.of_tomorrow", "whatever", "agent_error.of_tomorrow"),
+        ("surrogates not allowed", "connection refused", failure.NETWORK),
+        ("", "connection refused", failure.NETWORK),
+        (failure.UNKNOWN, "You've hit your weekly limit", failure.QUOTA),
+        (failure.CAPACITY, "API Error: 429 session limit, resets 6pm", failure.QUOTA),
+        (failure.AUTH, "401; you've hit your weekly limit", failure.AUTH),
+    ],
+)
+def test_a_reported_reason_is_a_name_or_none(given: str, error: str, reason: str) -> None:
+    assert failure.reason_of(given, error) == reason
+
+
+def test_all_reasons_have_the_form_of_one() -> None:
+    constants = {
+        value
+        for name, value in vars(failure).items()
+        if name.isupper() and isinstance(value, str) and not name.startswith("_")
+    }
+    assert constants == failure.REASONS
+    assert all(failure.reason_of(name, "x") == name for name in failure.REASONS)
+    assert failure.CONTEXT_OVERFLOW in failure.RESUME_UNSAFE

@@ -5,7 +5,16 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from shared.skillbundle import InvalidBundle, check, hash_of, is_safe_path, make_bundle, ref_of
+from shared.skillbundle import (
+    InvalidBundle,
+    check,
+    clash,
+    hash_of,
+    is_safe_path,
+    make_bundle,
+    path_fault,
+    ref_of,
+)
 from shared.wire.task import SkillBundle, SkillFile
 
 pytestmark = pytest.mark.fast
@@ -88,5 +97,31 @@ def test_paths_that_are_refused(path: str) -> None:
         check(broken, ref_of(broken))
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("x" * 300, "file name too long"),
+        (f"docs/{'é' * 128}.md", "file name too long"),
+        ("/".join(["part"] * 200), "file path too long"),
+    ],
+)
+def test_a_name_no_file_system_takes_is_refused_and_says_why(path: str, why: str) -> None:
+    assert why in path_fault(path)
+    assert len(path_fault(path)) < 250
+    broken = make_bundle(skill_id="i", name="n", description="", content="", files={path: "x"})
+    with pytest.raises(InvalidBundle, match=why):
+        check(broken, ref_of(broken))
+
+
+def test_a_file_cannot_be_a_directory_too() -> None:
+    broken = make_bundle(
+        skill_id="i", name="n", description="", content="", files={"a": "x", "a/b/c": "y"}
+    )
+    with pytest.raises(InvalidBundle, match="'a' is a file, and a directory of 'a/b/c'"):
+        check(broken, ref_of(broken))
+    assert clash(["a", "ab/c", "/x"]) == ""
+
+
 def test_paths_that_are_not() -> None:
+    assert is_safe_path("é" * 127)
     assert all(is_safe_path(path) for path in ("a", "a/b.md", "..a", "a..b/c"))

@@ -18,9 +18,11 @@ from unittest import mock
 import attrs
 import pytest
 
+from daemon import answers
+from daemon.client import Client
 from daemon.runtimes import runtime
 from daemon.runtimes.claims import Claims
-from daemon.tasks import paths, report, watchers
+from daemon.tasks import paths, report, trouble, watchers
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.drain import Sender
 from daemon.tasks.pool import TaskPool
@@ -28,7 +30,7 @@ from daemon.tasks.slots import Slot, Slots
 from daemon.workdir import prepare
 from tests.daemon.tasks_support import DONE
 from tests.simulation.test_schedules import Arrival, Event, play
-from tests.support.network import answer
+from tests.support.network import LOSE_RESPONSE, Fault, answer
 
 pytestmark = pytest.mark.simulation
 
@@ -50,6 +52,10 @@ def arrival(
 
 def refuse(route: str, at: float, lasting: float) -> Event:
     return Event(at=at, what="disturb", amount=lasting, route=route, fault=answer(503))
+
+
+def strange(route: str, fault: Fault, lasting: float = 8.0) -> Event:
+    return Event(at=0.0, what="disturb", amount=lasting, route=route, fault=fault)
 
 
 @attrs.frozen
@@ -112,10 +118,9 @@ MUTANTS = {
     "a batch counts as sent before it is": Mutant(
         Sender,
         "_send_next",
-        "await self._client.messages(self._task_id, list(map(for_wire, batch.messages)))\n"
-        "                self._journal.confirm(batch.end)",
+        "await self._client.messages(self._task_id, wire)",
         "self._journal.confirm(batch.end)\n"
-        "                await self._client.messages(self._task_id, list(map(for_wire, batch.messages)))",
+        "                    await self._client.messages(self._task_id, wire)",
         (refuse(".*/messages", 0.0, 10.0),),
     ),
     "a journal goes before its outcome is told": Mutant(
@@ -197,6 +202,64 @@ MUTANTS = {
         "",
         (Event(at=2.0, what="resize", which=2),),
         coming=(arrival(words=LONG), arrival(4.0, words=LONG)),
+    ),
+    "any 404 is final": Mutant(
+        answers,
+        "error_of",
+        'return Foreign(call, status, f"not the server\'s answer: {text[:_SHOWN]}".rstrip(": "))',
+        "return Rejected(call, status, text)",
+        (strange(".*/messages", answer(404, "404 page not found")),),
+    ),
+    "any envelope is the server's": Mutant(
+        answers,
+        "error_of",
+        "if any(_begins(said, phrase) for phrase in words(_ANY, known).get(status, ())):",
+        "if True:",
+        (strange(".*/complete", answer(400, '{"error":"upstream says no"}')),),
+    ),
+    "any success confirms": Mutant(
+        answers,
+        "value_of",
+        "if shape(plain):",
+        "if True:",
+        (strange(".*/messages", answer(200, "{}")),),
+    ),
+    "a redirect confirms": Mutant(
+        Client,
+        "_call",
+        "if 200 <= status < 300:",
+        "if status < 400:",
+        (strange(".*/session|.*/messages", answer(302, '{"status":"ok"}')),),
+    ),
+    "a task that is gone needs no second look": Mutant(
+        report,
+        "_is_final",
+        "final = await client.surely_gone(task_id)",
+        "pass",
+        (strange(".*/(complete|usage)", answer(404, '{"error":"task not found"}')),),
+    ),
+    "what may have come is sent again": Mutant(
+        Sender,
+        "_missing",
+        "return [message for message in messages if message.seq not in set(stored)]",
+        "return messages",
+        (strange("POST .*/messages", LOSE_RESPONSE),),
+    ),
+    "what an earlier process may have sent is sent again": Mutant(
+        Sender,
+        "__init__",
+        "self._unsure = bool(journal.unsent)",
+        "self._unsure = False",
+        (strange(".*/messages", LOSE_RESPONSE), Event(at=1.0, what="crash")),
+        words=LONG,
+    ),
+    "a machine in trouble fails its tasks": Mutant(
+        trouble,
+        "passing",
+        "if isinstance(error, AgentError) and error.passing:",
+        "if False:",
+        (Event(at=0.0, what="trouble", amount=60.0),),
+        coming=(arrival(at=1.0), arrival(at=2.0)),
     ),
     "a user's directory is not given back": Mutant(
         prepare,

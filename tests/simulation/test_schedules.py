@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from daemon.agents.contract import AgentResult
-from shared.wire.runtime import BEAT_MANY, CLAIM_MANY
+from shared.wire.runtime import BEAT_MANY, CLAIM_MANY, UNIQUE_ROWS
 from tests.daemon.tasks_support import DONE, Script, text, thinking, tool_result, tool_use
 from tests.simulation.world import (
     PLACES,
@@ -67,7 +67,16 @@ FAULTS = (
     answer(503, "busy"),
     answer(429, "slow down"),
     answer(401, '{"error":"unauthorized"}'),
+    answer(401, '{"error":"invalid token"}'),
     answer(200, "<html>"),
+    answer(200, "{}"),
+    answer(200, "null"),
+    answer(200, '{"status":"accepted"}'),
+    answer(404, "404 page not found"),
+    answer(404, '{"message":"no Route matched with those values"}'),
+    answer(400, '{"error":"upstream says no"}'),
+    answer(409, "<html>"),
+    answer(302),
     delay(2.0),
     delay(20.0),
 )
@@ -113,6 +122,8 @@ events = st.lists(
         event("crash"),
         event("restart"),
         event("cut"),
+        event("stall"),
+        event("trouble"),
         event("jump"),
         event("forget runtime"),
         event("forget workspace"),
@@ -223,6 +234,13 @@ async def perform(world: World, happening: Event) -> None:
                 await trio.sleep(happening.amount / 2)
                 await world.crash()
                 world.start()
+        case "stall":
+            server.drop_sockets()
+            server.stall_sockets = True
+            await trio.sleep(happening.amount / 4)
+            server.stall_sockets = False
+        case "trouble":
+            world.troubled_until = trio.current_time() + happening.amount / 2
         case "cut":
             server.drop_sockets()
         case "jump":
@@ -282,7 +300,7 @@ def play(
     slots: int, coming: list[Arrival], happenings: list[Event], *, offered: bool = False
 ) -> tuple[list[str], list[str]]:
     """Play a schedule; `offered`: the server takes claims and beats for many runtimes at once."""
-    names = [CLAIM_MANY, BEAT_MANY] if offered else []
+    names = [CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS] if offered else []
     memory = Path("/dev/shm")
     home = Path(tempfile.mkdtemp(prefix="bullpen-", dir=memory if memory.is_dir() else None))
     clock = MockClock(autojump_threshold=0)

@@ -8,12 +8,14 @@ is noted here, and has to be on the server in the end, once and in order.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,14 +25,17 @@ import httpx
 import structlog
 import trio
 
-from daemon.agents.contract import Agent, AgentRun
+from daemon.agents.contract import Agent, AgentError, AgentRun
+from daemon.allowed import allow_directory
 from daemon.app import Health, Parts, Stop, be_present
 from daemon.client import open_client
 from daemon.tasks.journal import Journal
 from daemon.tasks.outcome import Outcome
 from daemon.tasks.pool import open_pool
 from daemon.tasks.slots import Slots
+from daemon.tasks.trouble import PATIENCE
 from daemon.workspaces.sync import SignInRefused
+from shared.home import Home
 from shared.wire.task import (
     ACTIVE,
     DISPATCHED,
@@ -118,13 +123,15 @@ class ModelServer(FakeServer):
     def _task_call(self, body: Any, task_id: str, what: str) -> Reply:
         task = self.tasks.get(task_id)
         if task is not None and what == "messages":
+            stored_rows = len(task.rows)
             for row in body["messages"]:
                 stored = task.rows.get(row["seq"])
                 if stored is not None and stored != row:
                     self.disorder.append(f"{task_id}: seq {row['seq']} has two contents")
-                if stored is None and row["seq"] != len(task.rows) + 1:
-                    self.disorder.append(f"{task_id}: seq {row['seq']} after {len(task.rows)}")
-                task.rows.setdefault(row["seq"], row)
+                if stored is None:
+                    if row["seq"] != stored_rows + 1:
+                        self.disorder.append(f"{task_id}: seq {row['seq']} after {stored_rows}")
+                    stored_rows += 1
         with self._watching(by_server=False):
             if task is not None and what in ("complete", "fail") and is_open(task):
                 task.status = RUNNING  # what the daemon says takes the presumption's place
@@ -219,6 +226,12 @@ class Life(httpx.AsyncBaseTransport):
     @asynccontextmanager
     async def open_agent(self, run: AgentRun) -> AsyncIterator[Agent]:
         task_id = run.env["MULTICA_TASK_ID"]
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() < self.world.troubled_until:
+            self.world.refused[task_id].append(trio.current_time())
+            if next(self.world.troubles) % 2:
+                raise AgentError("claude executable not found", passing=True)
+            raise OSError(errno.EMFILE, "too many open files")
         for other, place in self.working.items():
             if place.is_relative_to(run.cwd) or run.cwd.is_relative_to(place):
                 self.world.wrong.append(f"two agents in one place: {other} and {task_id}")
@@ -288,6 +301,7 @@ class World:
             (self.projects / place).mkdir(parents=True, exist_ok=True)
             (self.projects / place / "AGENTS.md").write_text("the user's")
         self.untouched = read_tree(self.projects)
+        allow_directory(Home(self.home), self.projects)
         self.settings = settings
         self.server = ModelServer(nursery)
         self.nursery = nursery
@@ -295,6 +309,10 @@ class World:
         self.said: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.decided: dict[str, list[Outcome]] = defaultdict(list)
         self.wrong: list[str] = []
+        self.troubled_until = 0.0
+        """Until when this machine starts no process."""
+        self.troubles = count()
+        self.refused: dict[str, list[float]] = defaultdict(list)
         self.life = Life(self)
 
     def start(self) -> None:
@@ -377,6 +395,7 @@ class World:
         server = self.server
         server.windows.clear()
         server.refuse_sockets, server.answer_beats = None, True
+        server.stall_sockets, self.troubled_until = False, 0.0
         server.workspaces.setdefault(WORKSPACE, "Bullpen")
         await self._until_told()
         await self.leave()
@@ -407,6 +426,13 @@ class World:
             told = [(row["seq"], row.get("content") or row.get("output", "")) for row in rows]
             if told != [(row["seq"], row["text"]) for row in self.said[task.id]]:
                 wrong.append(f"{task.id}: journalled {self.said[task.id]}, stored {told}")
+            refused = self.refused[task.id]
+            if any(mark in str(task.result) for mark in TROUBLE) and (
+                refused[-1] - refused[0] < PATIENCE / 2
+            ):
+                wrong.append(f"{task.id} failed for trouble that has passed")
+            if task.doubled:
+                wrong.append(f"{task.id}: rows {task.doubled} were sent twice")
             if task.id not in server.ended_by_server and not is_open(task):
                 wrong += self._check_outcome(task)
         return wrong
@@ -428,6 +454,8 @@ class World:
     def _journals(self) -> list[Path]:
         return list(make_config(self.home).home.journals.glob("*"))
 
+
+TROUBLE = ("executable not found", "too many open files")
 
 PLACES = ("one", "one/inner", "two")
 """Directories of the user's below `World.projects`."""

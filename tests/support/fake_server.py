@@ -24,8 +24,9 @@ import trio_websocket
 
 from daemon.client import Client, open_client
 from daemon.config import Config
+from daemon.wakeups import HANDSHAKE
 from shared.home import Home
-from shared.wire.runtime import BEAT_MANY, CLAIM_MANY
+from shared.wire.runtime import BEAT_MANY, CLAIM_MANY, UNIQUE_ROWS
 from shared.wire.task import ACTIVE, CANCELLED, COMPLETED, DISPATCHED, FAILED, QUEUED, RUNNING
 from tests.support.network import Fault, MemoryTransport, Reply, json_reply, memory_websocket
 
@@ -44,6 +45,7 @@ def make_config(home: Path, **changes: Any) -> Config:
         "server_url": "http://server",
         "token": "mul_" + "0" * 40,
         "daemon_id": uid("daemon"),
+        "machine_key": "k" * 40,
         "device_name": "box",
         "workspaces_root": home / "workspaces",
         "min_free_disk": 0,
@@ -87,6 +89,8 @@ class FakeTask:
     deliveries: int = 0
     failure_reason: str = ""
     presumed: bool = False
+    doubled: list[int] = attrs.field(factory=list)
+    """What came twice while the server did not say that it keeps one row for each number."""
     replaced: bool = False
     """A new attempt has begun, so a task that was given up cannot be taken back."""
 
@@ -117,6 +121,7 @@ class FakeServer:
         self.sockets: list[_Socket] = []
         self.handshakes: list[tuple[float, tuple[str, ...]]] = []
         self.refuse_sockets: int | None = None
+        self.stall_sockets = False
         self.capabilities: list[str] = []
         self.frames: list[dict[str, Any]] = []
         self.answer_beats = True
@@ -139,6 +144,7 @@ class FakeServer:
                 ("POST", "/api/daemon/runtimes/[^/]+/tasks/.+/skill-bundles/resolve", self._skills),
                 ("POST", "/api/daemon/runtimes/([^/]+)/(.+)/result", self._result),
                 ("GET", "/api/daemon/tasks/([^/]+)/status", self._status),
+                ("GET", "/api/daemon/tasks/([^/]+)/messages", self._stored),
                 ("POST", "/api/daemon/tasks/([^/]+)/([a-z-]+)", self._task_call),
             )
         ]
@@ -253,6 +259,9 @@ class FakeServer:
         ids = tuple(parse_qs(parts.query)["runtime_ids"][0].split(","))
         self.handshakes.append((trio.current_time(), ids))
         await trio.lowlevel.checkpoint()
+        if self.stall_sockets:  # taken, and not answered: cut by the deadline of `wakeups.connect`
+            await trio.sleep(HANDSHAKE)
+            raise trio.TooSlowError
         if self.refuse_sockets is not None:
             raise trio_websocket.ConnectionRejected(self.refuse_sockets, (), b"")
         socket = _Socket(
@@ -404,6 +413,12 @@ class FakeServer:
             told["presumed"] = True
         return json_reply(told)
 
+    def _stored(self, body: Any, task_id: str) -> Reply:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return json_reply({"error": "task not found"}, 404)
+        return json_reply([task.rows[seq] for seq in task.seqs])
+
     def _task_call(self, body: Any, task_id: str, what: str) -> Reply:
         task = self.tasks.get(task_id)
         if task is None:
@@ -422,6 +437,8 @@ class FakeServer:
                 return self._row(task)
             case "messages":
                 for row in body["messages"]:
+                    if row["seq"] in task.rows and UNIQUE_ROWS not in self.capabilities:
+                        task.doubled.append(row["seq"])
                     task.rows.setdefault(row["seq"], row)
                 return json_reply({"status": "ok"})
             case "session":

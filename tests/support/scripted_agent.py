@@ -10,12 +10,17 @@ ignores further arguments, so it can stand where claude stands. `scripted` build
     {"echo": true}           read it, say how long it was    {"sleep": SECONDS}
     {"spawn": COMMAND}       start it and do not wait        {"ignore": "SIGTERM"}
     {"close": "stdout"}                                      {"exit": CODE}
+    {"open_for": SECONDS}    wait; end at once if standard input is closed meanwhile, as claude
+                             does with work in the background
+
+`install` writes a program that takes the steps a file holds when it is started.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -33,6 +38,26 @@ def scripted(*steps: dict[str, Any], provider: str = "claude") -> Program:
     """Return a program that takes these steps."""
     arguments = ("-P", "-m", "tests.support.scripted_agent", json.dumps(steps))
     return Program(provider=provider, path=sys.executable, version="scripted", args=arguments)
+
+
+def install(folder: Path) -> tuple[Path, Path]:
+    """Write a program that says it is claude; return it, and the file its steps are read from."""
+    folder.mkdir(parents=True)
+    program, steps = folder / "claude", folder / "steps.json"
+    program.write_text(
+        f"#!{sys.executable} -P\n"
+        "import sys\n"
+        "if '--version' in sys.argv:\n"
+        "    print('2.1.0 (Claude Code)')\n"
+        "    raise SystemExit\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"sys.argv = ['claude', open({str(steps)!r}).read()]\n"
+        "from tests.support.scripted_agent import main\n"
+        "main()\n"
+    )
+    program.chmod(0o755)
+    steps.write_text("[]")
+    return program, steps
 
 
 def environment(task_id: str) -> dict[str, str]:
@@ -77,8 +102,8 @@ def _take(step: dict[str, Any], number: int) -> None:
         case {"event": event}:
             _write(event)
         case {"raw": text}:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+            sys.stdout.buffer.flush()
         case {"flood": size}:
             for _ in range(size // 65536 + 1):
                 sys.stdout.write("x" * 65536)
@@ -94,6 +119,11 @@ def _take(step: dict[str, Any], number: int) -> None:
             time.sleep(seconds)
         case {"spawn": command}:
             subprocess.Popen(["/bin/sh", "-c", command])
+        case {"open_for": seconds}:
+            until = time.monotonic() + seconds
+            while (left := until - time.monotonic()) > 0:
+                if select.select([0], [], [], left)[0] and not os.read(0, 65536):
+                    os._exit(0)
         case {"ignore": name}:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         case {"close": "stdout"}:

@@ -11,6 +11,7 @@ holds markers, and answers one marker a call:
     [[text: TEXT]]        words before the next tool call
     [[think: TEXT]]       thinking before it
     [[http: CODE]]        an error, always;  [[http: CODE N]]  the first N times
+    [[quota: SECONDS]]    an error: the quota is used up, and back after so long
     [[hang]]              no answer while the connection lasts
     [[drop]]              half an answer, then the connection is cut
 
@@ -26,8 +27,9 @@ import argparse
 import json
 import re
 import sys
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,12 +38,13 @@ import h11
 import trio
 
 _MARKER = re.compile(
-    r"\[\[\s*(sh-bg|sh|agent-bg|say|text|think|http|hang|drop)\b\s*:?\s*(.*?)\s*\]\]", re.DOTALL
+    r"\[\[\s*(sh-bg|sh|agent-bg|say|text|think|http|quota|hang|drop)\b\s*:?\s*(.*?)\s*\]\]",
+    re.DOTALL,
 )
 _UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _ISSUE = re.compile(rf"issue get ({_UUID}|[A-Z][A-Z0-9]*-\d+)")
 _KEY = re.compile(r"key-(\d{3})")
-_TURN_ENDERS = {"say", "http", "hang", "drop"}
+_TURN_ENDERS = {"say", "http", "quota", "hang", "drop"}
 _ERRORS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -65,6 +68,7 @@ class Plan:
 
     blocks: list[dict[str, Any]] = attrs.field(factory=list)
     error: int = 0
+    quota: int = 0
     hang: bool = False
     drop: bool = False
 
@@ -133,6 +137,8 @@ def _next(script: list[Marker], steps: int, fill: dict[str, str], sent: dict[str
                 sent[key] = sent.get(key, 0) + 1
                 if not times or sent[key] <= int(times):
                     return Plan(error=int(code))
+            case "quota" if tools == steps:
+                return Plan(error=429, quota=int(text))
             case "hang" if tools == steps:
                 return Plan(hang=True)
             case "drop" if tools == steps:
@@ -252,6 +258,18 @@ def _text_deltas(text: str) -> list[dict[str, Any]]:
     return [{"type": "text_delta", "text": text[i : i + 40]} for i in range(0, len(text), 40)]
 
 
+def _quota_headers(seconds: int) -> list[tuple[str, str]]:
+    if not seconds:
+        return []
+    prefix = "anthropic-ratelimit-unified"
+    return [
+        (f"{prefix}-status", "rejected"),
+        (f"{prefix}-reset", str(int(time.time()) + seconds)),
+        (f"{prefix}-representative-claim", "five_hour"),
+        ("x-should-retry", "false"),
+    ]
+
+
 class _Connection:
     """One client connection; h11 frames it, this answers it."""
 
@@ -306,7 +324,7 @@ class _Connection:
                 pass
             raise trio.ClosedResourceError
         if answer.error:
-            await self._json(answer.error, _error_body(answer.error))
+            await self._json(answer.error, _error_body(answer.error), _quota_headers(answer.quota))
         elif answer.drop:
             await self._stream_reply(_reply(body, [{"type": "text", "text": "cut"}]), cut=True)
         elif body.get("stream"):
@@ -314,10 +332,10 @@ class _Connection:
         else:
             await self._json(200, _reply(body, answer.blocks))
 
-    async def _json(self, status: int, value: Any) -> None:
+    async def _json(self, status: int, value: Any, more: Sequence[tuple[str, str]] = ()) -> None:
         data = json.dumps(value).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(data)))]
-        headers += [("request-id", "req_stub")]
+        headers += [("request-id", "req_stub"), *more]
         if status in {400, 401, 403, 404}:
             headers += [("x-should-retry", "false")]
         await self._send(h11.Response(status_code=status, headers=headers))

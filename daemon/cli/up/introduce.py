@@ -18,6 +18,7 @@ import trio
 
 from daemon.cli.api import explain
 from daemon.cli.errors import CliError
+from shared.home import OURS
 
 _CALL: Final = 15.0
 """Seconds one call may take; the server is on this machine and idle."""
@@ -72,7 +73,8 @@ class Caller:
             if told["pid"] != pid:
                 return None
             with trio.move_on_after(2):
-                response = await self._client.get(f"http://127.0.0.1:{told['port']}/health")
+                address = f"http://127.0.0.1:{told['port']}/health"
+                response = await self._client.get(address, headers={OURS: "1"})
                 health: dict[str, Any] = response.json()
                 return health
         except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):

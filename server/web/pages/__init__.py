@@ -9,11 +9,12 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
-from server.web.pages import agents, assets, board, issue, login, runtimes
+from server.web.pages import agents, assets, board, entry, issue, login, runtimes
 
 routes: Final[list[BaseRoute]] = [
     *assets.routes,
     *login.routes,
+    *entry.routes,
     *board.routes,
     *issue.routes,
     *agents.routes,

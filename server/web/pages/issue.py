@@ -93,6 +93,7 @@ def live(
     """Say in words where an active run stands."""
     agent = people.find("agent", task.agent_id) or view.SYSTEM
     runtime = people.runtimes.get(task.runtime_id)
+    left = task.status == wire.QUEUED and task.agent_id in people.left_behind
     begun = task.created_at
     if task.status != wire.QUEUED:
         begun = task.started_at or task.dispatched_at or task.created_at
@@ -101,13 +102,20 @@ def live(
     return Live(
         task=task,
         agent=agent,
-        word=_word(task, runtime, now),
-        detail=_detail(task, runtime, note, now),
+        word=_word(task, runtime, now) if not left else "Waiting for machine",
+        detail=_detail(task, runtime, note, now) if not left else _left_behind(runtime),
         begun=begun,
         elapsed=view.duration((now - since).total_seconds()),
         summary=str(progress.get("summary") or ""),
         step=int(progress.get("step") or 0),
         total=int(progress.get("total") or 0),
+    )
+
+
+def _left_behind(runtime: Runtime | None) -> str:
+    return (
+        f"{view.machine(runtime)} belongs to somebody else now and does not work for this agent: its "
+        "owner moves the agent to another machine, or the machine's owner makes it public."
     )
 
 
@@ -183,8 +191,8 @@ async def issue(request: Request) -> Response:
         if found is None:
             raise NotFound("issue not found")
         comments = await conversation.list_comments(conn, found.id)
-        tasks = await history.list_tasks(conn, found.id)
-        notes = await store.run_notes(conn, found.id)
+        tasks = await history.list_tasks(conn, found.id, visit.viewer.gate)
+        notes = await store.run_notes(conn, found.id, visit.viewer.gate)
         entries = threads(comments, visit.people)
         shown = entries if everything else entries[-SHOWN_COMMENTS:]
         active = [task for task in reversed(tasks) if task.status in wire.ACTIVE]

@@ -57,7 +57,9 @@ async def home(request: Request) -> Response:
     slug = await services(request).database.read(unit)
     if slug is None:
         return shell.problem(
-            "No workspace yet", "Nobody has added you to a workspace. Ask its owner to.", 200
+            "No workspace yet",
+            "Nobody has added you to a workspace. Ask its owner to, or make one at /workspaces/new.",
+            200,
         )
     return RedirectResponse(f"/{slug}/issues", 303)
 
@@ -97,7 +99,7 @@ async def login(request: Request) -> Response:
 
 async def ask_code(request: Request) -> Response:
     """POST /login/code: send a code to the address, then ask for it."""
-    form = await _form(request)
+    form = await form_of(request)
     step = _Step(after=own_path(form.get("next", "/")), email=form.get("email", "").strip())
     try:
         _check_door(request)
@@ -111,7 +113,7 @@ async def ask_code(request: Request) -> Response:
 
 async def try_code(request: Request) -> Response:
     """POST /login/verify: with the right code the session cookies, and on to `next`."""
-    form = await _form(request)
+    form = await form_of(request)
     step = _Step(after=own_path(form.get("next", "/")), email=form.get("email", "").strip())
     parts = services(request)
     try:
@@ -126,7 +128,7 @@ async def try_code(request: Request) -> Response:
 
 async def let_command_line_in(request: Request) -> Response:
     """POST /login/cli: hand the command line that listens on this machine a session of its own."""
-    form = await _form(request)
+    form = await form_of(request)
     wish = _Wish(callback=form.get("cli_callback", ""), state=form.get("cli_state", ""))
     if not wish.is_allowed:
         return _no_such_wish()
@@ -230,7 +232,7 @@ def _check_door(request: Request) -> None:
         raise Forbidden("the form did not come from this page, or cookies are off; try again")
 
 
-async def _form(request: Request) -> Mapping[str, str]:
+async def form_of(request: Request) -> Mapping[str, str]:
     """The fields of a plain form, the first of each name."""
     raw = (await body.read(request)).decode("utf-8", "replace")
     try:

@@ -1,9 +1,8 @@
-"""Markdown as people and agents write it, rendered to HTML that is safe to show. Pure.
+"""Markdown (`server.markdown`) rendered to HTML that is safe to show. Pure.
 
-Raw HTML stays text; only http, https, mailto and our own paths become links, and what leads away
-says so to the browser (noopener, nofollow). Pictures become links to themselves: the page loads
-nothing from elsewhere. Bare addresses and identifiers of this workspace become links too, because
-agents write them that way.
+Raw HTML stays text, and links that lead away say so to the browser (noopener, nofollow). Pictures
+become links to themselves: the page loads nothing from elsewhere. Bare addresses and identifiers of
+this workspace become links too, because agents write them that way.
 """
 
 from __future__ import annotations
@@ -18,11 +17,8 @@ from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
-RENDER_LIMIT: Final = 64 * 1024
-"""Characters. Beyond it the text is shown as it is: rendering happens between other requests."""
+from server.markdown import COMMENT, LIMIT, make_parser, target_of
 
-_SAFE: Final = re.compile(r"(?:https?://|mailto:|mention://|/(?!/)|#)", re.IGNORECASE)
-_MENTION: Final = re.compile(r"mention://(member|agent|squad|issue|all)/([0-9a-fA-F-]+|all)$")
 _ADDRESS: Final = re.compile(r"https?://[^\s<>\"'`]+")
 _IDENTIFIER: Final = re.compile(r"(?<![\w/-])[A-Z][A-Z0-9]{0,9}-\d{1,9}(?![\w-])")
 
@@ -30,9 +26,9 @@ _IDENTIFIER: Final = re.compile(r"(?<![\w/-])[A-Z][A-Z0-9]{0,9}-\d{1,9}(?![\w-])
 @lru_cache(maxsize=512)
 def render(text: str, slug: str = "", prefix: str = "") -> Markup:
     """Render `text` for the workspace `slug`, whose issues are called `<prefix>-<number>`."""
-    if len(text) > RENDER_LIMIT:
-        return Markup('<pre class="raw">{}</pre>').format(text)
-    return Markup(_parser.render(text, {"slug": slug, "prefix": prefix}))  # noqa: S704
+    shown = Markup(_parser.render(text[:LIMIT], {"slug": slug, "prefix": prefix}))  # noqa: S704
+    rest = text[LIMIT:]
+    return shown + Markup('<pre class="raw">{}</pre>').format(rest) if rest else shown
 
 
 def _links(state: StateCore) -> None:
@@ -63,9 +59,9 @@ def _inline(tokens: list[Token], env: Any) -> Iterator[Token]:
 def _dress(token: Token, env: Any) -> str:
     """Give a link its attributes; the tag it ends with."""
     target = str(token.attrs.get("href", ""))
-    mention = _MENTION.match(target)
+    mention = target_of(target)
     if mention is not None:
-        kind, key = mention.groups()
+        kind, key = mention
         if kind == "issue" and env["slug"]:
             token.attrs = {"href": f"/{env['slug']}/issues/{key}", "class": "mention"}
             return "a"
@@ -128,12 +124,16 @@ def _fence(code: str) -> str:
     return f"<pre><code>{escape(code)}</code></pre>\n"
 
 
+def _comment(token: Token) -> str:
+    shown = str(escape(token.content)).replace("\n", "<br>\n")
+    return f"<p>{shown}</p>\n" if token.block else shown
+
+
 def _make() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
-    parser.enable(["table", "strikethrough"])
-    parser.validateLink = lambda url: _SAFE.match(url.strip()) is not None  # type: ignore[method-assign]
+    parser = make_parser()
     parser.core.ruler.after("inline", "bullpen_links", _links)
     parser.add_render_rule("fence", lambda _, tokens, at, *__: _fence(tokens[at].content))
+    parser.add_render_rule(COMMENT, lambda _, tokens, at, *__: _comment(tokens[at]))
     parser.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     return parser

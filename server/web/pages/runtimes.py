@@ -44,7 +44,11 @@ def machines(visit: shell.Visit) -> list[Machine]:
         Machine(
             key=key,
             name=view.machine(runtimes[0]),
-            version=str(runtimes[0].metadata.get("cli_version") or ""),
+            version=str(
+                runtimes[0].metadata.get("bullpen_version")
+                or runtimes[0].metadata.get("cli_version")
+                or ""
+            ),
             runtimes=[_row(runtime, visit) for runtime in runtimes],
         )
         for key, runtimes in groups.items()

@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from server.errors import DomainError, NotFound, Unauthenticated
+from server.rights import Caller
 from server.store import people
-from server.store.agents import Viewer
 from server.store.queries import Connection
 from server.web import auth
 from server.web.context import services
@@ -59,7 +59,8 @@ class Visit:
     now: datetime
 
     @property
-    def viewer(self) -> Viewer:
+    def viewer(self) -> Caller:
+        """The reader as the table of rights knows them."""
         return _viewer(self.member)
 
 
@@ -125,8 +126,8 @@ async def _visit(conn: Connection, user_id: str, slug: str) -> Visit:
     )
 
 
-def _viewer(member: Member) -> Viewer:
-    return Viewer(user_id=member.user_id, admin=member.role in {"owner", "admin"})
+def _viewer(member: Member) -> Caller:
+    return Caller(user_id=member.user_id, role=member.role)
 
 
 def page(

@@ -114,6 +114,8 @@ class Directory:
         self, members: Iterable[Member], agents: Iterable[Agent], runtimes: Iterable[Runtime]
     ) -> None:
         self.runtimes = {runtime.id: runtime for runtime in runtimes}
+        agents = list(agents)
+        self.left_behind = {agent.id for agent in agents if self._left_behind(agent)}
         self.members = [person("member", m.user_id, m.name) for m in members]
         self.agents = [self._agent(agent) for agent in agents]
         self._known = {(p.kind, p.id): p for p in (*self.members, *self.agents)}
@@ -128,6 +130,16 @@ class Directory:
             machine=machine(runtime),
             online=runtime is not None and runtime.status == ONLINE,
             archived=agent.archived_at is not None,
+        )
+
+    def _left_behind(self, agent: Agent) -> bool:
+        """Whether the agent's machine changed hands and does not work for it any more."""
+        runtime = self.runtimes.get(agent.runtime_id)
+        return (
+            runtime is not None
+            and agent.placed_under not in {"", runtime.owner_id}
+            and agent.owner_id != runtime.owner_id
+            and runtime.visibility != "public"
         )
 
     @property

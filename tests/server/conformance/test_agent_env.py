@@ -53,7 +53,7 @@ async def test_writing_keeps_what_is_masked_and_tells_nobody_a_value() -> None:
             "preserved": ["KEEP"],
         }
         (told,) = api.events("agent:status")
-        assert told.payload["agent"]["custom_env_key_count"] == 3
+        assert "custom_env_key_count" not in told.payload["agent"]
         assert "new" not in codec.encode(told.payload["agent"]).decode()
         assert await api.owner.refused(400, "PUT", path, {"custom_env": {"A=B": "x"}})
         assert await api.owner.refused(400, "PUT", path, {"custom_env": {"A": 1}})

@@ -238,7 +238,7 @@ async def test_schedules_start_once_however_many_servers_look() -> None:
             "webhook_token": None,
             "webhook_path": None,
             "webhook_url": None,
-            "provider": "generic",
+            "provider": None,
             "has_signing_secret": False,
             "signing_secret_hint": None,
             "label": None,

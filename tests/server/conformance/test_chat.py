@@ -149,6 +149,35 @@ async def test_what_is_said_is_answered_once_and_only_the_two_hear_it() -> None:
         assert await api.member.refused(400, "POST", f"{session}/messages", {"content": " "})
 
 
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("api_invalid_request", "x"),
+        ("agent_error.context_overflow", "x"),
+        ("agent_error.unknown", "API Error: 400 invalid_request_error"),
+    ],
+)
+async def test_a_session_that_is_spoilt_is_not_handed_out_again(reason: str, error: str) -> None:
+    async with open_api() as api:
+        session = await begin(api)
+        await say(api, session, "hello")
+        await report(api, await claim(api), "complete", output="Hi", session_id="s1", work_dir="/w")
+        await say(api, session, "more")
+        task = await claim(api)
+        assert task["prior_session_id"] == "s1"
+        failure = {"error": error, "failure_reason": reason, "work_dir": "/w"}
+        await report(api, task, "fail", **failure, session_id="s1")
+        await say(api, session, "again")
+        task = await claim(api)
+        assert "prior_session_id" not in task
+        # a good one of before is found, where the spoilt one was another
+        await report(api, task, "complete", output="Hi", session_id="s2", work_dir="/w")
+        await say(api, session, "and on")
+        await report(api, await claim(api), "fail", **failure, session_id="s3")
+        await say(api, session, "and on")
+        assert (await claim(api))["prior_session_id"] == "s2"
+
+
 async def test_transcripts_of_chats_are_as_private() -> None:
     async with open_api() as api:
         session = await begin(api)

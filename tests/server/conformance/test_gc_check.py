@@ -22,10 +22,14 @@ async def rows(api: Api) -> dict[str, str]:
             agent_id=api.world.agent_id,
             creator_id=api.member.user_id,
         )
+        run = await make_autopilot_run(conn, api.world)
+        # the owner's machine worked for both, so it may ask
+        await make_task(conn, api.world, chat_session_id=session)
+        await make_task(conn, api.world, autopilot_run_id=run)
         return {
             "issues": (await make_issue(conn, api.world)).id,
             "chat-sessions": session,
-            "autopilot-runs": await make_autopilot_run(conn, api.world),
+            "autopilot-runs": run,
             "tasks": await make_task(conn, api.world),
         }
 

@@ -7,11 +7,21 @@ from typing import Any
 import pytest
 
 from tests.support.api import Api, open_api
+from tests.support.rows import make_runtime
 
 pytestmark = pytest.mark.postgres
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 WEB = {"resource_type": "github_repo", "resource_ref": {"url": "https://example.test/web.git"}}
+
+
+async def have_machines(api: Api) -> None:
+    """Give the member the machines whose directories are named here: nobody else may name them."""
+    for daemon_id in ("d1", "d2"):
+        where = (api.world.workspace_id, api.member.user_id)
+        await api.run(
+            lambda conn, where=where, name=daemon_id: make_runtime(conn, *where, daemon_id=name)
+        )
 
 
 def directory(daemon_id: str = "d1", path: str = "/src") -> dict[str, Any]:
@@ -39,6 +49,8 @@ async def test_a_project_is_shown_whole() -> None:
             "priority": "none",
             "lead_type": None,
             "lead_id": None,
+            "start_date": None,
+            "due_date": None,
             "created_at": made["created_at"],
             "updated_at": made["updated_at"],
             "issue_count": 0,
@@ -68,6 +80,7 @@ async def test_a_project_is_shown_whole() -> None:
 
 async def test_resources_come_with_their_project_or_not_at_all() -> None:
     async with open_api() as api:
+        await have_machines(api)
         made = await make(api, resources=[WEB, directory() | {"label": "mine"}])
         assert made["resource_count"] == 2
         assert [one["label"] for one in made["resources"]] == [None, "mine"]
@@ -155,6 +168,7 @@ async def test_resources_of_a_project() -> None:
             "created_by": api.member.user_id,
         }
         assert await api.member.refused(409, "POST", path, WEB)
+        await have_machines(api)
         here = await api.member.ok(201, "POST", path, directory())
         assert here["position"] == 1
         assert await api.member.refused(409, "POST", path, directory(path="/other"))

@@ -136,7 +136,8 @@ async def test_an_update_is_one_at_a_time_and_handed_out_until_it_begins() -> No
 async def test_local_skills_are_for_the_runtimes_owner() -> None:
     async with open_api() as api:
         url = f"/api/runtimes/{api.world.runtime_id}/local-skills"
-        assert await api.member.refused(403, "POST", url, {}) == "insufficient permissions"
+        refused = await api.member.refused(403, "POST", url, {})
+        assert refused.startswith("you do not have access")
         asked = await ask(api, "local-skills")
         assert await api.member.refused(403, "GET", f"{url}/{asked['id']}")
         assert await beat(api) == {"pending_local_skills": {"id": asked["id"]}}
@@ -205,6 +206,12 @@ async def test_importing_skills() -> None:
         new = {"status": "completed", "skill": skill | {"content": "new"}}
         await report(api, "local-skills/import", fourth["id"], new)
         assert (await api.owner.get(f"/api/skills/{made['id']}"))["content"] == "new"
+        # What no other machine could write is refused here, not at every task.
+        fifth = await ask(api, "local-skills/import", {"skill_key": "c", "name": "long"})
+        body = {"status": "completed", "skill": skill | {"files": [{"path": "x" * 300}]}}
+        await report(api, "local-skills/import", fifth["id"], body)
+        shown = await poll(api, "local-skills/import", fifth["id"])
+        assert (shown["status"], "file name too long" in shown["error"]) == ("failed", True)
 
 
 async def test_a_sign_of_life_and_who_may_not_ask() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server import code_hosts
 from tests.support.api import Api, open_api
 from tests.support.rows import make_agent
 
@@ -116,6 +117,10 @@ async def test_files_of_a_skill() -> None:
         assert (first["id"], again["content"]) == (again["id"], "2")
         assert await api.member.get(path) == [again]
         assert await api.owner.refused(400, "PUT", path, {"path": "skill.md", "content": ""})
+        long = await api.owner.refused(400, "PUT", path, {"path": "x" * 300, "content": ""})
+        assert "file name too long" in str(long)
+        both = await api.owner.refused(400, "PUT", path, {"path": "a.md/b", "content": ""})
+        assert "'a.md' is a file, and a directory of 'a.md/b'" in str(both)
         assert await api.member.refused(403, "PUT", path, {"path": "b.md", "content": ""})
         await api.owner.ok(204, "DELETE", f"{path}/{first['id']}")
         assert await api.owner.refused(404, "DELETE", f"{path}/{first['id']}")
@@ -132,6 +137,8 @@ async def test_files_of_a_skill() -> None:
         {"name": "x", "files": [1]},
         {"name": "x", "files": [{"path": 1}]},
         {"name": "x", "files": [{"path": "/etc/passwd"}]},
+        {"name": "x", "files": [{"path": "y" * 300}]},
+        {"name": "x", "files": [{"path": "a"}, {"path": "a/b"}]},
         {"name": "x", "files": [{"path": "../x"}]},
         {"name": "x", "files": [{"path": f"{n}.md"} for n in range(129)]},
         {"name": "x", "content": "x" * (1024 * 1024 + 1)},
@@ -190,3 +197,47 @@ async def test_skills_of_a_private_agent_are_as_private() -> None:
             )
         )
         assert await api.member.refused(403, "GET", f"/api/agents/{hidden}/skills")
+
+
+@pytest.mark.spec("06 §12", "POST /api/skills/import")
+async def test_a_skill_is_imported_and_meets_another_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [code_hosts.Found(name="tidy", description="d", content="one", files={"a.md": "x"})]
+
+    async def fetch(_: code_hosts.Source) -> code_hosts.Found:
+        return found[0]
+
+    monkeypatch.setattr(code_hosts, "fetch_skill", fetch)
+    async with open_api() as api:
+        body = {"url": "https://github.com/o/r"}
+        made = await api.member.ok(201, "POST", "/api/skills/import", body)
+        assert (made["name"], made["content"]) == ("tidy", "one")
+        assert [file["path"] for file in made["files"]] == ["a.md"]
+        assert made["config"]["origin"]["url"] == "https://github.com/o/r"
+        answer = await api.member.call("POST", "/api/skills/import", body)
+        assert (answer.status_code, answer.json()["existing_skill"]["id"]) == (409, made["id"])
+        found[0] = code_hosts.Found(name="tidy", description="d", content="two", files={})
+        for way, status, says in (
+            ("fail", 409, "conflict"),
+            ("skip", 200, "skipped"),
+            ("overwrite", 200, "updated"),
+            ("rename", 201, "created"),
+        ):
+            sent = body | {"on_conflict": way}
+            done = await api.member.ok(status, "POST", "/api/skills/import", sent)
+            assert done["status"] == says
+            assert done["existing_skill"]["id"] == made["id"]
+        assert done["skill"]["name"] == "tidy-2"
+        assert (await api.member.get(f"/api/skills/{made['id']}"))["content"] == "two"
+        for bad in ({"url": "https://gitlab.com/o/r"}, {"url": ""}, body | {"on_conflict": "x"}):
+            await api.member.refused(400, "POST", "/api/skills/import", bad)
+
+
+@pytest.mark.spec("06 §12", "GET /api/skills/search")
+async def test_searching_a_catalogue_says_that_there_is_none() -> None:
+    async with open_api() as api:
+        answer = await api.member.call("GET", "/api/skills/search", params={"q": "x"})
+        assert answer.status_code == 502
+        assert answer.json()["code"] == "upstream_unavailable"
+        assert "bullpen skill import" in answer.json()["error"]

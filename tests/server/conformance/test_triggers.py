@@ -150,7 +150,8 @@ async def test_a_leader_that_decided_to_do_nothing_is_silent() -> None:
 @pytest.mark.spec(
     "02 §3.2",
     "POST /api/issues/{id}/comments",
-    differs="Naming an agent in headers gives no right to private agents; in the reference it does.",
+    differs="Only a task token makes an agent: headers are not read, and an agent that all may use"
+    " opens no private one.",
 )
 async def test_headers_open_no_private_agent() -> None:
     async with open_api() as api:
@@ -164,11 +165,17 @@ async def test_headers_open_no_private_agent() -> None:
             headers={"X-Agent-ID": api.world.agent_id, "X-Task-ID": task_id},
         )
         assert response.status_code == 201, response.text
-        assert response.json()["author_type"] == "agent"
+        assert response.json()["author_type"] == "member"
         assert await queued(api) == []
-        await (await api.agent()).ok(
-            201, "POST", f"/api/issues/{issue_id}/comments", {"content": at("agent", secret)}
+        told = f"/api/issues/{issue_id}/comments", {"content": at("agent", secret)}
+        await (await api.agent()).ok(201, "POST", *told)
+        assert await queued(api) == []
+        await api.run(
+            lambda conn: conn.execute(
+                "update agent set visibility = 'private' where id = $1", api.world.agent_id
+            )
         )
+        await (await api.agent()).ok(201, "POST", *told)
         assert [row["agent_id"] for row in await queued(api)] == [secret]
 
 
@@ -430,7 +437,7 @@ async def test_what_cannot_be_run_again() -> None:
         )
         issue_id = await issue(api, status="done")
         path = f"/api/issues/{issue_id}/rerun"
-        assert await api.member.refused(400, "POST", path, {})
+        assert await api.member.refused(403, "POST", path, {})
         assert "only a person" in await (await api.agent()).refused(409, "POST", path, {})
         await api.owner.ok(202, "POST", path, {})
         await api.run(lambda conn: conn.execute("update agent set archived_at = now()"))
