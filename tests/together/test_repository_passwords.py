@@ -54,7 +54,7 @@ def test_an_agent_fetches_and_pushes_and_the_password_is_nowhere(tmp_path: Path)
             told.raise_for_status()
             assert told.json()["repos"] == [{"url": url, "ref": "release"}]
             assert PASSWORD not in api.get(path).text
-        ask = f"printf 'protocol=http\\nhost={elsewhere.url[7:]}\\npath=other.git\\n'"
+        ask = f"{{ echo protocol=http; echo host={elsewhere.url[7:]}; echo path=other.git; }}"
         script = (
             f'demo: sh cd "$(bullpen repo checkout {url})" && echo mine > w && git add -A '
             f"&& {COMMIT} Work && git fetch 2>&1 && git push 2>&1 && cat .git/config\n"
@@ -71,7 +71,6 @@ def test_an_agent_fetches_and_pushes_and_the_password_is_nowhere(tmp_path: Path)
         said = "\n".join(str(row.get("output") or "") for row in rows)
         assert any(name.startswith("agent/demo/") for name in remote.branches()), said
         assert server.users
-        print(rows)
         assert elsewhere.users == []
         assert "repo is not configured for this workspace" in said
         assert "helper = !bullpen repo credential" in said
