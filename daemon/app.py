@@ -29,8 +29,8 @@ from daemon.config import Config
 from daemon.control import Handler, open_control
 from daemon.notify import Notifier, run_notify
 from daemon.reload import Load, run_reload
+from daemon.repos.desk import CREDENTIAL, open_desk
 from daemon.repos.desk import ROUTE as CHECKOUT
-from daemon.repos.desk import open_desk
 from daemon.runtimes.abilities import Abilities, unable
 from daemon.runtimes.directory import Directory
 from daemon.services import Services, make_services
@@ -332,6 +332,7 @@ async def be_present(
                     takes_level=parts.abilities.takes_level,
                 ) as pool:
                     routes[CHECKOUT] = desk.answer
+                    routes[CREDENTIAL] = desk.credential
                     health.pool = pool
                     if config.trial:
                         pool.pause("trial")
@@ -357,6 +358,7 @@ async def be_present(
                 presence.cancel_scope.cancel(reason="no task is left")
     finally:
         routes.pop(CHECKOUT, None)
+        routes.pop(CREDENTIAL, None)
         health.status = "stopping"
         with trio.move_on_after(DEREGISTER, shield=True):
             await _say_goodbye(client, directory)

@@ -26,6 +26,7 @@ from daemon.config import Config
 from daemon.runtimes.offers import Offers
 from shared import __version__, codec
 from shared.wire.runtime import (
+    REPOSITORY_ACCESS,
     SKILL_BUNDLES,
     Beat,
     DeregisterRequest,
@@ -432,7 +433,7 @@ async def open_client(
     headers = {
         "Authorization": f"Bearer {config.token}",
         **identity_headers(),
-        "X-Client-Capabilities": SKILL_BUNDLES,
+        "X-Client-Capabilities": f"{SKILL_BUNDLES},{REPOSITORY_ACCESS}",
     }
 
     def pool() -> httpx.AsyncClient:

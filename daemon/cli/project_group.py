@@ -128,6 +128,7 @@ def list_resources(settings: Settings, ref: str, output: str) -> None:
 @resource.command()
 @click.argument("ref", metavar="PROJECT")
 @click.option("--url", help="A repository.")
+@click.option("--ref", "start", help="Where its runs start: a branch, tag or commit.")
 @click.option("--default-branch-hint", help="Its branch to begin from.")
 @click.option("--local-path", help="A directory of your own machine; tasks may work in it then.")
 @click.option("--daemon-id", help="The machine, unless it is this one.")
@@ -139,8 +140,10 @@ def add(settings: Settings, /, ref: str, output: str, **options: str | None) -> 
 
     A directory of this machine is allowed for tasks with it (`bullpen daemon allow-dir`).
     """
-    label = options.pop("label")
-    where = given(**options)
+    label, start = options.pop("label"), options.pop("start")
+    where = given(**options) | given(ref=start)
+    if start and "url" not in where:
+        raise CliError("--ref is for a repository: give --url")
     if ("url" in where) == ("local_path" in where):
         raise CliError("give --url for a repository, or --local-path for a directory")
     here = _is_here(settings, where) if "local_path" in where else False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -136,8 +137,9 @@ def _begins(each: Kept, text: str) -> bool:
 @repo.command()
 @click.argument("url")
 @click.option("--ref", default="", metavar="REF", help="A branch, tag or commit to start from.")
+@click.option("--no-submodules", is_flag=True, help="Leave its submodules empty.")
 @click.pass_obj
-def checkout(settings: Settings, url: str, ref: str) -> None:
+def checkout(settings: Settings, url: str, ref: str, *, no_submodules: bool) -> None:
     """Check a repository out below this directory, on a branch of this task's own.
 
     Repeating it loses nothing: work that is there already is left, or kept under a ref if --ref
@@ -157,8 +159,10 @@ def checkout(settings: Settings, url: str, ref: str) -> None:
         "ref": ref,
         "agent_name": env.get("MULTICA_AGENT_NAME", ""),
         "task_id": settings.task_id,
+        "submodules": "false" if no_submodules else "",
     }
-    told = _post(int(port), request, env.get("MULTICA_CHECKOUT_SECRET", "").strip())
+    secret = env.get("MULTICA_CHECKOUT_SECRET", "").strip()
+    told = _post(int(port), "/repo/checkout", request, secret)
     path, branch = told.get("path"), told.get("branch_name")
     if not isinstance(path, str) or not path:
         raise CliError("the daemon's answer names no path")
@@ -171,14 +175,32 @@ def checkout(settings: Settings, url: str, ref: str) -> None:
     click.echo(path)
 
 
-def _post(port: int, request: dict[str, str], secret: str) -> dict[str, Any]:
+@repo.command(hidden=True)
+@click.argument("action")
+@click.pass_obj
+def credential(settings: Settings, action: str) -> None:
+    """Answer git, as the credential helper of a checkout: its task's password for a repository."""
+    if action != "get":
+        return
+    asked = dict(line.strip().partition("=")[::2] for line in sys.stdin)
+    request = {key: asked.get(key, "") for key in ("protocol", "host", "path")}
+    port = settings.env.get("MULTICA_DAEMON_PORT", "").strip()
+    if not port.isdecimal():
+        raise CliError("MULTICA_DAEMON_PORT is not set: a task's agent can ask, while it runs")
+    secret = settings.env.get("MULTICA_CHECKOUT_SECRET", "").strip()
+    told = _post(int(port), "/repo/credential", request, secret)
+    for key in ("username", "password"):
+        click.echo(f"{key}={told.get(key) or ''}")
+
+
+def _post(port: int, path: str, request: dict[str, str], secret: str) -> dict[str, Any]:
     """Ask the daemon, never through a proxy. Raises CliError with what it said."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     headers = {"Content-Type": "application/json"}
     if secret:
         headers["Authorization"] = f"Bearer {secret}"
     try:
-        connection.request("POST", "/repo/checkout", json.dumps(request).encode(), headers)
+        connection.request("POST", path, json.dumps(request).encode(), headers)
         answer = connection.getresponse()
         body = answer.read(1 << 20).decode("utf-8", "replace").strip()
     except TimeoutError as error:

@@ -36,19 +36,6 @@ class Access:
         return {_USER: self.user, _PASSWORD: self.password}
 
 
-def split_address(url: str) -> tuple[str, str]:
-    """An address without user and password, and those as they stood in it; "" if there are none.
-
-    Only addresses of web servers hold any: the user of an ssh address is part of the address.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.lower() not in ("http", "https"):
-        return url, ""
-    authority, slash, path = rest.partition("/")
-    userinfo, at, host = authority.rpartition("@")
-    return (f"{scheme}://{host}{slash}{path}", userinfo) if at else (url, "")
-
-
 def access_to(url: str, userinfo: str) -> Access | None:
     """The access to an address by what stood before its host; None if nothing did."""
     parts = urlsplit(url)

@@ -60,7 +60,8 @@ _NO_REF: Final = re.compile(r"^[-+^]|[:\s\x00-\x1f\x7f]|\.\.")
 class Wanted:
     """A repository by its address, `ref` ("" for the default branch), below `parent`.
 
-    `env_root` is the task's directory, `parent` itself if None. `issue_id` decides which kept work
+    `default_ref` takes the place of the default branch where nobody asked for a ref. `env_root` is
+    the task's directory, `parent` itself if None. `issue_id` decides which kept work
     the checkout is shown; `access` is how its server is reached, `helper` the agent's own way there.
     """
 
@@ -70,6 +71,7 @@ class Wanted:
     agent_name: str
     task_id: str
     env_root: Path | None = None
+    default_ref: str = ""
     issue_id: str = ""
     submodules: bool = True
     access: Access | None = None
@@ -120,7 +122,7 @@ def lender_of(clones: Clones, place: Place) -> Path | None:
 
 async def _base(clones: Clones, clone: Path, wanted: Wanted) -> str:
     """The commit to start from. Raises GitError."""
-    git, ref = clones.git, wanted.ref
+    git, ref = clones.git, wanted.ref or wanted.default_ref
     if _NO_REF.search(ref):
         raise GitError(f"{ref!r} is no branch, tag or commit")
     if ref:

@@ -29,6 +29,7 @@ from daemon import threads
 from daemon.client import ApiError, Transient
 from daemon.control import Answer, Asked
 from daemon.repos import hooks
+from daemon.repos.access import Access, access_to
 from daemon.repos.checkouts import CheckedOut, Wanted, adopt, check_out, lender_of
 from daemon.repos.clones import Clones
 from daemon.repos.flights import Flights, Stopped
@@ -36,6 +37,7 @@ from daemon.repos.git import Git, GitError, git_environment
 from daemon.repos.kept import Owner, note
 from daemon.repos.names import clone_name, repo_name
 from daemon.repos.places import Place, place_of
+from shared.addresses import split_address
 from shared.wire.runtime import ReposReply
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ROUTE: Final = "/repo/checkout"
+CREDENTIAL: Final = "/repo/credential"
+HELPER: Final = "!bullpen repo credential"
+"""The credential helper in checkouts: it asks here, with the task's secret."""
+
 SECRET: Final = "MULTICA_CHECKOUT_SECRET"
 """The variable that hands a task's secret to its agent."""
 
@@ -66,6 +72,10 @@ class Grant:
     env_root: Path
     issue_id: str = ""
     urls: frozenset[str] = frozenset()
+    refs: Mapping[str, str] = attrs.field(factory=dict)
+    """Where to start from, by address, if the agent does not say."""
+    userinfos: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """User and password by address, of a server that knows no other way to tell them."""
 
 
 class Desk:
@@ -77,6 +87,7 @@ class Desk:
         self._grants: dict[str, Grant] = {}
         self._reads: Flights[str, ReposReply] = Flights(nursery)
         self._settings: dict[str, dict[str, Any] | None] = {}
+        self._userinfos: dict[str, dict[str, str]] = {}
 
     @contextmanager
     def grant(self, secret: str, grant: Grant) -> Iterator[None]:
@@ -120,7 +131,16 @@ class Desk:
         allowed, settings = await self._allowed(grant, url)
         co_author = hooks.co_author_wanted(settings)
         clones = self.clones
-        clone = await clones.refresh(grant.workspace_id, allowed)
+        access = self._access(grant, allowed)
+        wanted = attrs.evolve(
+            wanted,
+            url=allowed,
+            default_ref=grant.refs.get(allowed, ""),
+            submodules=wanted.submodules and hooks.submodules_wanted(settings),
+            access=access,
+            helper=HELPER,
+        )
+        clone = await clones.refresh(grant.workspace_id, allowed, access=access)
         try:
             done = await self._check_out_of(clone, wanted, co_author=co_author)
         except GitError as error:
@@ -128,7 +148,7 @@ class Desk:
                 raise
             # git fails where we see no reason: mend the clone if it is damaged, and try once more
             log.info("checkout failed; looking at the clone", clone=clone.name, error=str(error))
-            clone = await clones.refresh(grant.workspace_id, allowed, suspect=True)
+            clone = await clones.refresh(grant.workspace_id, allowed, suspect=True, access=access)
             done = await self._check_out_of(clone, wanted, co_author=co_author)
         if done.saved:
             note(clone, done.saved, Owner(task_id=grant.task_id, issue_id=grant.issue_id))
@@ -169,6 +189,33 @@ class Desk:
             except (GitError, OSError) as error:
                 log.warning("checkout left as it is", path=str(place.tree), error=str(error))
 
+    def _access(self, grant: Grant, url: str) -> Access | None:
+        """How a repository's server is reached, as far as the server has told."""
+        known = {**grant.userinfos, **self._userinfos.get(grant.workspace_id, {})}
+        return access_to(url, known.get(url, ""))
+
+    async def credential(self, asked: Asked) -> Answer:
+        """Tell an agent's git the password of a repository its task may check out, and no other.
+
+        The body is what git asks a credential helper, as an object: protocol, host, path.
+        """
+        if asked.method != "POST":
+            return Answer(status=405, text="method not allowed\n")
+        try:
+            grant = self._who(asked)
+            sent = _strings(asked.body)
+            path = sent.get("path", "").strip("/")
+            url = f"{sent.get('protocol', '')}://{sent.get('host', '')}/{path}"
+            if not path:
+                raise Refused(400, "path is required")
+            allowed, _ = await self._allowed(grant, url)
+            access = self._access(grant, allowed)
+        except Refused as refusal:
+            return Answer(status=refusal.status, text=f"{refusal}\n")
+        if access is None or access.server != url.removesuffix(f"/{path}").lower():
+            return Answer(status=404, text="no password is known for this repository\n")
+        return Answer(status=200, value={"username": access.user, "password": access.password})
+
     async def _allowed(self, grant: Grant, url: str) -> tuple[str, dict[str, Any] | None]:
         """Return the repository's address as it is configured, and the workspace's settings.
 
@@ -186,7 +233,10 @@ class Desk:
             log.warning("workspace not asked; its last settings count", error=str(error))
         else:
             self._settings[grant.workspace_id] = reply.settings
-            urls = {*grant.urls, *(repo.url.strip() for repo in reply.repos)}
+            split = dict(split_address(repo.url.strip()) for repo in reply.repos)
+            told = {url: userinfo for url, userinfo in split.items() if userinfo}
+            self._userinfos[grant.workspace_id] = told | reply.credentials
+            urls = {*grant.urls, *split}
         found = _configured(url, urls)
         if not found:
             raise Refused(400, "repo is not configured for this workspace")
@@ -224,15 +274,8 @@ def _configured(url: str, urls: Iterable[str]) -> str:
 
 def _read(body: bytes, grant: Grant) -> tuple[Wanted, str]:
     """Check a request's body against the grant. Raises Refused."""
-    try:
-        sent = json.loads(body)
-    except ValueError as error:
-        raise Refused(400, f"invalid request body: {error}") from error
-    if not isinstance(sent, dict) or not all(
-        isinstance(value, str | None) for value in sent.values()
-    ):
-        raise Refused(400, "invalid request body: not an object of strings")
-    told = {key: (value or "").strip() for key, value in sent.items()}
+    told = _strings(body)
+    told["url"] = split_address(told.get("url", ""))[0]
     for name in ("url", "workspace_id", "workdir"):
         if not told.get(name):
             raise Refused(400, f"{name} is required")
@@ -249,8 +292,22 @@ def _read(body: bytes, grant: Grant) -> tuple[Wanted, str]:
         task_id=grant.task_id,
         env_root=grant.env_root.resolve(),
         issue_id=grant.issue_id,
+        submodules=told.get("submodules", "") != "false",
     )
     return wanted, told["url"]
+
+
+def _strings(body: bytes) -> dict[str, str]:
+    """A request's body, an object of strings. Raises Refused."""
+    try:
+        sent = json.loads(body)
+    except ValueError as error:
+        raise Refused(400, f"invalid request body: {error}") from error
+    if not isinstance(sent, dict) or not all(
+        isinstance(value, str | None) for value in sent.values()
+    ):
+        raise Refused(400, "invalid request body: not an object of strings")
+    return {key: (value or "").strip() for key, value in sent.items()}
 
 
 def _parent(workdir: str, url: str, env_root: Path) -> Path:

@@ -61,6 +61,7 @@ from daemon.workdir.prepare import (
 )
 from daemon.workdir.prompt import render_prompt, thread_name
 from shared import failure, ids, times
+from shared.addresses import split_address
 from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
@@ -457,7 +458,9 @@ class _TaskRun:
                 agent_name=task.agent.name if task.agent is not None else "",
                 env_root=chosen.layout.env_root,
                 issue_id=task.issue_id,
-                urls=frozenset(repo.url.strip() for repo in task.repos),
+                urls=frozenset(split_address(repo.url.strip())[0] for repo in task.repos),
+                refs={split_address(repo.url.strip())[0]: repo.ref for repo in task.repos},
+                userinfos=dict(split_address(repo.url.strip()) for repo in task.repos),
             )
             await desk.prepare(grant)
             self._guards.enter_context(desk.grant(self._checkout_secret, grant))
@@ -468,7 +471,9 @@ class _TaskRun:
         if desk is None or not task.issue_id:
             return []
         folder = desk.clones.folder / task.workspace_id
-        return kept_for_issue(folder, task.issue_id, (repo.url.strip() for repo in task.repos))
+        return kept_for_issue(
+            folder, task.issue_id, (split_address(repo.url.strip())[0] for repo in task.repos)
+        )
 
     def _check(self) -> None:
         """Refuse what must not run at all. Raises TaskError."""

@@ -18,6 +18,7 @@ from daemon.workdir import texts
 from daemon.workdir.context import fenced_json, quote
 from daemon.workdir.prompt import comment_hint, is_squad_leader, no_action_rule, reply_block
 from daemon.workdir.skills import FALLBACK, folder_for
+from shared.addresses import split_address
 from shared.wire.task import ClaimedTask, ProjectResource
 
 BEGIN: Final = b"<!-- BEGIN MULTICA-RUNTIME (auto-managed; do not edit) -->"
@@ -199,7 +200,9 @@ def _repositories(facts: _Facts) -> str:
     if not repos or facts.kind == "quick_create":
         return ""
     lines = [
-        f"- {repo.url}" + (f": {' '.join(repo.description.split())}" if repo.description else "")
+        f"- {split_address(repo.url)[0]}"
+        + (f", from {repo.ref}" if repo.ref else "")
+        + (f": {' '.join(repo.description.split())}" if repo.description else "")
         for repo in repos
     ]
     parts = [texts.REPOSITORIES, "\n".join(lines)]
@@ -229,7 +232,7 @@ def _project(facts: _Facts) -> str:
 def _resource(resource: ProjectResource) -> str:
     reference = resource.resource_ref
     if resource.resource_type == "github_repo":
-        branch = reference.get("default_branch_hint")
+        branch = reference.get("ref") or reference.get("default_branch_hint")
         text = f"repository {reference.get('url', '')}" + (f", branch {branch}" if branch else "")
     else:
         text = f"{resource.resource_type} {json.dumps(reference, ensure_ascii=False)}"

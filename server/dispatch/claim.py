@@ -35,15 +35,21 @@ class OwnerMissing(Exception):
 
 
 async def claim(
-    conn: Connection, runtime_id: str, *, caller: Caller | None = None, by_ref: bool = False
+    conn: Connection,
+    runtime_id: str,
+    *,
+    caller: Caller | None = None,
+    by_ref: bool = False,
+    apart: bool = False,
 ) -> tuple[ClaimedTask | None, list[Consequence]]:
     """Claim the next task of a runtime; None when there is nothing to do.
 
     `by_ref`: the daemon keeps skills and is told only which (capability `skill-bundles-v1`).
+    `apart`: it asks for the passwords of repositories (capability `repository-access-v1`).
 
     Raises NotFound("runtime not found"), Foreign, OwnerMissing.
     """
-    [answer], told = await _claim_once(conn, [runtime_id], caller, by_ref=by_ref)
+    [answer], told = await _claim_once(conn, [runtime_id], caller, by_ref=by_ref, apart=apart)
     if isinstance(answer, Exception):
         raise answer
     return answer, told
@@ -61,6 +67,7 @@ async def claim_many(
     *,
     caller: Caller | None = None,
     by_ref: bool = False,
+    apart: bool = False,
 ) -> tuple[dict[str, list[ClaimedTask] | Exception], list[Consequence]]:
     """Claim for many runtimes at once, at most `slots` for each and `total` in all.
 
@@ -72,7 +79,7 @@ async def claim_many(
     hungry = [runtime_id for runtime_id, room in slots.items() if room > 0]
     while hungry and total > 0:
         asked = hungry[:total]
-        answers, more = await _claim_once(conn, asked, caller, by_ref=by_ref)
+        answers, more = await _claim_once(conn, asked, caller, by_ref=by_ref, apart=apart)
         told += more
         hungry = hungry[total:]
         for runtime_id, answer in zip(asked, answers, strict=True):
@@ -89,7 +96,12 @@ async def claim_many(
 
 
 async def _claim_once(
-    conn: Connection, runtime_ids: Sequence[str], caller: Caller | None, *, by_ref: bool
+    conn: Connection,
+    runtime_ids: Sequence[str],
+    caller: Caller | None,
+    *,
+    by_ref: bool,
+    apart: bool,
 ) -> tuple[list[Answer], list[Consequence]]:
     """At most one task for each of the runtimes: one statement, or two when there is work."""
     args = (list(runtime_ids), *caller_args(caller), _REDELIVER_AFTER)
@@ -124,7 +136,9 @@ async def _claim_once(
             by_ref,
         )
         for row in rows:
-            tasks[row["runtime_id"]] = assemble(row, wanted[row["runtime_id"]], by_ref=by_ref)
+            tasks[row["runtime_id"]] = assemble(
+                row, wanted[row["runtime_id"]], by_ref=by_ref, apart=apart
+            )
             if not row["again"]:
                 told.append(events.dispatched(row))
             if row["became_busy"]:

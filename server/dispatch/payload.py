@@ -7,8 +7,10 @@ from typing import Any
 
 from server.dispatch import builtin_skills
 from server.dispatch.briefing import brief_leader
+from server.dispatch.register import repos_of
 from server.store.queries import Record
 from server.store.tasks import base_fields
+from shared.addresses import join_address
 from shared.skillbundle import WORKSPACE
 from shared.times import stamp
 from shared.wire.task import (
@@ -23,14 +25,19 @@ from shared.wire.task import (
 )
 
 
-def assemble(row: Record, token: str, *, by_ref: bool = False) -> ClaimedTask:
-    """Build the payload; `by_ref`: skills by their hash instead of whole."""
+def assemble(row: Record, token: str, *, by_ref: bool = False, apart: bool = False) -> ClaimedTask:
+    """Build the payload; `by_ref`: skills by their hash instead of whole.
+
+    `apart`: the daemon asks for the passwords of repositories; else they stand in the addresses.
+    """
+    credentials = {} if apart else row["credentials"] or {}
     parts: dict[str, Any] = base_fields(row)
     parts |= {
         "auth_token": token,
         "agent": _agent(row, by_ref=by_ref),
         "workspace_context": row["workspace_context"] or "",
-        "repos": _project_repos(row["resources"]) or _repos(row["workspace_repos"]),
+        "repos": _project_repos(row["resources"], credentials)
+        or repos_of(row["workspace_repos"], credentials),
         "thread_name": row["issue_title"] or "",
         "requesting_user_name": row["owner_name"],
         "requesting_user_profile_description": row["owner_profile"],
@@ -100,23 +107,15 @@ def _ref(skill: Mapping[str, Any]) -> SkillRef:
     )
 
 
-def _repos(stored: Any) -> list[Repo]:
-    """The workspace's repositories as stored; what is not one is left out."""
-    if not isinstance(stored, list):
-        return []
-    return [
-        Repo(url=item["url"], description=item.get("description") or "")
-        for item in stored
-        if isinstance(item, Mapping) and isinstance(item.get("url"), str)
-    ]
-
-
-def _project_repos(resources: Any) -> list[Repo]:
+def _project_repos(resources: Any, credentials: Mapping[str, str]) -> list[Repo]:
     """A project's own repositories take the place of the workspace's."""
+    refs = (
+        item["resource_ref"] for item in resources or () if item["resource_type"] == "github_repo"
+    )
     return [
-        Repo(url=item["resource_ref"]["url"])
-        for item in resources or ()
-        if item["resource_type"] == "github_repo" and item["resource_ref"].get("url")
+        Repo(url=join_address(url, credentials.get(url, "")), ref=ref.get("ref") or "")
+        for ref in refs
+        if (url := ref.get("url"))
     ]
 
 

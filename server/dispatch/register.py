@@ -18,6 +18,7 @@ from server.store.agents import runtime_of
 from server.store.queries import Connection, Record
 from server.store.tasks import Caller, seen
 from shared import codec
+from shared.addresses import join_address
 from shared.ids import InvalidId, canonical_id
 from shared.wire.runtime import (
     BEAT_MANY,
@@ -36,10 +37,11 @@ _FAILED: Final = "the profile's command could not be started on this machine"
 
 
 async def register(
-    conn: Connection, request: RegisterRequest, *, caller: Caller
+    conn: Connection, request: RegisterRequest, *, caller: Caller, apart: bool = False
 ) -> tuple[RegisterReply, list[Consequence]]:
     """Register what the request lists.
 
+    `apart`: the daemon asks for the passwords of repositories; else they stand in the addresses.
     Raises Invalid, NotFound("workspace not found"), Conflict, and Forbidden for a machine that is
     somebody else's (see `machines`).
     """
@@ -93,7 +95,7 @@ async def register(
         await _merge(conn, workspace_id, request.legacy_daemon_ids, [row["id"] for row in rows])
 
     runtimes = [runtime_of(row) for row in rows]
-    repos = repos_of(workspace["repos"])
+    repos = repos_of(workspace["repos"], {} if apart else workspace["credentials"])
     reply = RegisterReply(
         runtimes=runtimes,
         repos=repos,
@@ -129,8 +131,11 @@ async def see_workspace(conn: Connection, workspace_id: str, caller: Caller) -> 
     return seen(row, "workspace not found")
 
 
-def repos_of(stored: Any) -> list[Repo]:
-    """The workspace's repositories for a daemon: trimmed, no blanks, each once. Pure."""
+def repos_of(stored: Any, credentials: Mapping[str, str] | None = None) -> list[Repo]:
+    """The workspace's repositories for a daemon: trimmed, no blanks, each once. Pure.
+
+    `credentials` by address are put into the addresses, for a daemon that knows no other way.
+    """
     repos: dict[str, Repo] = {}
     for item in stored if isinstance(stored, list) else []:
         url = item.get("url") if isinstance(item, Mapping) else None
@@ -139,8 +144,9 @@ def repos_of(stored: Any) -> list[Repo]:
             repos.setdefault(
                 url.strip(),
                 Repo(
-                    url=url.strip(),
+                    url=join_address(url.strip(), (credentials or {}).get(url.strip(), "")),
                     description=description if isinstance(description, str) else "",
+                    ref=ref if isinstance(ref := item.get("ref"), str) else "",
                 ),
             )
     return list(repos.values())

@@ -57,8 +57,13 @@ from agent_runtime r
 where r.id = $1;
 
 -- name: see_workspace
--- A workspace and the caller's right to it. $1 workspace, $2 user, $3 bound
+-- A workspace and the caller's right to it; its repositories' passwords are for those who have a
+-- machine here. $1 workspace, $2 user, $3 bound
 select w.id, w.repos, w.settings,
+       (select jsonb_object_agg(rc.url, rc.userinfo) from repository_credential rc
+        where rc.workspace_id = w.id and exists (
+            select from agent_runtime r
+            where r.workspace_id = w.id and {own r})) as credentials,
        {here w.id} as allowed
 from workspace w
 where w.id = $1;

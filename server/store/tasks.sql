@@ -119,6 +119,8 @@ with wanted as (
 select t.*, to_jsonb(a) || jsonb_build_object('status', 'working') as agent,
        busy.id is not null as became_busy,
        w.context as workspace_context, w.repos as workspace_repos,
+       (select jsonb_object_agg(rc.url, rc.userinfo) from repository_credential rc
+        where rc.workspace_id = t.workspace_id) as credentials,
        i.title as issue_title,
        owner.name as owner_name, owner.profile_description as owner_profile,
        c.content as trigger_content, c.parent_id as trigger_parent_id,

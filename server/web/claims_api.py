@@ -21,9 +21,10 @@ from server.store.tasks import SQL, Caller, seen, task_of
 from server.web import body
 from server.web.answers import answer
 from server.web.context import services
-from server.web.daemon_calls import canonical, change, daemon_caller, path_id
+from server.web.daemon_calls import canonical, change, daemon_caller, offers, path_id
 from shared.ids import is_id
 from shared.skillbundle import BUILTIN, WORKSPACE
+from shared.wire.runtime import REPOSITORY_ACCESS, SKILL_BUNDLES
 from shared.wire.task import (
     ClaimedTask,
     ClaimManyReply,
@@ -36,7 +37,6 @@ from shared.wire.task import (
 )
 
 _LEASE: Final = timedelta(seconds=LEASE)
-_BUNDLES: Final = "skill-bundles-v1"
 _OWNERLESS: Final = "runtime owner required to mint task token"
 
 MOST_RUNTIMES: Final = 200
@@ -46,8 +46,13 @@ MOST_SLOTS: Final = 100
 async def claim(request: Request) -> Response:
     caller = await daemon_caller(request)
     runtime_id = path_id(request, "runtime_id")
-    by_ref = _keeps_skills(request)
-    unit = partial(claiming.claim, runtime_id=runtime_id, caller=caller, by_ref=by_ref)
+    unit = partial(
+        claiming.claim,
+        runtime_id=runtime_id,
+        caller=caller,
+        by_ref=offers(request, SKILL_BUNDLES),
+        apart=offers(request, REPOSITORY_ACCESS),
+    )
     try:
         task = await change(request, unit)
     except claiming.OwnerMissing:
@@ -73,7 +78,8 @@ async def claim_many(request: Request) -> Response:
         slots=slots,
         total=sent.slots,
         caller=caller,
-        by_ref=_keeps_skills(request),
+        by_ref=offers(request, SKILL_BUNDLES),
+        apart=offers(request, REPOSITORY_ACCESS),
     )
     given = await change(request, unit)
     return answer(ClaimManyReply(claims=[_claimed(one, given[one]) for one in slots]))
@@ -85,12 +91,6 @@ def _claimed(runtime_id: str, given: list[ClaimedTask] | Exception) -> RuntimeCl
     if isinstance(given, DomainError):
         return RuntimeClaims(runtime_id=runtime_id, error=given.text)
     return RuntimeClaims(runtime_id=runtime_id, error=_OWNERLESS)
-
-
-def _keeps_skills(request: Request) -> bool:
-    """Whether the daemon fetches skills by their hash."""
-    offered = request.headers.get("x-client-capabilities", "").split(",")
-    return _BUNDLES in {name.strip() for name in offered}
 
 
 async def pending(request: Request) -> Response:

@@ -68,3 +68,9 @@ def canonical(text: str, error: str) -> str:
         return canonical_id(text)
     except InvalidId:
         raise Invalid(error) from None
+
+
+def offers(request: Request, capability: str) -> bool:
+    """Whether the daemon says that it can do something beyond the protocol's oldest form."""
+    offered = request.headers.get("x-client-capabilities", "").split(",")
+    return capability in {name.strip() for name in offered}

@@ -21,9 +21,10 @@ from server.store.tasks import Caller, seen
 from server.web import body
 from server.web.answers import answer
 from server.web.context import services
-from server.web.daemon_calls import canonical, change, daemon_caller, path_id, see_task
+from server.web.daemon_calls import canonical, change, daemon_caller, offers, path_id, see_task
 from shared.times import fine_stamp, fine_stamp_or_none_value, stamp
 from shared.wire.runtime import (
+    REPOSITORY_ACCESS,
     DeregisterRequest,
     HeartbeatRequest,
     ProfilesReply,
@@ -38,7 +39,17 @@ _OK: Final = {"status": "ok"}
 async def register_runtimes(request: Request) -> Response:
     caller = await daemon_caller(request)
     wanted = await body.decode(request, RegisterRequest)
-    return answer(await change(request, partial(register.register, request=wanted, caller=caller)))
+    return answer(
+        await change(
+            request,
+            partial(
+                register.register,
+                request=wanted,
+                caller=caller,
+                apart=offers(request, REPOSITORY_ACCESS),
+            ),
+        )
+    )
 
 
 async def deregister_runtimes(request: Request) -> Response:
@@ -73,13 +84,16 @@ async def workspace_repos(request: Request) -> Response:
     caller = await daemon_caller(request)
     workspace_id = path_id(request, "workspace_id")
     row = await services(request).database.read(partial(_known, workspace_id, caller))
-    repos = register.repos_of(row["repos"])
+    apart = offers(request, REPOSITORY_ACCESS)
+    credentials = row["credentials"] or {}
+    repos = register.repos_of(row["repos"], {} if apart else credentials)
     return answer(
         ReposReply(
             workspace_id=workspace_id,
             repos=repos,
             repos_version=register.repos_version(repos),
             settings=row["settings"],
+            credentials=credentials if apart else {},
         )
     )
 

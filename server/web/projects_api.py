@@ -13,13 +13,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.consequences import Consequence
-from server.errors import Conflict, Invalid, NotFound
+from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.rights import Thing
-from server.store import agents, projects
+from server.store import agents, credentials, projects
 from server.store.conflicts import unless_taken
 from server.store.queries import Connection
 from server.store.wire_rows import wire
-from server.web import auth
+from server.web import auth, repository
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
@@ -35,7 +35,7 @@ REPOSITORY: Final = "github_repo"
 DIRECTORY: Final = "local_directory"
 
 _REF_KEYS: Final = {
-    REPOSITORY: ("url", "default_branch_hint"),
+    REPOSITORY: ("url", "default_branch_hint", "ref"),
     DIRECTORY: ("local_path", "daemon_id", "label"),
 }
 
@@ -163,6 +163,7 @@ async def delete_project(request: Request) -> Response:
     async def unit(conn: Connection) -> tuple[None, _Told]:
         await _locked(conn, caller, project_id)
         await conn.execute(projects.SQL.delete_project, project_id)
+        await credentials.keep(conn, caller.workspace_id, {})
         return None, (event(caller, "project:deleted", project_id=project_id),)
 
     await write(request, unit)
@@ -224,6 +225,7 @@ async def update_resource(request: Request) -> Response:
             raise NotFound("project resource not found")
         if ref is not None:
             changes["resource_ref"] = _ref(row["resource_type"], ref)
+            await _keep_password(conn, caller, [_password(ref)])
             kind, named = row["resource_type"], changes["resource_ref"]
             await _check_directory(conn, caller, project_id, kind, named, resource_id=resource_id)
         written = await unless_taken(
@@ -248,6 +250,7 @@ async def delete_resource(request: Request) -> Response:
         await _locked(conn, caller, project_id)
         if await conn.fetchval(projects.SQL.delete_resource, project_id, resource_id) is None:
             raise NotFound("project resource not found")
+        await credentials.keep(conn, caller.workspace_id, {})
         told = event(
             caller, "project_resource:deleted", project_id=project_id, resource_id=resource_id
         )
@@ -305,12 +308,29 @@ async def _attach(
     for one in wanted:
         kind, ref = one["resource_type"], one["resource_ref"]
         await _check_directory(conn, caller, project_id, kind, ref)
+    await _keep_password(conn, caller, [one.get("password") for one in wanted])
+    rows = [{key: one[key] for key in one if key != "password"} for one in wanted]
     added = await projects.add_resources(
-        conn, caller.workspace_id, project_id, caller.actor.user_id, wanted
+        conn, caller.workspace_id, project_id, caller.actor.user_id, rows
     )
     if len(added) < len(wanted):
         raise _attached_already()
     return added
+
+
+async def _keep_password(
+    conn: Connection, caller: Membership, given: Sequence[tuple[str, str] | None]
+) -> None:
+    """Keep passwords that came in addresses; only those who run the workspace replace one."""
+    found = dict(one for one in given if one is not None)
+    may = caller.role in {"owner", "admin"} and caller.actor.actor_type != "agent"
+    for url, userinfo in found.items():
+        if not may and await credentials.is_other(conn, caller.workspace_id, url, userinfo):
+            raise Forbidden(
+                f"{url} has another password here already: an owner or admin can change it"
+            )
+    if found:
+        await credentials.keep(conn, caller.workspace_id, found)
 
 
 async def _check_directory(
@@ -389,6 +409,15 @@ def _resources(given: Any) -> list[dict[str, Any]]:
     ]
 
 
+def _password(ref: Any) -> tuple[str, str] | None:
+    """A repository's address and what stood before its host, if anything did."""
+    url = ref.get("url") if isinstance(ref, dict) else None
+    if not isinstance(url, str):
+        return None
+    shown, userinfo = repository.split(url)
+    return (shown, userinfo) if userinfo else None
+
+
 def _resource(one: dict[str, Any]) -> dict[str, Any]:
     position = one["position"]
     whole = isinstance(position, int) and not isinstance(position, bool)
@@ -396,7 +425,8 @@ def _resource(one: dict[str, Any]) -> dict[str, Any]:
         raise Invalid("invalid request body")
     if position is not None and not 0 <= position < 2**31:
         raise Invalid("position is out of range")
-    return one | {"resource_ref": _ref(one["resource_type"], one["resource_ref"])}
+    ref = one["resource_ref"]
+    return one | {"resource_ref": _ref(one["resource_type"], ref), "password": _password(ref)}
 
 
 def _ref(kind: Any, ref: Any) -> dict[str, Any]:
@@ -410,6 +440,9 @@ def _ref(kind: Any, ref: Any) -> dict[str, Any]:
         raise Invalid("invalid request body")
     found = {key: text for key in known if (text := (ref.get(key) or "").strip())}
     if kind == REPOSITORY:
+        shown, _ = repository.split(found.get("url", ""))
+        found["url"] = shown
+        repository.ref_of(found.get("ref", ""))
         if not _URL.fullmatch(found.get("url", "")):
             raise Invalid("url must be an http, https, ssh or git address, or user@host:path")
         return found

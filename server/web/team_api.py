@@ -22,9 +22,10 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence, TokensRevoked
 from server.errors import Conflict, Invalid, NotFound, Unauthenticated
 from server.rights import WIDER
+from server.store import credentials as credentials_store
 from server.store import people
 from server.store.queries import Connection
-from server.web import agents_api, auth, runtimes_api
+from server.web import agents_api, auth, repository, runtimes_api
 from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.context import services
@@ -313,7 +314,8 @@ async def get_workspace(request: Request) -> Response:
 async def update_workspace(request: Request) -> Response:
     """PUT or PATCH /api/workspaces/{id}: what was sent; the slug never changes."""
     caller = await auth.workspace_by_id(request, request.path_params["id"])
-    changes = _settings(await fields(request))
+    sent = await fields(request)
+    changes, credentials = _settings(sent), _credentials(sent)
 
     async def unit(conn: Connection) -> tuple[FullWorkspace, Sequence[Consequence]]:
         written = dict(changes)
@@ -321,6 +323,8 @@ async def update_workspace(request: Request) -> Response:
             before = _existing(await people.get_workspace(conn, caller.workspace_id))
             written["settings"] = _kept(caller, before.settings, written["settings"])
         changed = _existing(await people.update_workspace(conn, caller.workspace_id, written))
+        if credentials is not None:
+            await credentials_store.keep(conn, caller.workspace_id, credentials)
         return changed, (event(caller, "workspace:updated", workspace=changed),)
 
     return answer(await write(request, unit))
@@ -390,14 +394,24 @@ def _repos(value: Any) -> list[dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for item in value:
         repo = Fields(item)
-        url = repo.required_text("url")
+        url, _ = repository.split(repo.required_text("url"))
         if not _is_repo_url(url):
             raise Invalid(f"invalid repository url: {url}")
         entry = {"url": url}
+        if ref := repository.ref_of(repo.text("ref")):
+            entry["ref"] = ref
         if description := repo.text("description"):
             entry["description"] = description
         found.setdefault(url, entry)
     return list(found.values())
+
+
+def _credentials(sent: Fields) -> dict[str, str] | None:
+    """What stood before the hosts of the repositories sent; None if none were sent."""
+    if not sent.given("repos"):
+        return None
+    found = (repository.split(Fields(item).required_text("url")) for item in sent.value("repos"))
+    return {url: userinfo for url, userinfo in found if userinfo}
 
 
 def _is_repo_url(url: str) -> bool:

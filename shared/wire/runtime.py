@@ -13,6 +13,8 @@ ONLINE: Final = "online"
 OFFLINE: Final = "offline"
 
 SKILL_BUNDLES: Final = "skill-bundles-v1"
+REPOSITORY_ACCESS: Final = "repository-access-v1"
+"""Ours: a daemon that takes the passwords of repositories apart from their addresses."""
 """Capability named in `X-Client-Capabilities` by daemons that resolve skills by hash."""
 
 
@@ -125,6 +127,10 @@ class ReposReply:
     repos: list[Repo] = attrs.field(factory=list)
     repos_version: str = ""
     settings: dict[str, Any] | None = omitted(None)
+    credentials: dict[str, str] = attrs.field(
+        factory=dict, repr=False, metadata=omitted(factory=dict).metadata
+    )
+    """Ours, for daemons that say `repository-access-v1`: what stood before the host, by address."""
 
 
 @attrs.frozen(kw_only=True)

@@ -32,6 +32,8 @@ class Repo:
 
     url: str = ""
     description: str = omitted("")
+    ref: str = omitted("")
+    """Where its runs start: a branch, tag or commit; "" for the default branch."""
 
 
 @attrs.frozen(kw_only=True)

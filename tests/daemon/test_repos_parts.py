@@ -366,7 +366,7 @@ async def test_a_checkout_believes_the_grant(
         assert counter.made == [
             Wanted(
                 url=APP, ref="dev", parent=path, agent_name="Real name", task_id=TASK,
-                env_root=counter.env_root,
+                env_root=counter.env_root, helper=desk_module.HELPER,
             )
         ]  # fmt: skip
 
