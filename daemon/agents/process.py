@@ -301,18 +301,23 @@ class AgentProcess:
 
     async def _bury(self) -> None:
         """Kill what is left and release the streams; called when no other task is left."""
-        if not self.ended:
-            await self._command(b"K")
-            with trio.move_on_after(KILL_GRACE) as patience:
-                await self._learn_end()
-            if patience.cancelled_caught:
+        try:
+            if not self.ended:
+                await self._command(b"K")
+                with trio.move_on_after(KILL_GRACE) as patience:
+                    await self._learn_end()
+                if patience.cancelled_caught:
+                    self._process.kill()
+        finally:
+            if self._process.returncode is None:
                 self._process.kill()
-        self._frames.close()
-        self._outgoing.close()
-        for stream in (self._stdin, self._stdout, self._process.stderr):
-            if stream is not None:
-                await stream.aclose()
-        await self._control.aclose()
+            # No await: past the deadline the first one would leave the other streams open.
+            self._frames.close()
+            self._outgoing.close()
+            for stream in (self._stdin, self._stdout, self._process.stderr):
+                if isinstance(stream, trio.lowlevel.FdStream):
+                    stream.close()
+            self._control.socket.close()
 
     async def _command(self, command: bytes) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):

@@ -155,7 +155,28 @@ async def test_cancelling_at_any_moment_leaves_nothing(
     assert not watch.alive()
 
 
-@pytest.mark.usefixtures("_impatient")
+async def test_no_stream_stays_open_when_the_end_outlives_its_shield(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "KILL_GRACE", 0.0)
+    monkeypatch.setattr(process_module, "_LAST_WAIT", 0.0)
+    started = []
+    start = process_module._start
+
+    async def noted(*args: Any) -> Any:
+        started.append(await start(*args))
+        return started[-1]
+
+    monkeypatch.setattr(process_module, "_start", noted)
+    with trio.move_on_after(0.5):
+        async with open_agent(make({"say": "x"}, {"sleep": 600})) as agent:
+            await agent.messages.receive()
+            await trio.sleep_forever()
+    [process] = started
+    streams = (process._stdin, process._stdout, process._process.stderr, process._control.socket)
+    assert [stream.fileno() for stream in streams] == [-1, -1, -1, -1]
+
+
 async def test_errors_of_the_block_come_out_bare(make: Any) -> None:
     with pytest.raises(KeyError):
         async with open_agent(make({"sleep": 600})):

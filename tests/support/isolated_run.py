@@ -110,7 +110,8 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
             results.append(await run(argv, place, home, root))
     finally:
         neighbour.kill()
-        await neighbour.wait()
+        with trio.move_on_after(10, shield=True):
+            await neighbour.wait()
     return results
 
 
