@@ -175,6 +175,8 @@ async def test_no_stream_stays_open_when_the_end_outlives_its_shield(
     [process] = started
     streams = (process._stdin, process._stdout, process._process.stderr, process._control.socket)
     assert [stream.fileno() for stream in streams] == [-1, -1, -1, -1]
+    with trio.fail_after(5):
+        await process._process.wait()
 
 
 async def test_errors_of_the_block_come_out_bare(make: Any) -> None:
