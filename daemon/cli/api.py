@@ -122,8 +122,13 @@ class Api:
         response = self._patiently(method, lambda: self._once(method, path, query, body))
         return self._decode(response, method, path), response.headers
 
-    def _patiently(self, method: str, send: Callable[[], httpx.Response]) -> httpx.Response:
-        """Send; inside a task until the server has answered. Raises CliError."""
+    def _patiently(
+        self,
+        method: str,
+        send: Callable[[], httpx.Response],
+        away: frozenset[int] = _AWAY,
+    ) -> httpx.Response:
+        """Send; inside a task until the server has answered; `away` are no answers. Raises CliError."""
         waiting = _Waiting(self.server_url, self._patience)
         repeatable = method in _IDEMPOTENT
         while True:
@@ -131,7 +136,7 @@ class Api:
             failure: CliError | None = None
             try:
                 response = send()
-                if response.status_code not in _AWAY:
+                if response.status_code not in away:
                     return response
                 not_done = response.status_code in _NOT_DONE
                 why = f"it answered {response.status_code}"
@@ -186,27 +191,29 @@ class Api:
     def download(self, url: str) -> bytes:
         """The bytes behind an address; ours with the token, another's without. Raises CliError."""
         ours = url.startswith("/")
-        elsewhere = httpx.Client(timeout=self._timeout, transport=self._transport)
-        client = self._client if ours else elsewhere
-        try:
-            with (
-                elsewhere,
-                client.stream("GET", self.server_url + url if ours else url) as response,
-            ):
+        where = self.server_url + url if ours else url
+        data = bytearray()
+
+        def fetch() -> httpx.Response:
+            data.clear()
+            with client.stream("GET", where) as response:
                 if response.status_code != 200:
                     response.read()
-                    self._decode(response, "GET", url)
-                    raise CliError(f"unexpected answer (HTTP {response.status_code})")
-                data = bytearray()
+                    return response
                 for chunk in response.iter_bytes():
-                    data += chunk
+                    data.extend(chunk)
                     if len(data) > _BODY_LIMIT:
                         raise CliError(f"the file is larger than {_BODY_LIMIT // 2**20} MiB")
-                return bytes(data)
-        except httpx.TransportError as error:
-            raise self._unreachable(error, sent=False) from error
-        except (httpx.InvalidURL, httpx.DecodingError) as error:
-            raise CliError(f"{self.server_url} did not answer sensibly: {error}") from error
+                return response
+
+        with httpx.Client(timeout=self._timeout, transport=self._transport) as elsewhere:
+            client = self._client if ours else elsewhere
+            # who keeps files for the server says 401 and means it
+            response = self._patiently("GET", fetch, _AWAY if ours else _AWAY - {401})
+        if response.status_code != 200:
+            self._decode(response, "GET", url)
+            raise CliError(f"unexpected answer (HTTP {response.status_code})")
+        return bytes(data)
 
     def _once(
         self, method: str, path: str, query: Mapping[str, Any] | None, body: Any
