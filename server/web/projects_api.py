@@ -323,14 +323,16 @@ async def _keep_password(
 ) -> None:
     """Keep passwords that came in addresses; only those who run the workspace replace one."""
     found = dict(one for one in given if one is not None)
-    may = caller.role in {"owner", "admin"} and caller.actor.actor_type != "agent"
-    for url, userinfo in found.items():
-        if not may and await credentials.is_other(conn, caller.workspace_id, url, userinfo):
-            raise Forbidden(
-                f"{url} has another password here already: an owner or admin can change it"
-            )
-    if found:
-        await credentials.keep(conn, caller.workspace_id, found)
+    if not found:
+        return
+    caller.check(right="repository password.set")
+    if not caller.may("repository password.replace"):
+        for url, userinfo in found.items():
+            if await credentials.is_other(conn, caller.workspace_id, url, userinfo):
+                raise Forbidden(
+                    f"{url} has another password here already: an owner or admin can change it"
+                )
+    await credentials.keep(conn, caller.workspace_id, found)
 
 
 async def _check_directory(
