@@ -111,9 +111,15 @@ async def hold_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | N
     return await _one(conn, SQL.hold_issue, workspace_id, ref)
 
 
-async def lock_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | None:
-    """Return an issue that nobody else can change until the transaction ends."""
-    return await _one(conn, SQL.lock_issue, workspace_id, ref)
+async def lock_issue(
+    conn: Connection, workspace_id: str, ref: str, *, parent: bool = False
+) -> Issue | None:
+    """Return an issue that nobody else can change until the transaction ends.
+
+    With `parent` its own is locked too: the change may move it.
+    """
+    statement = SQL.lock_issue_and_parent if parent else SQL.lock_issue
+    return await _one(conn, statement, workspace_id, ref)
 
 
 async def lock_issues(
