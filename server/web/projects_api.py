@@ -24,6 +24,7 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
 from server.web.unit import event, fields, path_id, query, read, write
+from shared.ids import machine_key
 from shared.wire.teamwork import FoundProject, Project, Resource
 from shared.wire.work import PRIORITIES
 
@@ -301,7 +302,9 @@ async def _attach(
     conn: Connection, caller: Membership, project_id: str, wanted: Sequence[Mapping[str, Any]]
 ) -> list[Resource]:
     machines = [
-        one["resource_ref"]["daemon_id"] for one in wanted if one["resource_type"] == DIRECTORY
+        machine_key(one["resource_ref"]["daemon_id"])
+        for one in wanted
+        if one["resource_type"] == DIRECTORY
     ]
     if len(set(machines)) < len(machines):
         raise _one_directory()
