@@ -165,7 +165,8 @@ with counter as (
 select made.*, counter.issue_prefix from made, counter;
 
 -- name: update_issues
--- Change only what was sent. $1 issues; $2 is an object of new values, absent keys stay as they are now.
+-- Change only what was sent. $1 issues; $2 is an object of new values, absent keys stay as they are now;
+-- $3 and $4 the kind and id of who does it.
 update issue set
     title = case when $2::jsonb ? 'title' then $2->>'title' else title end,
     description = case when $2::jsonb ? 'description' then $2->>'description' else description end,
@@ -185,6 +186,9 @@ update issue set
     start_date = case when $2::jsonb ? 'start_date'
         then ($2->>'start_date')::date else start_date end,
     due_date = case when $2::jsonb ? 'due_date' then ($2->>'due_date')::date else due_date end,
+    edited_by_others = edited_by_others
+        or ($2::jsonb ? 'description' and $2->>'description' is distinct from description
+            and (creator_type, creator_id) is distinct from ($3::text, $4::uuid)),
     updated_at = now()
 where id = any($1::uuid[])
 returning *;
