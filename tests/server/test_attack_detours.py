@@ -47,3 +47,14 @@ async def test_ones_own_file_goes_with_ones_comment() -> None:
         made = await api.owner.ok(201, "POST", f"/api/issues/{issue}/comments", body)
         await api.owner.ok(204, "DELETE", f"/api/comments/{made['id']}")
         assert await api.owner.get(f"/api/issues/{issue}/attachments") == []
+
+
+async def test_names_and_titles_are_lines() -> None:
+    """A list has a hundred titles in one answer; with megabytes in each a member stops the server."""
+    async with open_api() as api:
+        long = "x" * 1001
+        issue = await api.member.ok(201, "POST", "/api/issues", {"title": long[1:]})
+        path = f"/api/issues/{issue['id']}"
+        for method, where in (("POST", "/api/issues"), ("PUT", path), ("POST", "/api/projects")):
+            told = await api.member.refused(400, method, where, {"title": long})
+            assert told == "title must be at most 1000 characters"
