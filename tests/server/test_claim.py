@@ -13,8 +13,9 @@ import trio
 
 from server.consequences import Consequence, TaskAvailable
 from server.database import Database
-from server.dispatch import enqueue, finish, payload
+from server.dispatch import enqueue, finish
 from server.dispatch.claim import OwnerMissing, claim
+from server.dispatch.register import repos_of
 from server.errors import Foreign, NotFound
 from server.store.queries import Connection
 from server.store.tasks import SQL, Caller
@@ -629,8 +630,8 @@ async def test_a_retry_is_claimable_at_once_and_resumes() -> None:
 
 
 def test_a_row_without_extras_assembles() -> None:
-    assert payload._repos(None) == []
-    assert payload._repos([{"url": 3}, "x", {"url": "u"}])[0].url == "u"
+    assert repos_of(None) == []
+    assert [repo.url for repo in repos_of([{"url": 3}, "x", {"url": "u"}])] == ["u"]
 
 
 async def test_an_issue_of_another_workspace_is_not_handed_out() -> None:
