@@ -3,7 +3,8 @@
 `python -m tests.support.isolated_run BACKEND PLACE SCRIPT…` makes a home below PLACE with a marker in
 each thing that agents must not see, and a task's directory; it runs each SCRIPT with /bin/sh there
 and prints, as JSON, what each said and how it ended. BACKEND is bubblewrap, namespaces or none.
-`hunt` is a script of its own kind: it looks for the marker by every path.
+`hunt` is a script of its own kind: it looks for the marker by every path. AGENT_VARIABLES in the
+environment, a JSON object, are variables that the agent's owner has set.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from daemon.agents.isolation import Isolation, View
 from daemon.agents.process import Launch, open_process
 from shared.home import Home
 
-MARKER = "marker-" + "5ec2e7"
-"""In two parts, so that this file does not hold it."""
+MARKER = "7e2ce5-rekram"[::-1]
+"""Turned round, so that no file of ours holds it, compiled ones neither."""
 
 TASK = "33333333-3333-4333-8333-333333333333"
 OTHER = "44444444-4444-4444-8444-444444444444"
@@ -66,7 +67,11 @@ async def run(argv: list[str], place: Path, home: Home, root: Path) -> dict[str,
         label="test",
         argv=argv,
         cwd=task / "workdir",
-        env={**os.environ, "HOME": os.environ.get("HOME", str(place))},
+        env={
+            **os.environ,
+            "HOME": os.environ.get("HOME", str(place)),
+            **json.loads(os.environ.get("AGENT_VARIABLES", "{}")),
+        },
         view=View(
             own=(task,),
             read_only=(home.root / "bin", root / ".repos" / WORKSPACE),

@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -54,14 +55,23 @@ def user(request: pytest.FixtureRequest) -> str:
 
 
 def attack(
-    backend: str, user: str, place: Path, *scripts: str, first: str = ""
+    backend: str,
+    user: str,
+    place: Path,
+    *scripts: str,
+    first: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Run scripts as an isolated agent; `first` runs as root before, in a mount namespace."""
+    """Run scripts as an isolated agent; `first` runs as root before, in a mount namespace.
+
+    `variables` are what the agent's owner has put into its environment.
+    """
     words = ["-m", "tests.support.isolated_run", backend, str(place), *scripts]
     if user == "root":
         command, env = [sys.executable, "-P", *words], {"PYTHONPATH": str(ROOT)}
     else:
         command, env = ordinary_user.command(words, place), {}
+    env |= {"AGENT_VARIABLES": json.dumps(dict(variables))}
     if first:
         command = ["unshare", "-m", "sh", "-c", f'{first} && exec "$@"', "sh", *command]
     done = subprocess.run(
@@ -75,6 +85,26 @@ def attack(
 def test_no_path_leads_to_a_secret(backend: str, user: str, place: Path) -> None:
     [hunt] = attack(backend, user, place, "hunt")
     assert hunt["out"] == ["hunted"], hunt
+
+
+def test_an_agents_variables_reach_nothing_outside(backend: str, user: str, place: Path) -> None:
+    """LD_PRELOAD would run code in what isolates; LD_DEBUG tells just as well who has heard of it."""
+    told = place / "told"
+    told.mkdir(mode=0o777)
+    told.chmod(0o777)
+    variables = {"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(told / "ld"), "KEPT": "as it was"}
+    [run] = attack(
+        backend, user, place, 'echo "$KEPT"; env | grep -c ^LD_DEBUG', variables=variables
+    )
+    assert run["out"] == ["as it was", "2"], run
+    programs = [
+        line.rpartition(" ")[2].rpartition("/")[2]
+        for path in told.iterdir()
+        for line in path.read_text().splitlines()
+        if "initialize program" in line
+    ]
+    assert "sh" in programs, programs
+    assert set(programs) <= {"sh", "dash", "bash", "env", "grep"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
