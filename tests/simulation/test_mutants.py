@@ -226,7 +226,7 @@ MUTANTS = {
     ),
     "a redirect confirms": Mutant(
         Client,
-        "_call",
+        "_ask",
         "if 200 <= status < 300:",
         "if status < 400:",
         (strange(".*/session|.*/messages", answer(302, '{"status":"ok"}')),),
