@@ -64,6 +64,7 @@ from shared.addresses import split_address
 from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
+from shared.wire.runtime import MACHINE_REPORTS
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ class _TaskRun:
                     with server_stop:
                         self._outcome = await self._work(server_stop)
                     self._unwanted = server_stop.cancelled_caught
+                    if self._unwanted:
+                        await self._acknowledge_cancel()
                     while not (told or given_up):
                         with trio.move_on_after(REPORT_WITHIN) as patience:
                             told = await self._close(still_wanted=self._still_wanted)
@@ -648,6 +651,16 @@ class _TaskRun:
             thread_name=thread_name(task),
             view=self._view,
         )
+
+    async def _acknowledge_cancel(self) -> None:
+        """Say that the agent of a cancelled task has stopped, where the server takes it."""
+        if MACHINE_REPORTS not in self._client.offers:
+            return
+        with trio.move_on_after(PROGRESS_WITHIN):
+            try:
+                await self._client.acknowledge_cancel(self._task.id)
+            except ApiError as error:  # it may have ended in another way
+                self._log.debug("cancel not acknowledged", error=str(error))
 
     async def _progress(self, summary: str, step: int) -> None:
         """Say what is going on; nobody misses it if it does not arrive."""

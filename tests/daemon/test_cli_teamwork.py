@@ -296,7 +296,9 @@ def test_a_file_that_cannot_be_had_leaves_nothing_behind(bench: Bench, tmp_path:
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
-@pytest.mark.parametrize("met", [503, 502, httpx.ConnectError("refused"), httpx.ReadError("cut")])
+@pytest.mark.parametrize(
+    "met", [503, 502, 404, httpx.ConnectError("refused"), httpx.ReadError("cut")]
+)
 def test_an_agent_waits_for_a_file_as_for_everything_else(
     bench: Bench,
     tmp_path: Path,
@@ -322,10 +324,13 @@ def test_an_agent_waits_for_a_file_as_for_everything_else(
             return httpx.Response(200, content=b"\x89PNG")
         if isinstance(met, Exception):
             raise met
-        return httpx.Response(met)
+        return httpx.Response(met, text="404 page not found" if met == 404 else "")
 
     bench.respond = respond
     code, _, err = bench.run("attachment", "download", FILE, "-o", str(tmp_path))
+    if (met, where) == (404, "elsewhere"):
+        assert (code, waits) == (4, []), "who keeps files is believed"
+        return
     assert (code, err) == (0, "")
     assert (tmp_path / "Bild ü.png").read_bytes() == b"\x89PNG"
     assert len(waits) == 3
