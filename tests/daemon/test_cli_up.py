@@ -207,6 +207,18 @@ def test_a_child_that_keeps_dying_ends_everything_with_its_log(home: Path) -> No
         assert processes_of(home) == []
 
 
+def test_a_daemon_that_is_stopped_again_and_again_is_started_again_and_again(home: Path) -> None:
+    with start_up(home) as bullpen:
+        before = len(log_of(home))
+        for _ in range(6):  # more often in a minute than it may die
+            bullpen.cli("daemon", "restart")
+        assert bullpen.process.poll() is None, log_of(home)
+        stop(bullpen)
+    said = log_of(home)[before:]
+    assert "ended with code" not in said, "what somebody asked for is no trouble"
+    assert said.count("The daemon is back.") == 6
+
+
 def test_a_token_that_no_longer_works_is_replaced(home: Path) -> None:
     config = home / "secrets" / "config.json"
     told = json.loads(config.read_text())
