@@ -343,10 +343,7 @@ async def open_process(
 
 async def _start(launch: Launch) -> AgentProcess:
     path = launch.argv[0]
-    if not launch.cwd.is_dir():
-        raise AgentError(f'{launch.label} work directory "{launch.cwd}" does not exist')
-    if shutil.which(path, path=launch.env.get("PATH", os.defpath)) is None:
-        raise _could_not_start(launch.label, path, errno.ENOENT)
+    await threads.in_thread(partial(_look_first, launch))
     machine = isolation.machine.get()
     if not machine.is_on and machine.setting == "required":
         raise AgentError(f"{launch.label} was not started: {machine.problem}")
@@ -385,6 +382,14 @@ async def _start(launch: Launch) -> AgentProcess:
         trio.lowlevel.FdStream(stdout_ours),
         isolated=is_isolated,
     )
+
+
+def _look_first(launch: Launch) -> None:
+    """Say in words what the system would say in a number. Raises AgentError."""
+    if not launch.cwd.is_dir():
+        raise AgentError(f'{launch.label} work directory "{launch.cwd}" does not exist')
+    if shutil.which(launch.argv[0], path=launch.env.get("PATH", os.defpath)) is None:
+        raise _could_not_start(launch.label, launch.argv[0], errno.ENOENT)
 
 
 def _pipe(of_reader: ExitStack, of_writer: ExitStack) -> tuple[int, int]:

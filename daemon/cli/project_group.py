@@ -13,11 +13,13 @@ from daemon.cli.allow_dir import allow
 from daemon.cli.api import open_api
 from daemon.cli.daemon_group import find_running
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, add_basics, given, print_json_or
 from daemon.cli.output import notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 from daemon.identity import IdentityError, find_daemon_id
+from shared.ids import machine_key
 
 PROJECTS = Named(
     what="project",
@@ -30,7 +32,7 @@ PROJECTS = Named(
 _STATUSES = click.Choice(["planned", "in_progress", "paused", "completed", "cancelled"])
 
 
-@click.group()
+@click.group(cls=Group)
 def project() -> None:
     """Work with projects and their repositories and directories."""
 
@@ -182,7 +184,7 @@ def _is_here(settings: Settings, where: dict[str, Any]) -> bool:
         if not mine:
             raise CliError("no daemon has run on this machine yet: name one with --daemon-id")
         where["daemon_id"] = mine
-    if where["daemon_id"].strip().lower() != mine.lower():
+    if machine_key(where["daemon_id"]) != machine_key(mine):
         return False
     where["local_path"] = str(Path(where["local_path"]).expanduser().absolute())
     return True

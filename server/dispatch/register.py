@@ -226,8 +226,7 @@ async def _merge(
 
     Only its owner's: an id proves nothing, so nobody else's agents come along.
     """
-    wanted = sorted({text.strip().lower() for text in legacy_ids} - {""})
-    rows = await conn.fetch(SQL.legacy, workspace_id, wanted, new_ids)
+    rows = await conn.fetch(SQL.legacy, workspace_id, list(legacy_ids), new_ids)
     if not rows:
         return
     old = [row["id"] for row in rows]

@@ -105,7 +105,11 @@ with made as (
 select made.*, made.content as shown from made;
 
 -- name: update_comment
-update comment set content = $2, updated_at = now() where id = $1
+-- $3 and $4 the kind and id of who does it
+update comment set content = $2, updated_at = now(),
+    edited_by_others = edited_by_others
+        or (author_type, author_id) is distinct from ($3::text, $4::uuid)
+where id = $1
 returning *, content as shown;
 
 -- name: delete_comment

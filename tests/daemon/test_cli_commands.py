@@ -335,6 +335,43 @@ def test_a_bug_of_the_server_is_not_waited_out(bench: Bench, waits: list[float])
     assert 40 < sum(waits) <= 60
 
 
+STRANGERS = (
+    httpx.Response(404, text="404 page not found"),
+    httpx.Response(403, html="<h1>Blocked</h1>"),
+    httpx.Response(302, headers={"Location": "http://portal.test/"}),
+    httpx.Response(200, html="<h1>Sign in to the network</h1>"),
+)
+"""What a proxy or a portal answers in the server's place."""
+
+
+@pytest.mark.parametrize("answer", STRANGERS, ids=lambda a: str(a.status_code))
+def test_an_agent_waits_a_minute_when_a_stranger_answers(
+    bench: Bench, waits: list[float], answer: httpx.Response
+) -> None:
+    task_environment(bench)
+    bench.respond = lambda request: answer if sum(waits) < 30 else bench.ordinary(request)
+    assert bench.run("issue", "get", "BUL-1")[0] == 0
+    waits.clear()
+    bench.respond = lambda _: answer
+    assert bench.run("issue", "get", "BUL-1")[0] != 0
+    assert 40 < sum(waits) <= 60
+    waits.clear()
+    del bench.env["MULTICA_TASK_ID"]
+    assert bench.run("issue", "get", "BUL-1")[0] != 0
+    assert waits == [], "a person is told at once"
+
+
+def test_the_servers_own_refusal_is_told_an_agent_at_once(bench: Bench, waits: list[float]) -> None:
+    task_environment(bench)
+    for answer in (
+        httpx.Response(404, json={"error": "issue not found"}),
+        httpx.Response(413, html="<h1>Too large</h1>"),
+    ):
+        bench.respond = lambda _, answer=answer: answer
+        assert bench.run("issue", "get", "BUL-1")[0] != 0
+    assert waits == []
+
+
 def test_a_person_is_told_at_once(bench: Bench, waits: list[float]) -> None:
     bench.respond = lambda _: httpx.Response(401, json={"error": "invalid token"})
     assert bench.run("issue", "get", "BUL-1")[0] == 3

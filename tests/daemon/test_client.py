@@ -94,7 +94,7 @@ async def test_headers(autojump_clock: MockClock, tmp_path: Path) -> None:
             assert headers["x-client-platform"] == "daemon"
             assert headers["x-client-version"] == __version__
             assert headers["x-client-os"] in ("linux", "macos", "windows")
-            assert headers["x-client-capabilities"] == "skill-bundles-v1"
+            assert "skill-bundles-v1" in headers["x-client-capabilities"].split(",")
         assert post["content-type"] == "application/json"
         assert server.calls[1].body == {}
 

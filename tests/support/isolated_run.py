@@ -10,6 +10,7 @@ environment, a JSON object, are variables that the agent's owner has set.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,12 +27,14 @@ from daemon.agents.isolation import Isolation, View
 from daemon.agents.process import Launch, open_process
 from shared.home import Home
 
-MARKER = "7e2ce5-rekram"[::-1]
-"""Turned round, so that no file of ours holds it, compiled ones neither."""
-
 TASK = "33333333-3333-4333-8333-333333333333"
 OTHER = "44444444-4444-4444-8444-444444444444"
 WORKSPACE = "22222222-2222-4222-8222-222222222222"
+
+
+def marker_of(place: Path) -> str:
+    """The marker of what is below a place: no other run's, and in no file of ours."""
+    return f"marker-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}"
 
 
 def make_home(place: Path) -> tuple[Home, Path]:
@@ -58,7 +61,7 @@ def make_home(place: Path) -> tuple[Home, Path]:
         home.root / "anything" / "else",
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{path.name} {MARKER}\n")
+        path.write_text(f"{path.name} {marker_of(place)}\n")
     return home, root
 
 
@@ -107,7 +110,7 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
     home, root = make_home(place)
     # A daemon of this user, whose environment and memory hold the marker too.
     neighbour = await trio.lowlevel.open_process(
-        ["/bin/sleep", "90"], env={"BULLPEN_SECRET": MARKER}
+        ["/bin/sleep", "90"], env={"BULLPEN_SECRET": marker_of(place)}
     )
     hidden = isolation.hidden_of(home, root)
     found = Isolation(
@@ -126,7 +129,7 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
             argv = ["/bin/sh", "-c", script.replace("@NEIGHBOUR@", str(neighbour.pid))]
             if script == "hunt":
                 hunter = str(Path(__file__).with_name("hunter.py"))
-                argv = [sys.executable, "-I", hunter, MARKER[::-1], str(place)]
+                argv = [sys.executable, "-I", hunter, marker_of(place)[::-1], str(place)]
             results.append(await run(argv, place, home, root))
     finally:
         neighbour.kill()

@@ -21,7 +21,7 @@ import pytest
 
 from tests.support import ordinary_user
 from tests.support.bubblewrap import has_bubblewrap
-from tests.support.isolated_run import MARKER, OTHER, TASK, WORKSPACE
+from tests.support.isolated_run import OTHER, TASK, WORKSPACE, marker_of
 from tests.support.scripted_agent import ROOT
 
 pytestmark = [
@@ -135,7 +135,7 @@ def test_the_same_files_by_another_mount_are_hidden_too(
             first=first,
         )
     assert hunt["out"] == ["hunted"], hunt
-    assert MARKER not in "\n".join(other["out"])
+    assert marker_of(place) not in "\n".join(other["out"])
 
 
 def test_the_hunt_finds_what_is_not_hidden(place: Path) -> None:
@@ -178,7 +178,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
         "root": place / "elsewhere",
         "workspace": WORKSPACE,
         "other": OTHER,
-        "marker": MARKER,
+        "marker": marker_of(place),
         "source": source,
     }
     shared = Path(tempfile.gettempdir()) / "shared-attack"
@@ -186,7 +186,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     try:
         for path in (shared, memory):
-            path.write_text(MARKER)
+            path.write_text(marker_of(place))
             path.chmod(0o644)
         scripts = [script.format(**names) for script in _ESCAPES.values()]
         results = attack(backend, user, place, *scripts)
@@ -196,7 +196,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
     escaped = {
         name: result
         for name, result in zip(_ESCAPES, results, strict=True)
-        if MARKER in "\n".join(result["out"]) or "44444444" in "\n".join(result["out"])
+        if marker_of(place) in "\n".join(result["out"]) or "44444444" in "\n".join(result["out"])
     }
     assert escaped == {}
     assert Path("/proc/sys/kernel/core_pattern").read_text() == pattern

@@ -10,7 +10,7 @@ from server.dispatch import schedule
 from server.errors import Invalid
 from server.store.queries import Connection
 from shared import times
-from tests.server.test_metrics import figures
+from tests.server.test_metrics import TOKEN, figures
 from tests.support.api import Api, open_api
 from tests.support.rows import make_issue, make_task
 
@@ -45,7 +45,7 @@ async def test_a_completed_run_stands_in_the_timeline() -> None:
 
 
 async def test_machines_are_counted_by_what_becomes_of_them() -> None:
-    async with open_api() as api:
+    async with open_api(BULLPEN_METRICS_TOKEN=TOKEN) as api:
 
         async def counts() -> dict[str, float]:
             known = await figures(api)
