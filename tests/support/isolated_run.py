@@ -3,7 +3,8 @@
 `python -m tests.support.isolated_run BACKEND PLACE SCRIPT…` makes a home below PLACE with a marker in
 each thing that agents must not see, and a task's directory; it runs each SCRIPT with /bin/sh there
 and prints, as JSON, what each said and how it ended. BACKEND is bubblewrap, namespaces or none.
-`hunt` is a script of its own kind: it looks for the marker by every path. AGENT_VARIABLES in the
+`hunt` is a script of its own kind: it looks for the marker by every path. `version` is none: it asks
+two programs for their versions, one that everybody sees and one that an agent has written. AGENT_VARIABLES in the
 environment, a JSON object, are variables that the agent's owner has set.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import trio
 
 from daemon.agents import isolation
+from daemon.agents.discovery import find_version
 from daemon.agents.isolation import Isolation, View
 from daemon.agents.process import Launch, open_process
 from shared.home import Home
@@ -94,6 +96,16 @@ async def run(argv: list[str], place: Path, home: Home, root: Path) -> dict[str,
     return {"out": lines, "err": said, "code": process.exit_code, "took": took}
 
 
+async def versions(place: Path, root: Path) -> list[str]:
+    found = []
+    for folder in (place, root / WORKSPACE / TASK / "workdir"):
+        program = folder / "program"
+        program.write_text(f"#!/bin/sh\ntouch {folder}/ran\necho 1.2.3\n")
+        program.chmod(0o755)
+        found.append(await find_version(str(program), os.environ))
+    return found
+
+
 async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, Any]]:
     home, root = make_home(place)
     # A daemon of this user, whose environment and memory hold the marker too.
@@ -108,9 +120,12 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
         hidden=hidden,
     )
     isolation.machine.set(found if backend != "none" else Isolation())
-    results = []
+    results: list[dict[str, Any]] = []
     try:
         for script in scripts:
+            if script == "version":
+                results.append({"out": [await versions(place, root)]})
+                continue
             argv = ["/bin/sh", "-c", script.replace("@NEIGHBOUR@", str(neighbour.pid))]
             if script == "hunt":
                 hunter = str(Path(__file__).with_name("hunter.py"))

@@ -107,6 +107,15 @@ def test_an_agents_variables_reach_nothing_outside(backend: str, user: str, plac
     assert set(programs) <= {"sh", "dash", "bash", "env", "grep"}
 
 
+def test_a_program_that_a_server_names_is_not_run_outside(
+    backend: str, user: str, place: Path
+) -> None:
+    """An admin's runtime profile may name what an agent has written into its directory."""
+    [told] = attack(backend, user, place, "version")
+    assert told["out"] == [["1.2.3", ""]]
+    assert not list((place / "elsewhere").rglob("ran"))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_the_same_files_by_another_mount_are_hidden_too(
     backend: str, user: str, place: Path
