@@ -45,6 +45,7 @@ from daemon.workdir.prepare import LiveRoots
 from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
+from shared.log import is_disk_full
 from shared.mailbox import Nudge
 from shared.supervise import every, supervise
 
@@ -203,6 +204,7 @@ class Health:
             self.sync.problem if self.sync else "",
             self.client.problem if self.client else "",
             self.pool.held_back if self.pool else "",
+            "disk full: the log cannot be written" if is_disk_full() else "",
             *(self.sync.refusals if self.sync else ()),
         ]
         if any(problems):

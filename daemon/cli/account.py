@@ -12,7 +12,8 @@ import click
 
 from daemon.cli.api import Api, open_api
 from daemon.cli.errors import REFUSED, CliError
-from daemon.cli.output import notice, output_option, print_fields, print_json, print_table
+from daemon.cli.groups import Group
+from daemon.cli.output import ago, notice, output_option, print_fields, print_json, print_table
 from daemon.cli.settings import Settings
 from shared import __version__
 from shared.ids import PERSONAL_TOKEN, TOKEN_PREFIX_LENGTH
@@ -86,7 +87,7 @@ def _bare_api(settings: Settings, server_url: str, token: str) -> Api:
     return Api(server_url, token, timeout=settings.timeout, transport=settings.transport)
 
 
-@click.group()
+@click.group(cls=Group)
 def auth() -> None:
     """Show who is signed in, or sign out."""
 
@@ -140,7 +141,10 @@ _KINDS: Final = {"link": "browser (link)", "code": "browser (code)", "command_li
 @click.option("--end", "session_id", metavar="ID", help="End this session instead.")
 @click.pass_obj
 def sessions(settings: Settings, output: str, session_id: str | None) -> None:
-    """List where you are signed in, or end one session."""
+    """List where you are signed in, or end one session.
+
+    All at once end by `bullpen auth logout --everywhere`.
+    """
     with open_api(settings, workspace=False) as api:
         if session_id is not None:
             api.delete(f"/api/sessions/{quote(session_id, safe='')}")
@@ -150,14 +154,17 @@ def sessions(settings: Settings, output: str, session_id: str | None) -> None:
     if output == "json":
         print_json(told)
         return
+    if not told:
+        click.echo("No session is open: tokens sign in without one.")
+        return
     print_table(
         ("ID", "KIND", "LAST USED", "EXPIRES", "PROGRAM"),
         [
             (
                 each["id"],
-                _KINDS.get(each["kind"], each["kind"]),
-                each["last_used_at"],
-                each["expires_at"],
+                _KINDS.get(each["kind"], each["kind"]) + (", this one" if each["current"] else ""),
+                ago(each["last_used_at"]),
+                each["expires_at"][:10],
                 each["user_agent"],
             )
             for each in told
@@ -165,7 +172,7 @@ def sessions(settings: Settings, output: str, session_id: str | None) -> None:
     )
 
 
-@click.group()
+@click.group(cls=Group)
 def user() -> None:
     """Show your own profile."""
 

@@ -10,6 +10,7 @@ import click
 
 from daemon.cli.api import Api, open_api
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.names import Names
 from daemon.cli.output import (
     notice,
@@ -29,7 +30,7 @@ from daemon.cli.text import read_text, text_options
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-@click.group()
+@click.group(cls=Group)
 def agent() -> None:
     """Work with agents."""
 

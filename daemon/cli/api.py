@@ -134,8 +134,19 @@ class Api:
         response = self._patiently(method, lambda: self._once(method, path, query, body))
         return self._decode(response, method, path), response.headers
 
-    def _patiently(self, method: str, send: Callable[[], httpx.Response]) -> httpx.Response:
-        """Send; inside a task until the server has answered. Raises CliError."""
+    def _patiently(
+        self,
+        method: str,
+        send: Callable[[], httpx.Response],
+        *,
+        away: frozenset[int] = _AWAY,
+        is_strange: Callable[[httpx.Response], bool] | None = None,
+    ) -> httpx.Response:
+        """Send; inside a task until the server has answered. Raises CliError.
+
+        No answers are the states of `away`, and what `is_strange` takes for somebody else's.
+        """
+        is_strange = is_strange or _is_strangers
         waiting = _Waiting(self.server_url, self._patience)
         repeatable = method in _IDEMPOTENT
         while True:
@@ -144,9 +155,9 @@ class Api:
             most = math.inf
             try:
                 response = send()
-                strange = bool(self._patience) and _is_strangers(response)
-                away = response.status_code in _AWAY and not _is_upstreams(response)
-                if not (away or strange):
+                strange = bool(self._patience) and is_strange(response)
+                waited_out = response.status_code in away and not _is_upstreams(response)
+                if not (waited_out or strange):
                     return response
                 not_done = response.status_code in _NOT_DONE
                 not_done |= strange and 300 <= response.status_code < 500
@@ -203,27 +214,34 @@ class Api:
     def download(self, url: str) -> bytes:
         """The bytes behind an address; ours with the token, another's without. Raises CliError."""
         ours = url.startswith("/")
-        elsewhere = httpx.Client(timeout=self._timeout, transport=self._transport)
-        client = self._client if ours else elsewhere
-        try:
-            with (
-                elsewhere,
-                client.stream("GET", self.server_url + url if ours else url) as response,
-            ):
+        where = self.server_url + url if ours else url
+        data = bytearray()
+
+        def fetch() -> httpx.Response:
+            data.clear()
+            with client.stream("GET", where) as response:
                 if response.status_code != 200:
                     response.read()
-                    self._decode(response, "GET", url)
-                    raise CliError(f"unexpected answer (HTTP {response.status_code})")
-                data = bytearray()
+                    return response
                 for chunk in response.iter_bytes():
-                    data += chunk
+                    data.extend(chunk)
                     if len(data) > _BODY_LIMIT:
                         raise CliError(f"the file is larger than {_BODY_LIMIT // 2**20} MiB")
-                return bytes(data)
-        except httpx.TransportError as error:
-            raise self._unreachable(error, sent=False) from error
-        except (httpx.InvalidURL, httpx.DecodingError) as error:
-            raise CliError(f"{self.server_url} did not answer sensibly: {error}") from error
+                return response
+
+        with httpx.Client(timeout=self._timeout, transport=self._transport) as elsewhere:
+            client = self._client if ours else elsewhere
+            # Who keeps files for the server says 401 and means it, and a file may be any page.
+            response = self._patiently(
+                "GET",
+                fetch,
+                away=_AWAY if ours else _AWAY - {401},
+                is_strange=lambda got: ours and got.status_code != 200 and _is_strangers(got),
+            )
+        if response.status_code != 200:
+            self._decode(response, "GET", url)
+            raise CliError(f"unexpected answer (HTTP {response.status_code})")
+        return bytes(data)
 
     def _once(
         self, method: str, path: str, query: Mapping[str, Any] | None, body: Any

@@ -8,12 +8,13 @@ import click
 
 from daemon.cli.api import open_api, segment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import print_json
 from daemon.cli.refs import issue_id, need_id
 from daemon.cli.settings import Settings
 
 
-@click.group()
+@click.group(cls=Group)
 def attachment() -> None:
     """Work with attached files."""
 

@@ -8,6 +8,7 @@ import click
 
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import ABSENT, CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, given, print_json_or
 from daemon.cli.names import Names
 from daemon.cli.output import (
@@ -34,7 +35,7 @@ AUTOPILOTS = Named(
 _MODES = click.Choice(["create_issue", "run_only"])
 
 
-@click.group()
+@click.group(cls=Group)
 def autopilot() -> None:
     """Work with autopilots: work that starts by itself."""
 

@@ -9,6 +9,7 @@ import click
 
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, given, print_json_or
 from daemon.cli.output import ago, output_option, plain, print_json, print_table, shortener
 from daemon.cli.refs import agent_id
@@ -21,7 +22,7 @@ _LOOK_EVERY: Final = 1.0
 """Seconds between two looks for an answer."""
 
 
-@click.group()
+@click.group(cls=Group)
 def chat() -> None:
     """Talk with an agent in private."""
 

@@ -9,6 +9,7 @@ import click
 
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.names import Names
 from daemon.cli.output import ago, notice, output_option, print_json, print_table
 from daemon.cli.refs import issue_id, need_id
@@ -19,7 +20,7 @@ _NEXT: Final = "X-Multica-Next-Before"
 _NEXT_ID: Final = "X-Multica-Next-Before-Id"
 
 
-@click.group()
+@click.group(cls=Group)
 def comment() -> None:
     """Read and write an issue's comments."""
 

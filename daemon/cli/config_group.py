@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.settings import CONFIG_KEYS, Settings
 from shared.ids import TOKEN_PREFIX_LENGTH
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Show or change the settings file."""
 

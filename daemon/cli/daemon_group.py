@@ -26,6 +26,7 @@ import click
 from daemon.cli.allow_dir import allow_dir
 from daemon.cli.disk_usage import disk_usage
 from daemon.cli.errors import UNREACHABLE, CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import notice, output_option, print_fields, print_json
 from daemon.cli.service import Manager, ServiceError, find_manager
 from daemon.cli.settings import Settings
@@ -95,7 +96,7 @@ def _overrides(command: Decorated) -> Decorated:
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def daemon() -> None:
     """Run this machine's daemon: it fetches tasks and runs agents."""
 
@@ -242,10 +243,15 @@ def status(settings: Settings, output: str) -> None:
             ("Tasks", str(health.get("active_task_count", ""))),
             ("Service", health.get("service")),
             ("Stopping", "when no task is left" if health.get("draining") else ""),
-            ("Isolation", health.get("isolation_problem") or health.get("isolation")),
+            ("Isolation", _isolation(health)),
             ("Problem", health.get("problem")),
         ]
     )
+
+
+def _isolation(health: Mapping[str, Any]) -> str | None:
+    problem = health.get("isolation_problem")
+    return f"none: {problem}" if problem else health.get("isolation")
 
 
 @daemon.command()

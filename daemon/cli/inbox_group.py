@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from daemon.cli.api import open_api, segment
+from daemon.cli.groups import Group
 from daemon.cli.named import print_json_or
 from daemon.cli.names import Names
 from daemon.cli.output import ago, output_option, print_json, print_table, shortener
@@ -14,7 +15,7 @@ from daemon.cli.settings import Settings
 _PATH = "/api/inbox"
 
 
-@click.group()
+@click.group(cls=Group)
 def inbox() -> None:
     """Read what concerns you."""
 

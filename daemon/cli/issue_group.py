@@ -13,6 +13,7 @@ import click
 from daemon.cli.api import Api, open_api
 from daemon.cli.comment_group import comment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.metadata_group import metadata as metadata_group
 from daemon.cli.metadata_group import typed_value
 from daemon.cli.names import Names
@@ -46,7 +47,7 @@ CLOSED: Final = frozenset({"done", "cancelled"})
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d(T00:00:00(\.0+)?(Z|\+00:00))?")
 
 
-@click.group()
+@click.group(cls=Group)
 def issue() -> None:
     """Work with issues, their comments and their runs."""
 

@@ -6,6 +6,7 @@ import click
 
 from daemon.cli.api import open_api
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, add_basics, given
 from daemon.cli.output import output_option
 from daemon.cli.settings import Settings
@@ -13,7 +14,7 @@ from daemon.cli.settings import Settings
 LABELS = Named(what="label", path="/api/labels", key="labels", columns=("color",))
 
 
-@click.group()
+@click.group(cls=Group)
 def label() -> None:
     """Work with labels."""
 

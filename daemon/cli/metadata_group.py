@@ -10,12 +10,13 @@ import click
 
 from daemon.cli.api import Rejected, open_api, segment
 from daemon.cli.errors import ABSENT, CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import notice, output_option, print_json, print_table
 from daemon.cli.refs import issue_id
 from daemon.cli.settings import Settings
 
 
-@click.group()
+@click.group(cls=Group)
 def metadata() -> None:
     """Read and write an issue's metadata."""
 

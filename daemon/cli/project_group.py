@@ -13,6 +13,7 @@ from daemon.cli.allow_dir import allow
 from daemon.cli.api import open_api
 from daemon.cli.daemon_group import find_running
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, add_basics, given, print_json_or
 from daemon.cli.output import notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import need_id
@@ -31,7 +32,7 @@ PROJECTS = Named(
 _STATUSES = click.Choice(["planned", "in_progress", "paused", "completed", "cancelled"])
 
 
-@click.group()
+@click.group(cls=Group)
 def project() -> None:
     """Work with projects and their repositories and directories."""
 

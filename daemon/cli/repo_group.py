@@ -17,6 +17,7 @@ import click
 
 from daemon.cli.disk_usage import disk_settings
 from daemon.cli.errors import UNREACHABLE, CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import notice, output_option, plain, print_json, short
 from daemon.cli.settings import Settings
 from shared import times
@@ -28,7 +29,7 @@ PATIENCE: Final = 300.0
 """Seconds to wait for a checkout (spec 03 §30); the daemon goes on cloning after that."""
 
 
-@click.group()
+@click.group(cls=Group)
 def repo() -> None:
     """Check out repositories inside a task; see what was kept of agents' work."""
 

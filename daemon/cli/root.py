@@ -81,10 +81,21 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], COMMANDS, 1)
-            hint = f"; did you mean `bullpen {near[0]}`?" if near else ""
+            near = self._elsewhere(ctx, args[0]) or get_close_matches(args[0], COMMANDS, 1)
+            hint = "; did you mean " + " or ".join(f"`bullpen {n}`" for n in near) + "?"
+            hint = hint if near else ""
             ctx.fail(f"There is no command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
+
+    def _elsewhere(self, ctx: click.Context, name: str) -> list[str]:
+        """The command of that name in other groups, unless it is a word that many have."""
+        groups = ((group, self.get_command(ctx, group)) for group in COMMANDS)
+        found = [
+            f"{group} {name}"
+            for group, command in groups
+            if isinstance(command, click.Group) and name in command.commands
+        ]
+        return found if len(found) < 3 else []
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -9,13 +9,14 @@ import click
 
 from daemon.cli.api import Api, Rejected, open_api, segment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import ago, notice, output_option, print_json, print_table, shortener
 from daemon.cli.refs import Candidate, match_name, runtime_id, runtime_name
 from daemon.cli.settings import Settings
 from shared.ids import InvalidId, canonical_id
 
 
-@click.group()
+@click.group(cls=Group)
 def runtime() -> None:
     """Work with runtimes: one is one agent program on one machine."""
 

@@ -8,6 +8,7 @@ import click
 
 from daemon.cli.api import open_api
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, add_basics, given, print_json_or
 from daemon.cli.output import notice, output_option, print_json, print_table
 from daemon.cli.refs import need_id
@@ -17,7 +18,7 @@ from daemon.cli.text import read_text, text_options
 SKILLS = Named(what="skill", path="/api/skills", columns=("description",))
 
 
-@click.group()
+@click.group(cls=Group)
 def skill() -> None:
     """Work with skills: what agents are taught."""
 

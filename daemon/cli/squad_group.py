@@ -8,6 +8,7 @@ import click
 
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.named import Named, add_basics, given, print_json_or
 from daemon.cli.output import notice, output_option, print_json, print_table
 from daemon.cli.refs import agent_id, issue_id, need_id
@@ -18,7 +19,7 @@ SQUADS = Named(what="squad", path="/api/squads", columns=("member_count", "descr
 _TYPES = click.Choice(["agent", "member"])
 
 
-@click.group()
+@click.group(cls=Group)
 def squad() -> None:
     """Work with squads: a leader agent and members."""
 

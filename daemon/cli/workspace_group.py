@@ -8,6 +8,7 @@ import click
 
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import CliError
+from daemon.cli.groups import Group
 from daemon.cli.output import (
     notice,
     output_option,
@@ -20,7 +21,7 @@ from daemon.cli.refs import find_workspace, try_id
 from daemon.cli.settings import Settings
 
 
-@click.group()
+@click.group(cls=Group)
 def workspace() -> None:
     """Work with workspaces."""
 

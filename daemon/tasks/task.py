@@ -38,6 +38,7 @@ from daemon.tasks.environment import build_environment, make_launcher, secrets_o
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
 from daemon.tasks.paths import PathLocks, enter_local_directory
+from daemon.tasks.preparing import get_ready
 from daemon.tasks.trouble import Stays, patiently
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
@@ -52,10 +53,8 @@ from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
     choose,
-    giving_back,
     keep_whole,
     places,
-    prepare,
     short_path,
     write_brief,
 )
@@ -376,14 +375,20 @@ class _TaskRun:
                 locks=runner.paths,
                 slot=self._job.slot,
                 env=runner.env,
+                say=partial(self._progress, step=1),
             )
             self._task = task = await runner.bundles.fill(self._job.runtime.id, self._task)
             chosen = await self._choose(local)
-            records = runner.config.home.borrowed
-            lending = threads.in_threads(giving_back(chosen, task.id, records))
-            chosen = await place.enter_async_context(lending)
-            preparing = partial(prepare, task, self._kind, self._provider, chosen, runner.env)
-            chosen = await threads.in_thread(preparing)
+            chosen = await get_ready(
+                place,
+                task,
+                self._kind,
+                self._provider,
+                chosen,
+                records=runner.config.home.borrowed,
+                env=runner.env,
+                say=partial(self._progress, step=1),
+            )
             noted = noting(chosen.layout.env_root, task, local_directory=local is not None)
             await self._guards.enter_async_context(threads.in_threads(noted))
             if self._provider == "openclaw":

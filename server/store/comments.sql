@@ -113,6 +113,18 @@ where id = $1
 returning *, content as shown;
 
 -- name: delete_comment
+-- With the replies below it. Files stay with the issue that somebody else than a comment's author
+-- uploaded: carrying a file in a comment gives no right to delete it.
+with recursive below as (
+    select id from comment where id = $1
+    union
+    select c.id from comment c join below b on c.parent_id = b.id
+), kept as (
+    update attachment f set comment_id = null, issue_id = coalesce(f.issue_id, c.issue_id)
+    from comment c
+    where f.comment_id = c.id and c.id in (select id from below)
+      and (f.uploader_type, f.uploader_id) is distinct from (c.author_type, c.author_id)
+)
 delete from comment where id = $1;
 
 -- name: resolve_comment

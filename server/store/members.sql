@@ -67,7 +67,8 @@ select exists (select from member m join app_user u on u.id = m.user_id
 
 -- name: list_invitations
 -- Pending ones. $1 workspace or null, $2 user or null, $3 their address or null, $4 one or null
-select i.*, inviter.name as inviter_name, inviter.email as inviter_email, w.name as workspace_name
+select i.*, inviter.name as inviter_name, inviter.email as inviter_email, w.name as workspace_name,
+       w.slug as workspace_slug
 from workspace_invitation i
 join workspace w on w.id = i.workspace_id
 left join app_user inviter on inviter.id = i.inviter_id

@@ -250,7 +250,12 @@ async def join(request: Request, actor: auth.Actor) -> Member:
 
 async def decline(request: Request) -> Response:
     """POST /api/invitations/{id}/decline."""
-    actor = await auth.human(request)
+    await refuse(request, await auth.human(request))
+    return nothing()
+
+
+async def refuse(request: Request, actor: auth.Actor) -> None:
+    """Decline the invitation of the path's id. Raises NotFound, Forbidden, Invalid."""
     invitation_id = path_id(request, "id", "invitation id")
 
     async def unit(conn: Connection) -> tuple[None, _Told]:
@@ -266,7 +271,6 @@ async def decline(request: Request) -> Response:
         return None, (told,)
 
     await write(request, unit)
-    return nothing()
 
 
 async def _mine(conn: Connection, actor: auth.Actor, invitation_id: str) -> Record:

@@ -25,7 +25,6 @@ from server.rights_map import ROUTES
 from server.web import (
     address,
     agent_env_api,
-    answers,
     attachments_api,
     autopilots_api,
     chat_api,
@@ -59,6 +58,7 @@ from server.web import (
     work_api,
 )
 from server.web.context import Services
+from server.web.pages import refusals
 from server.web.security import security_policy
 
 log = structlog.get_logger(__name__)
@@ -139,7 +139,7 @@ def _table() -> list[BaseRoute]:
 def make_app(services: Services) -> ASGIApp:
     """The application that serves every route of this server."""
     table = _table()
-    app = Starlette(routes=table, exception_handlers=dict(answers.HANDLERS))
+    app = Starlette(routes=table, exception_handlers=dict(refusals.HANDLERS))
     app.router.redirect_slashes = False
     app.state.services = services
     app.state.rights = _rights(table)

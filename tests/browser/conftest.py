@@ -9,6 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
+from tests.browser.guest import Guest, open_guest
 from tests.browser.machine import Machine
 from tests.support.bullpen import Bullpen, start_up
 from tests.support.chromium import open_browser
@@ -39,6 +40,12 @@ def api(bullpen: Bullpen) -> Iterator[httpx.Client]:
 def base(bullpen: Bullpen) -> str:
     """The workspace's address: `<origin>/<slug>`."""
     return f"{bullpen.told['url']}/bullpen"
+
+
+@pytest.fixture(scope="session")
+def guest(bullpen: Bullpen) -> Iterator[Guest]:
+    with open_guest(bullpen) as invited:
+        yield invited
 
 
 @pytest.fixture(scope="session")

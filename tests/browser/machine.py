@@ -18,6 +18,8 @@ class Machine:
         *,
         name: str = "studio",
         provider: str = "claude",
+        isolation: str = "bubblewrap",
+        problem: str = "",
     ) -> None:
         self.api = api
         self._register = {
@@ -25,6 +27,8 @@ class Machine:
             "daemon_id": f"machine-{name}",
             "device_name": name,
             "cli_version": "0.1.0",
+            "isolation": isolation,
+            "isolation_problem": problem,
             "runtimes": [{"name": f"{provider} ({name})", "type": provider, "version": "2.1.0"}],
         }
         self.runtime_id = ""

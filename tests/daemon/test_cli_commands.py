@@ -503,6 +503,18 @@ def test_tables_cannot_be_used_to_write_to_the_terminal(bench: Bench) -> None:
     assert "--offset 50" in err
 
 
+def test_a_hostile_server_cannot_write_to_the_terminal(bench: Bench) -> None:
+    """Neither by a notice nor by JSON, whose own rules let the C1 controls pass."""
+    evil = {**AN_ISSUE, "identifier": "\x1b]0;pwn\x07\x9b2J", "title": "\x9b31m\x7f"}
+    bench.respond = lambda request: httpx.Response(200, json=evil)
+    for output in ("table", "json"):
+        words = ("issue", "create", "--title", "x", "--output", output)
+        code, out, err = bench.run(*words)
+        assert code == 0
+        assert not {"\x1b", "\x07", "\x7f", "\x9b"} & set(out + err)
+    assert json.loads(out)["title"] == evil["title"]
+
+
 def test_json_list_says_how_much_there_is(bench: Bench) -> None:
     out = bench.run("issue", "list", "--output", "json", "--metadata", "pr=7")[1]
     told = json.loads(out)

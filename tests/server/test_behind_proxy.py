@@ -56,7 +56,7 @@ async def test_every_address_of_a_page_is_below_the_root_path() -> None:
         )
         for path in (
             "", f"/{world.slug}/issues", f"/{world.slug}/issues/{issue.id}",
-            f"/{world.slug}/agents", f"/{world.slug}/runtimes", "/auth/sessions", f"/{world.slug}/issues/NO-99",
+            f"/{world.slug}/agents", f"/{world.slug}/runtimes", "/auth/sessions", "/workspaces/new", f"/{world.slug}/issues/NO-99",
         ):  # fmt: skip
             page = await client.get(f"{proxy.url}{path or '/'}", follow_redirects=True)
             assert f'data-root="{ROOT}"' in page.text, path

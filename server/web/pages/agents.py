@@ -32,17 +32,28 @@ class Row:
     provider: str
     state: str
     word: str
+    left_behind: bool
+    """Whether its machine changed hands and does not work for it any more."""
     working: list[Work]
 
 
-def row(agent: Agent, person: view.Person, runs: list[store.ActiveRun], prefix: str) -> Row:
-    """Say what an agent is doing: its runs first, then whether its machine is there."""
+def row(
+    agent: Agent,
+    person: view.Person,
+    runs: list[store.ActiveRun],
+    prefix: str,
+    *,
+    left_behind: bool = False,
+) -> Row:
+    """Say what an agent is doing: its runs first, then whether its machine works for it."""
     mine = [run for run in runs if run.agent_id == agent.id]
     busy = [run for run in mine if run.status in wire.IN_FLIGHT]
     if agent.archived_at:
         state, word = "archived", "Archived"
     elif busy:
         state, word = "running", "Working"
+    elif left_behind:
+        state, word = "offline", "Needs another machine"
     elif not person.online:
         state, word = "offline", "Machine offline"
     elif mine:
@@ -60,6 +71,7 @@ def row(agent: Agent, person: view.Person, runs: list[store.ActiveRun], prefix: 
         provider=person.provider or "no program",
         state=state,
         word=word,
+        left_behind=left_behind,
         working=working,
     )
 
@@ -71,7 +83,13 @@ async def agents(request: Request) -> Response:
     async def read(conn: Connection, visit: shell.Visit) -> Mapping[str, Any]:
         runs = await store.active_runs(conn, visit.workspace.id)
         rows = [
-            row(agent, person, runs, visit.workspace.issue_prefix)
+            row(
+                agent,
+                person,
+                runs,
+                visit.workspace.issue_prefix,
+                left_behind=agent.id in visit.people.left_behind,
+            )
             for agent, person in zip(visit.agents, visit.people.agents, strict=True)
         ]
         return {

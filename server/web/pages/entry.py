@@ -7,6 +7,7 @@ that first and comes back.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server.errors import DomainError, Forbidden
+from server.errors import DomainError, Forbidden, Invalid
+from server.store.queries import Record
 from server.web import answers, auth, members_api, team_api
 from server.web.context import services
 from server.web.fields import Fields
@@ -32,7 +34,7 @@ async def onboarding(_: Request) -> Response:
 
 
 async def new_workspace(request: Request) -> Response:
-    """GET and POST /workspaces/new: a form, and what comes of it."""
+    """GET and POST /workspaces/new: a form, what comes of it, and the caller's invitations."""
     form = await form_of(request) if request.method == "POST" else {}
     try:
         actor = await auth.human(request, proof=form.get("proof") if form else None)
@@ -40,40 +42,46 @@ async def new_workspace(request: Request) -> Response:
         return _sign_in_first(request)
     problem: DomainError | None = None
     name = form.get("name", "").strip()
-    slug = form.get("slug", "").strip() or _APART.sub("-", name.lower()).strip("-")[:_LONGEST_SLUG]
+    slug = form.get("slug", "").strip() or _slug(name)
     if form:
         try:
+            if name and not slug:
+                raise Invalid(
+                    "no address can be made of this name; give the name in addresses, too"
+                )
             body = Fields({"name": name, "slug": slug})
             made = await team_api.make_workspace(request, actor.user_id, body)
         except DomainError as error:
             problem = error
         else:
             return RedirectResponse(f"/{made.slug}/issues", 303)
-    return _page(request, "workspace_new.html", problem, name=name, slug=slug)
+    slug = form.get("slug", "").strip()  # not what was made of a name that is about to change
+    return _page(
+        request, "workspace_new.html", problem, name=name, slug=slug, email=actor.email,
+        invitations=await _invitations(request, actor),
+    )  # fmt: skip
 
 
 async def invitation(request: Request) -> Response:
-    """GET and POST /invite/{id}: what one is invited to, and joining it."""
+    """GET and POST /invite/{id}: what one is invited to; joining it, or not."""
     invitation_id = path_id(request, "id", "invitation id")
     form = await form_of(request) if request.method == "POST" else {}
     try:
         actor = await auth.human(request, proof=form.get("proof") if form else None)
     except DomainError:
         return _sign_in_first(request)
+    rows = await _invitations(request, actor, invitation_id)
     problem: DomainError | None = None
-    if form:
+    if form and rows:
         try:
+            if form.get("answer") == "decline":
+                await members_api.refuse(request, actor)
+                return RedirectResponse("/", 303)
             await members_api.join(request, actor)
         except DomainError as error:
             problem = error
         else:
-            return RedirectResponse("/", 303)
-    database = services(request).database
-    rows = await database.read(
-        lambda conn: conn.fetch(
-            members_api.SQL.list_invitations, None, actor.user_id, actor.email, invitation_id
-        )
-    )
+            return RedirectResponse(f"/{rows[0]['workspace_slug']}/issues", 303)
     if not rows or rows[0]["status"] != "pending":
         return shell.problem(
             "No such invitation",
@@ -81,6 +89,23 @@ async def invitation(request: Request) -> Response:
             404,
         )
     return _page(request, "invite.html", problem, invitation=rows[0])
+
+
+def _slug(name: str) -> str:
+    """What a name is in addresses; "" when nothing of it can be."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return _APART.sub("-", plain).strip("-")[:_LONGEST_SLUG].rstrip("-")
+
+
+async def _invitations(
+    request: Request, actor: auth.Actor, only: str | None = None
+) -> list[Record]:
+    """The caller's pending invitations, or the one named, whatever became of it."""
+    return await services(request).database.read(
+        lambda conn: conn.fetch(
+            members_api.SQL.list_invitations, None, actor.user_id, actor.email, only
+        )
+    )
 
 
 def _page(request: Request, template: str, problem: DomainError | None, **values: Any) -> Response:

@@ -44,7 +44,7 @@ otherwise sign a browser in as somebody else."""
 
 
 async def home(request: Request) -> Response:
-    """GET /: the board of the caller's first workspace."""
+    """GET /: the board of the caller's first workspace, or the way to one."""
     try:
         actor = await auth.human(request)
     except DomainError:
@@ -56,11 +56,7 @@ async def home(request: Request) -> Response:
 
     slug = await services(request).database.read(unit)
     if slug is None:
-        return shell.problem(
-            "No workspace yet",
-            "Nobody has added you to a workspace. Ask its owner to, or make one at /workspaces/new.",
-            200,
-        )
+        return RedirectResponse("/workspaces/new", 303)
     return RedirectResponse(f"/{slug}/issues", 303)
 
 

@@ -21,6 +21,8 @@ class Row:
     version: str
     problem: str
     agents: list[view.Person]
+    left_behind: str
+    """Names of agents it does not work for since the machine changed hands, or ""."""
 
 
 @attrs.frozen(kw_only=True)
@@ -28,6 +30,8 @@ class Machine:
     key: str
     name: str
     version: str
+    owner: view.Person | None
+    """Whose machine it is."""
     exposed: str
     """Why its agents are not isolated, in one sentence, or ""."""
     runtimes: list[Row]
@@ -51,6 +55,7 @@ def machines(visit: shell.Visit) -> list[Machine]:
                 or runtimes[0].metadata.get("cli_version")
                 or ""
             ),
+            owner=visit.people.find("member", runtimes[0].owner_id),
             exposed=str(runtimes[0].metadata.get("isolation_problem") or ""),
             runtimes=[_row(runtime, visit) for runtime in runtimes],
         )
@@ -61,15 +66,18 @@ def machines(visit: shell.Visit) -> list[Machine]:
 
 def _row(runtime: Runtime, visit: shell.Visit) -> Row:
     failed = runtime.metadata.get("runtime_profile_registration_error")
+    here = [
+        person
+        for agent, person in zip(visit.agents, visit.people.agents, strict=True)
+        if agent.runtime_id == runtime.id and not person.archived
+    ]
+    left = [person.name for person in here if person.id in visit.people.left_behind]
     return Row(
         runtime=runtime,
         version=str(runtime.metadata.get("version") or ""),
         problem=str(runtime.metadata.get("runtime_profile_failure_reason")) if failed else "",
-        agents=[
-            person
-            for agent, person in zip(visit.agents, visit.people.agents, strict=True)
-            if agent.runtime_id == runtime.id and not person.archived
-        ],
+        agents=here,
+        left_behind=", ".join(left),
     )
 
 

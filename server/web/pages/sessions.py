@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from urllib.parse import parse_qs
+from typing import Any, Final
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -13,17 +15,64 @@ from starlette.routing import BaseRoute, Route
 from server.errors import DomainError
 from server.store import sessions
 from server.store.queries import Connection
-from server.web import auth, body
+from server.web import auth
 from server.web.context import services
 from server.web.pages import shell
+from server.web.pages.login import form_of
 from server.web.session_api import end, shown
 from shared.ids import InvalidId, canonical_id
 
-KINDS = {
-    "link": "Browser, by a link",
-    "code": "Browser, by a code",
-    "command_line": "Command line",
-}
+_KINDS: Final = {"link": "by a link", "code": "by a code", "command_line": "a command line"}
+
+_BROWSERS: Final = (
+    (r"Edg(?:e|A|iOS)?/", "Edge"),
+    (r"OPR/", "Opera"),
+    (r"Firefox/|FxiOS/", "Firefox"),
+    (r"Chrom(?:e|ium)/|CriOS/", "Chrome"),
+    (r"Version/.*Safari/", "Safari"),
+)
+"""The first that fits: each but Firefox also claims to be those below it."""
+
+_SYSTEMS: Final = (
+    (r"Android", "Android"),
+    (r"iPhone", "iPhone"),
+    (r"iPad", "iPad"),
+    (r"Windows", "Windows"),
+    (r"Mac OS X|Macintosh", "macOS"),
+    (r"CrOS", "ChromeOS"),
+    (r"Linux|X11", "Linux"),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """A session (`session_api.shown`) and the words for it."""
+
+    session: dict[str, Any]
+    device: str
+    kind: str
+
+
+def device(user_agent: str) -> str:
+    """Say in a few words what a program called itself: "Firefox on Windows"."""
+
+    def first(names: tuple[tuple[str, str], ...]) -> str:
+        return next((name for pattern, name in names if re.search(pattern, user_agent)), "")
+
+    browser, system = first(_BROWSERS), first(_SYSTEMS)
+    if browser and system:
+        return f"{browser} on {system}"
+    if browser or not user_agent:
+        return browser or "A program without a name"
+    return user_agent[:60]
+
+
+def _row(session: dict[str, Any]) -> Row:
+    return Row(
+        session=session,
+        device=device(session["user_agent"]),
+        kind=_KINDS.get(session["kind"], session["kind"]),
+    )
 
 
 async def show(request: Request) -> Response:
@@ -36,16 +85,14 @@ async def show(request: Request) -> Response:
     return shell.page(
         "sessions.html",
         page="login",
-        sessions=[shown(row, actor) for row in rows],
-        kinds=KINDS,
+        rows=[_row(shown(row, actor)) for row in rows],
         proof=auth.mint_csrf(request.cookies.get(auth.AUTH_COOKIE, "")),
     )
 
 
 async def sign_out(request: Request) -> Response:
     """POST /auth/sessions: end the session named in the form, or all of them."""
-    sent = parse_qs((await body.read(request)).decode("utf-8", "replace"), max_num_fields=5)
-    form = {name: values[0] for name, values in sent.items()}
+    form = await form_of(request)
     try:
         actor = await auth.human(request, proof=form.get("proof", ""))
     except DomainError:
