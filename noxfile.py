@@ -6,6 +6,8 @@ Sessions run in the environment `./dev` made; `matrix` builds one per Python ver
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 import nox
 
@@ -42,7 +44,12 @@ WORKERS = {
 
 
 def _pytest(session: nox.Session, tier: str, *args: str) -> None:
-    session.run("python", "-m", "pytest", "-q", *_chosen(session, tier), *args, *session.posargs)
+    chosen = _chosen(session, tier)
+    # Another run of pytest would close the directory they share to the user of the test's Postgres.
+    with tempfile.TemporaryDirectory(prefix=f"bullpen-{tier}-", ignore_cleanup_errors=True) as own:
+        Path(own).chmod(0o755)
+        place = f"--basetemp={own}/tmp"
+        session.run("python", "-m", "pytest", "-q", *chosen, place, *args, *session.posargs)
 
 
 def _chosen(session: nox.Session, tier: str) -> list[str]:

@@ -170,6 +170,18 @@ GO_ON: Final = words(TASK, {400: ("go on with task:",)})
 MESSAGES: Final = words(TASK, {400: ("invalid since parameter",)})
 SESSION: Final = words(TASK, {400: ("session_id or work_dir required",)})
 COMPLETE: Final = words(TASK, {400: ("complete task:",)})
+CANCEL_ACK: Final = words(TASK, {400: ("task is not cancelled",)})
+RUNTIME_USAGE: Final = words(
+    RUNTIME,
+    {
+        400: (
+            "entries may have",
+            "invalid date",
+            "provider and model are required",
+            "token counts must",
+        )
+    },
+)
 FAIL: Final = words(TASK, {400: ("fail task:",)})
 GC_CHECK: Final[Mapping[str, Words]] = {
     "issues": {400: ("invalid issue_id",), 404: ("issue not found",)},
@@ -193,6 +205,11 @@ def error_of(call: str, status: int, body: bytes, known: Words, *, location: str
     if any(_begins(said, phrase) for phrase in words(_ANY, known).get(status, ())):
         return Rejected(call, status, said)
     return Foreign(call, status, f"not what this call is refused with: {said[:_SHOWN]}")
+
+
+def is_refusal(status: int | None, body: bytes | None) -> bool:
+    """Whether a websocket's upgrade was refused by the server itself, and not by who stands for it."""
+    return status is not None and status < 500 and _envelope(body or b"") is not None
 
 
 def _envelope(body: bytes) -> str | None:

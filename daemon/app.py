@@ -37,6 +37,7 @@ from daemon.services import Services, make_services
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool, open_pool
 from daemon.upkeep.disk import keep_disk_watched
+from daemon.upkeep.local_usage import run_local_usage
 from daemon.upkeep.reclaim import run_reclaim
 from daemon.upkeep.renewal import run_renewal
 from daemon.upkeep.update import Successor, Updater, Updates
@@ -45,6 +46,7 @@ from daemon.workdir.prepare import LiveRoots
 from daemon.workspaces.programs import AskVersion, no_version
 from daemon.workspaces.sync import Discover, Sync
 from shared import __version__
+from shared.log import is_disk_full
 from shared.mailbox import Nudge
 from shared.supervise import every, supervise
 
@@ -203,6 +205,7 @@ class Health:
             self.sync.problem if self.sync else "",
             self.client.problem if self.client else "",
             self.pool.held_back if self.pool else "",
+            "disk full: the log cannot be written" if is_disk_full() else "",
             *(self.sync.refusals if self.sync else ()),
         ]
         if any(problems):
@@ -381,6 +384,7 @@ async def _start(
     presence.start_soon(_bear, "updates", updater.run)
     presence.start_soon(_bear, "backlog", services.backlog.run)
     presence.start_soon(_bear, "disk", partial(keep_disk_watched, services))
+    presence.start_soon(_bear, "local usage", partial(run_local_usage, services))
     presence.start_soon(_bear, "actions", services.actions.run)
     wakeups = partial(run_wakeups, services, connect=parts.connect)
     presence.start_soon(_bear, "wakeups", wakeups)

@@ -25,10 +25,12 @@ from daemon.answers import SIGN_IN, ApiError, Foreign, Rejected, Shape, Transien
 from daemon.config import Config
 from daemon.runtimes.offers import Offers
 from shared import __version__, codec
+from shared.mailbox import Nudge
 from shared.wire.runtime import (
     REPOSITORY_ACCESS,
     SKILL_BUNDLES,
     Beat,
+    DayUsage,
     DeregisterRequest,
     HeartbeatRequest,
     ProfilesReply,
@@ -36,6 +38,7 @@ from shared.wire.runtime import (
     RegisterRequest,
     ReposReply,
     RuntimeProfile,
+    UsageReport,
     Workspace,
 )
 from shared.wire.task import (
@@ -125,13 +128,18 @@ class Renewal:
 
 
 class Client:
-    """The endpoints of spec 01 §3. Every method raises Transient or Rejected, and nothing else."""
+    """The endpoints of spec 01 §3. Every method raises Transient or Rejected, and nothing else.
+
+    `back` is nudged by the first call that is answered after one that was not.
+    """
 
     def __init__(self, control: httpx.AsyncClient, bulk: httpx.AsyncClient) -> None:
         self._control = control
         self._bulk = bulk
         self._bulk_limit = trio.CapacityLimiter(_BULK_CALLS)
         self.offers = Offers()
+        self.back = Nudge()
+        self._away = False  # whether the last call was not answered by the server
         self._stranger: tuple[float, str, str] | None = None  # when, which call, what it said
 
     @property
@@ -306,6 +314,15 @@ class Client:
         request = UsageRequest(usage=list(usage))
         await self._tell(_task(task_id, "usage"), request, answers.TASK)
 
+    async def acknowledge_cancel(self, task_id: str) -> None:
+        """Say that the agent of a cancelled task has stopped (ours, `MACHINE_REPORTS`)."""
+        await self._tell(_task(task_id, "cancel-ack"), {}, answers.CANCEL_ACK, bulk=False)
+
+    async def runtime_usage(self, runtime_id: str, entries: Sequence[DayUsage]) -> None:
+        """Replace what is known of the days and models named (ours, `MACHINE_REPORTS`)."""
+        path = f"/api/daemon/runtimes/{runtime_id}/usage"
+        await self._tell(path, UsageReport(entries=list(entries)), answers.RUNTIME_USAGE)
+
     async def complete(self, task_id: str, request: CompleteRequest) -> Task:
         """Report success. Answers the row as it is now: a wrong state is not an error."""
         return await self._row(task_id, "complete", request, answers.COMPLETE, bulk=True)
@@ -379,6 +396,32 @@ class Client:
         self._stranger = (trio.current_time(), error.call, str(error))
 
     async def _call(
+        self,
+        method: str,
+        path: str,
+        request: Any,
+        known: Words,
+        *,
+        deadline: float,
+        bulk: bool,
+    ) -> httpx.Response:
+        try:
+            answer = await self._ask(method, path, request, known, deadline=deadline, bulk=bulk)
+        except Transient:
+            self._away = True
+            raise
+        except Rejected:
+            self._answered()
+            raise
+        self._answered()
+        return answer
+
+    def _answered(self) -> None:
+        if self._away:
+            self._away = False
+            self.back.nudge()
+
+    async def _ask(
         self,
         method: str,
         path: str,

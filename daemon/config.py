@@ -82,7 +82,8 @@ class ConfigError(Exception):
 class Config:
     """Everything the daemon was told. Durations are seconds; 0 means "no limit" where allowed.
 
-    `min_free_disk` is in bytes; with less, no new task is claimed.
+    `min_free_disk` is in bytes; with less, no new task is claimed. `local_usage` lets the server be
+    told what agent programs use here beside tasks.
 
     `parent_pid` is the process whose end ends the daemon too; 0 for none. `service` names the
     service manager that started it. `runtime_name` stands in runtimes' names in place of the
@@ -125,6 +126,7 @@ class Config:
     auto_update_interval: float = 21600.0
     shutdown_grace: float = 10.0
     min_free_disk: int = 200 * 1024**2
+    local_usage: bool = True
     gc_enabled: bool = True
     gc_interval: float = 3600.0
     gc_ttl: float = 86400.0
@@ -263,6 +265,7 @@ def load_config(
         auto_update_interval=read.value("BULLPEN_DAEMON_AUTO_UPDATE_INTERVAL", _some_time, 21600.0),
         shutdown_grace=read.value("BULLPEN_DAEMON_SHUTDOWN_GRACE", _time, 10.0),
         min_free_disk=read.value("BULLPEN_MIN_FREE_DISK", parse_size, 200 * 1024**2),
+        local_usage=read.value("BULLPEN_LOCAL_USAGE", _switch, True),
         log_level=read.value("BULLPEN_LOG_LEVEL", _level, read.value("LOG_LEVEL", _level, "info")),
         parent_pid=read.value("BULLPEN_PARENT_PID", _whole, 0),
     )

@@ -322,7 +322,9 @@ def hold_home(home: Home) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise AlreadyRunning(f"a daemon is already running for {home.root}") from error
+                raise AlreadyRunning(
+                    f"a daemon is already running for {home.root}; end it first: bullpen daemon stop"
+                ) from error
         yield
 
 

@@ -9,15 +9,16 @@ cancelled.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import attrs
 import structlog
-import trio
 
+from daemon import threads
 from daemon.config import Config, ConfigError
-from shared.home import gather_secrets
+from shared.home import Home, gather_secrets
 from shared.supervise import every
 
 log = structlog.get_logger(__name__)
@@ -82,19 +83,17 @@ def plan_change(now: Config, wanted: Config) -> Change:
 
 async def run_reload(now: Config, load: Load, adopt: Callable[[Config], None]) -> None:
     """Look at the config file for ever; `adopt` is called with each configuration to use."""
-    file, current = now.home.config_file, now
-    seen = _look_of(file)
+    current = now
+    seen = await threads.in_thread(partial(_look_of, now.home.config_file))
 
     async def look() -> None:
         nonlocal current, seen
-        await trio.lowlevel.checkpoint()
-        gather_secrets(now.home)
-        found = _look_of(file)
+        found = await threads.in_thread(partial(_look_at, now.home))
         if found == seen:
             return
         seen = found
         try:
-            change = plan_change(current, load())
+            change = plan_change(current, await threads.in_thread(load))
         except ConfigError as error:
             log.warning("the config file cannot be used; nothing changes", error=str(error))
             return
@@ -106,6 +105,11 @@ async def run_reload(now: Config, load: Load, adopt: Callable[[Config], None]) -
             adopt(current)
 
     await every(LOOK, look)
+
+
+def _look_at(home: Home) -> tuple[int, int, int] | None:
+    gather_secrets(home)
+    return _look_of(home.config_file)
 
 
 def _look_of(file: Path) -> tuple[int, int, int] | None:

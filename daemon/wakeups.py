@@ -14,12 +14,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import attrs
 import structlog
 import trio
 import trio_websocket
 
+from daemon import answers
 from daemon.client import identity_headers
 from shared import codec
+from shared.mailbox import Nudge
 from shared.supervise import Backoff
 from shared.wire import frame
 from shared.wire.runtime import BEAT_MANY, Beat
@@ -32,6 +35,10 @@ log = structlog.get_logger(__name__)
 HANDSHAKE: Final = 10.0
 """Seconds to connect and upgrade (spec 03 §11). Ours, round the whole of it: the library's own leaves
 its reader waiting for a peer that took the connection and says nothing."""
+
+ANOTHER: Final = 3.0
+"""Seconds after which a second handshake is begun beside one that stalls. The first to succeed counts:
+a server that is slow may take its time, one that came back is not waited for."""
 
 WRITE: Final = 10.0
 """Seconds a beat may wait for a peer that does not read."""
@@ -53,6 +60,9 @@ HEALTHY: Final = 60.0
 
 BACKOFF: Final = Backoff(first=1.0, limit=4.0, jitter=0.2)
 """Up to 5 s: who waits for a server to come back waits no longer than that once it is back."""
+
+SHORTEST: Final = 0.1
+"""Seconds between any two connections."""
 
 REFUSED: Final = Backoff(first=1.0, limit=30.0, jitter=0.2)
 """After a refusal, which is the answer of a server that is there."""
@@ -84,16 +94,56 @@ Connect = Callable[[str, Headers], AbstractAsyncContextManager[Socket]]
 async def connect(url: str, headers: Headers) -> AsyncIterator[Socket]:
     """Open a websocket over the network, every limit set. Raises TooSlowError, or a group.
 
-    The stream and the library's reader are ours, so that nothing of them outlives the block, or a
+    The streams and the library's readers are ours, so that nothing of them outlives the block, or a
     handshake that takes too long.
     """
-    deadline = trio.current_time() + HANDSHAKE
-    with trio.fail_at(deadline):
+    async with trio.open_nursery() as handshakes:
+        race = _Race()
+        handshakes.start_soon(_begin_handshakes, race, url, headers)
+        with trio.fail_after(HANDSHAKE):
+            await race.over.wait()
+        assert race.won is not None
+        try:
+            yield race.won
+        finally:
+            with trio.move_on_after(CLOSE, shield=True):
+                await race.won.aclose()
+            handshakes.cancel_scope.cancel(reason="websocket closed")
+
+
+@attrs.define
+class _Race:
+    """Handshakes with one server; the first to end well cancels the others."""
+
+    won: trio_websocket.WebSocketConnection | None = None
+    over: trio.Event = attrs.field(factory=trio.Event)
+    scopes: list[trio.CancelScope] = attrs.field(factory=list)
+
+    def win(self, socket: trio_websocket.WebSocketConnection, own: trio.CancelScope) -> None:
+        self.won = socket
+        self.over.set()
+        for scope in self.scopes:
+            if scope is not own:
+                scope.cancel(reason="another handshake was faster")
+
+
+async def _begin_handshakes(race: _Race, url: str, headers: Headers) -> None:
+    """Begin a handshake, and another beside it for as long as none has ended well."""
+    async with trio.open_nursery() as handshakes:
+        while race.won is None:
+            handshakes.start_soon(_shake_hands, race, url, headers)
+            with trio.move_on_after(ANOTHER):
+                await race.over.wait()
+
+
+async def _shake_hands(race: _Race, url: str, headers: Headers) -> None:
+    """Do one handshake; if it is the first that ends well, keep its connection until cancelled."""
+    parts = urlsplit(url)
+    with trio.CancelScope() as own:
+        race.scopes.append(own)
         stream = await _open_stream(url)
-    try:
-        async with trio.open_nursery() as reader:
-            parts = urlsplit(url)
-            with trio.fail_at(deadline):
+        try:
+            async with trio.open_nursery() as reader:
                 socket = await trio_websocket.wrap_client_stream(
                     reader,
                     stream,
@@ -102,14 +152,12 @@ async def connect(url: str, headers: Headers) -> AsyncIterator[Socket]:
                     extra_headers=headers,
                     max_message_size=LONGEST_FRAME,
                 )
-            try:
-                yield socket
-            finally:
-                with trio.move_on_after(CLOSE, shield=True):
-                    await socket.aclose()
-                reader.cancel_scope.cancel(reason="websocket closed")
-    finally:
-        await trio.aclose_forcefully(stream)
+                if race.won is None:
+                    race.win(socket, own)
+                    await trio.sleep_forever()
+                reader.cancel_scope.cancel(reason="another handshake was faster")
+        finally:
+            await trio.aclose_forcefully(stream)
 
 
 async def _open_stream(url: str) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
@@ -142,6 +190,7 @@ async def run_wakeups(services: Services, *, connect: Connect = connect) -> None
             await changed.wait(NO_RUNTIMES)
             continue
         connection = _Connection(services, ids)
+        began = trio.current_time()
         try:
             await connection.run(connect)
         except* _ENDS as group:
@@ -153,8 +202,28 @@ async def run_wakeups(services: Services, *, connect: Connect = connect) -> None
             continue
         failures = 1 if connection.age() >= HEALTHY else failures + 1
         backoff = REFUSED if connection.refused else BACKOFF
-        if await changed.wait(backoff.wait(failures)):
+        now = trio.current_time()
+        since = now if connection.opened else began  # a handshake that stalled has waited already
+        if await _next_turn(services, max(since + backoff.wait(failures), now + SHORTEST)):
             failures = 0
+
+
+async def _next_turn(services: Services, due: float) -> bool:
+    """Wait until `due`; less if the runtimes changed or calls are answered again, which is returned."""
+    cut_short = False
+
+    async def watch(sign: Nudge) -> None:
+        nonlocal cut_short
+        await sign.wait()
+        cut_short = True
+        turn.cancel_scope.cancel(reason="the server may be back")
+
+    async with trio.open_nursery() as turn:
+        turn.start_soon(watch, services.directory.changed)
+        turn.start_soon(watch, services.client.back)
+        await trio.sleep_until(due)
+        turn.cancel_scope.cancel(reason="it is time")
+    return cut_short
 
 
 class _Connection:
@@ -171,6 +240,11 @@ class _Connection:
         self.outdated = False
         self.refused = False
 
+    @property
+    def opened(self) -> bool:
+        """Whether the handshake ended well."""
+        return self._opened is not None
+
     def age(self) -> float:
         """Seconds since the handshake; 0 if there was none."""
         return 0.0 if self._opened is None else trio.current_time() - self._opened
@@ -181,7 +255,7 @@ class _Connection:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         status = getattr(error, "status_code", None)
-        self.refused = status is not None and status < 500
+        self.refused = answers.is_refusal(status, getattr(error, "body", None))
         log.info(
             "no websocket to the server; polling meanwhile",
             reason=f"answered {status}" if status else (str(error) or type(error).__name__),
@@ -196,6 +270,7 @@ class _Connection:
             connection.start_soon(self._watch_set, connection.cancel_scope)
             async with connect(socket_url(config.server_url, self._ids), headers) as socket:
                 self._opened = trio.current_time()
+                self._services.client.back.take()
                 log.info("websocket open", runtimes=len(self._ids))
                 self._services.directory.nudge_all()  # whatever was queued while we were away
                 async with trio.open_nursery() as line:

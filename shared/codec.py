@@ -33,6 +33,13 @@ class DecodeError(ValueError):
     """The bytes are not the JSON value that was expected; the text says why."""
 
 
+class TooDeep(DecodeError):
+    """The value is nested deeper than anything here can take apart."""
+
+    def __init__(self) -> None:
+        super().__init__(f"nested deeper than {depth.DEEPEST} levels")
+
+
 def omitted(default: Any = attrs.NOTHING, *, factory: Callable[[], Any] | None = None) -> Any:
     """Declare a field whose key is absent on the wire while it holds its default."""
     if factory is not None:
@@ -48,12 +55,14 @@ def loads(data: bytes | str, *, cut: bool = False) -> Any:
     """
     try:
         value, _ = json.JSONDecoder().raw_decode(json_text(data).lstrip("\ufeff").lstrip())
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise TooDeep from None
+    except ValueError as error:
         raise DecodeError(f"not JSON: {error}") from error
     if cut:
         return depth.cut(value)
     if depth.is_deeper(value):
-        raise DecodeError(f"nested deeper than {depth.DEEPEST} levels")
+        raise TooDeep
     return value
 
 

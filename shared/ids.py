@@ -69,6 +69,14 @@ def short_ids(full: Iterable[str]) -> dict[str, str]:
     return {one: one[:length].rstrip("-") for one in known}
 
 
+def machine_key(daemon_id: str) -> str:
+    """Return by what a daemon's id is compared: neither case nor blanks around count.
+
+    The database's function of the same name says the same.
+    """
+    return daemon_id.strip().lower()
+
+
 def mint_token(prefix: str) -> str:
     """Mint a secret of the given kind: the prefix and 40 hex digits."""
     return prefix + secrets.token_hex(20)

@@ -9,7 +9,6 @@ pipe) is counted, and the next that can be says how many are missing.
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import attrs
 import structlog
 
 from shared.redact import Redactor
+from shared.system import FULL
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -47,6 +47,7 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> None:
     """Configure logging for the whole process; `level` is one of LEVELS."""
     out = sys.stderr if stream is None else stream
     writer = Writer(out)
+    _writers[:] = [writer]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -111,13 +112,19 @@ class Writer:
             self.stream.write(message + "\n")
             self.stream.flush()
         except Exception as error:  # noqa: BLE001 - whatever it is: nobody works for the log
-            self.full = isinstance(error, OSError) and error.errno in _FULL
+            self.full = isinstance(error, OSError) and error.errno in FULL
             return False
         self.full = False
         return True
 
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_writers: Final[list[Writer]] = []
+"""The one in use, once there is one. Changed by `set_up`."""
+
+
+def is_disk_full() -> bool:
+    """Whether the log's last line was not written because its disk is full."""
+    return any(writer.full for writer in _writers)
 
 
 @attrs.frozen(eq=False)

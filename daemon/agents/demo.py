@@ -17,8 +17,8 @@ order in place of the look at the notes; they make the demo useful for trying th
     demo: sh COMMAND             run a shell command in the work directory, see below
     demo: fail TEXT              end the task as failed, with this text
 
-A shell command is run only if the machine's owner asked for the task and wrote the text it stands
-in; the daemon names the owner in `MULTICA_DEMO_OWNER` where the first is so.
+A shell command is run only if the machine's owner asked for the task and alone wrote the text it
+stands in (nobody else has changed it); the daemon names the owner in `MULTICA_DEMO_OWNER` where the first is so.
 
 The pause between steps is 0.2 s, or `MULTICA_DEMO_PACE` seconds. Standard input carries the prompt
 and, at any time, the interrupt request; `--resume` continues a session known in the work directory.
@@ -129,7 +129,7 @@ class Demo:
         self._tool_bullpen("issue", "status", issue, "in_progress")
         self._think("I write down what the issue asks for.")
         notes = self._write_notes(str(details.get("identifier") or issue), title, description)
-        is_trusted = _is_owner(details.get("creator_type"), details.get("creator_id"))
+        is_trusted = _is_owners_text(details, "creator")
         if not self._run_script(description, is_trusted=is_trusted):
             self._tool_shell(f"wc -w -l {shlex.quote(notes)} && ls -l")
         words, sentences = len(description.split()), _count_sentences(description)
@@ -151,7 +151,7 @@ class Demo:
         )
         comment = _find_comment(thread, parent)
         asked = str(comment.get("content", ""))
-        is_trusted = _is_owner(comment.get("author_type"), comment.get("author_id"))
+        is_trusted = _is_owners_text(comment, "author")
         self._run_script(asked or prompt, is_trusted=is_trusted)
         status = details.get("status", "unknown")
         answer = (
@@ -370,10 +370,14 @@ def _find_comment(listing: str, comment: str) -> dict[str, Any]:
     return {}
 
 
-def _is_owner(kind: Any, identity: Any) -> bool:
-    """Whether this is the machine's owner, who also asked for the task."""
+def _is_owners_text(thing: dict[str, Any], writer: str) -> bool:
+    """Whether the machine's owner, who also asked for the task, alone wrote an issue or comment.
+
+    A member may have changed the owner's words; the server then says so beside them.
+    """
     owner = os.environ.get(_OWNER)
-    return bool(owner) and kind == "member" and identity == owner
+    wrote = (thing.get(f"{writer}_type"), thing.get(f"{writer}_id"))
+    return bool(owner) and wrote == ("member", owner) and not thing.get("edited_by_others")
 
 
 def _count_sentences(text: str) -> int:

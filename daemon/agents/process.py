@@ -52,6 +52,9 @@ _LOG_CLIP: Final = 1000
 _LOG_READ: Final = 4 * _LOG_CLIP
 TASK_MARKER: Final = "MULTICA_TASK_ID"
 
+_LOADER: Final = ("LD_", "DYLD_")
+"""Of the daemon's own environment, what its interpreter may need to start."""
+
 
 class LineTooLong(Exception):
     """A line of output exceeded the limit; the rest of the stream means nothing."""
@@ -340,10 +343,7 @@ async def open_process(
 
 async def _start(launch: Launch) -> AgentProcess:
     path = launch.argv[0]
-    if not launch.cwd.is_dir():
-        raise AgentError(f'{launch.label} work directory "{launch.cwd}" does not exist')
-    if shutil.which(path, path=launch.env.get("PATH", os.defpath)) is None:
-        raise _could_not_start(launch.label, path, errno.ENOENT)
+    await threads.in_thread(partial(_look_first, launch))
     machine = isolation.machine.get()
     if not machine.is_on and machine.setting == "required":
         raise AgentError(f"{launch.label} was not started: {machine.problem}")
@@ -367,7 +367,7 @@ async def _start(launch: Launch) -> AgentProcess:
                 stdout=subprocess.DEVNULL if is_isolated else stdout,
                 stderr=subprocess.PIPE,
                 cwd=launch.cwd,
-                env=dict(launch.env),
+                env=handed_over(launch.env),
                 start_new_session=True,
                 pass_fds=(theirs.fileno(), stdin, stdout) if is_isolated else (theirs.fileno(),),
             )
@@ -384,12 +384,34 @@ async def _start(launch: Launch) -> AgentProcess:
     )
 
 
+def _look_first(launch: Launch) -> None:
+    """Say in words what the system would say in a number. Raises AgentError."""
+    if not launch.cwd.is_dir():
+        raise AgentError(f'{launch.label} work directory "{launch.cwd}" does not exist')
+    if shutil.which(launch.argv[0], path=launch.env.get("PATH", os.defpath)) is None:
+        raise _could_not_start(launch.label, launch.argv[0], errno.ENOENT)
+
+
 def _pipe(of_reader: ExitStack, of_writer: ExitStack) -> tuple[int, int]:
     """Make a pipe whose ends are closed with the stacks."""
     reader, writer = os.pipe()
     of_reader.callback(os.close, reader)
     of_writer.callback(os.close, writer)
     return reader, writer
+
+
+def handed_over(env: Mapping[str, str], own: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of the warden and of bubblewrap, which run outside of what isolates.
+
+    The agent's variables are in it under names that mean nothing to anybody; the warden gives them
+    their names back for the agent alone. Plain ones, such as LD_PRELOAD, would let whoever writes an
+    agent's environment run code outside. `own` is the daemon's environment.
+    """
+    outside = {name: value for name, value in own.items() if name.startswith(_LOADER)}
+    outside |= {warden.HANDED_OVER + name: value for name, value in env.items()}
+    if marker := env.get(TASK_MARKER):
+        outside[TASK_MARKER] = marker  # by it the last sweep finds them, too
+    return outside
 
 
 async def _command_for(

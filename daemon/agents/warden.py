@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # at run time `typing` would cost more than all the rest
 
 # The keeper reads these lines: "S<pid>" started, "X<errno>" could not start, "E<code>" ended,
 # "N<text>" the system refused the isolation.
+HANDED_OVER = "BULLPEN_HANDED_OVER_"
+"""Before the name of each of the agent's variables: none of them may mean anything out here."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ORPHAN_GRACE = 2.0
@@ -75,7 +78,18 @@ def _children_by_search() -> list[int]:
     return found
 
 
-def _spawn(argv: list[str]) -> tuple[int, int]:
+def _environment(cwd: str = "") -> dict[bytes, bytes]:
+    """The agent's environment: what was handed over under other names, else this process's."""
+    prefix = HANDED_OVER.encode()
+    found = {
+        name[len(prefix) :]: value for name, value in os.environb.items() if name.startswith(prefix)
+    }
+    if found and cwd:
+        found[b"PWD"] = os.fsencode(cwd)
+    return found or dict(os.environb)
+
+
+def _spawn(argv: list[str], env: dict[bytes, bytes]) -> tuple[int, int]:
     """Start the agent in its own group. Returns (pid, 0) or (0, errno)."""
     read, write = os.pipe()  # closed by a successful exec, else it carries the errno
     pid = os.fork()
@@ -85,7 +99,7 @@ def _spawn(argv: list[str]) -> tuple[int, int]:
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
                 signal.signal(number, signal.SIG_DFL)
-            os.execvp(argv[0], argv)  # noqa: S606 - no shell wanted
+            os.execvpe(argv[0], argv, env)  # noqa: S606 - no shell wanted
         except OSError as error:
             os.write(write, str(error.errno).encode())
         finally:
@@ -206,7 +220,7 @@ def main() -> int:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    agent, problem = _spawn(sys.argv[2:])
+    agent, problem = _spawn(sys.argv[2:], _environment(plan.get("cwd", "")))
     if problem:
         os.write(keeper, f"X{problem}\n".encode())
         return 127

@@ -21,7 +21,7 @@ from daemon.cli.output import (
     short,
     shortener,
 )
-from daemon.cli.refs import agent_id, runtime_id
+from daemon.cli.refs import agent_id, runtime_id, runtime_name
 from daemon.cli.run_commands import print_runs
 from daemon.cli.settings import Settings
 from daemon.cli.skill_group import SKILLS
@@ -66,7 +66,7 @@ def list_(settings: Settings, include_archived: bool, full_id: bool, output: str
 
 def _runtime_names(api: Api) -> dict[str, str]:
     try:
-        return {row["id"]: row["name"] for row in api.get("/api/runtimes")}
+        return {row["id"]: runtime_name(row) for row in api.get("/api/runtimes")}
     except CliError:
         return {}
 

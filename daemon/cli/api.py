@@ -2,7 +2,8 @@
 
 A person gets one attempt and a prompt answer. An agent inside a task would lose its work to a server
 that is away, so there silence, 5xx and 401, which is what a server without its database may answer,
-are waited out, as long as the task lives and BULLPEN_TASK_PATIENCE allows. What may have reached the
+are waited out, as long as the task lives and BULLPEN_TASK_PATIENCE allows; for a minute also the page
+of a proxy or portal that answers in the server's place. What may have reached the
 server is repeated only when that changes nothing; otherwise the agent is told once the server is back.
 """
 
@@ -30,7 +31,9 @@ _NOT_DONE: Final = frozenset({401, 503})
 """What says that nothing was done, whatever was asked."""
 _LONGEST_WAIT: Final = 5.0
 _BUG: Final = 60.0
-"""Seconds after which 500 is no longer taken for a server that is about to be well again."""
+"""Seconds after which 500, and what is not the server's, are no longer taken for a passing trouble."""
+_SIZE: Final = frozenset({413, 414, 431})
+"""Refusals that anybody on the way may mean."""
 _PROGRESS: Final = 30.0
 """Seconds between two lines that say what is waited for."""
 _ERROR_LIMIT: Final = 4096
@@ -122,19 +125,35 @@ class Api:
         response = self._patiently(method, lambda: self._once(method, path, query, body))
         return self._decode(response, method, path), response.headers
 
-    def _patiently(self, method: str, send: Callable[[], httpx.Response]) -> httpx.Response:
-        """Send; inside a task until the server has answered. Raises CliError."""
+    def _patiently(
+        self,
+        method: str,
+        send: Callable[[], httpx.Response],
+        *,
+        away: frozenset[int] = _AWAY,
+        is_strange: Callable[[httpx.Response], bool] | None = None,
+    ) -> httpx.Response:
+        """Send; inside a task until the server has answered. Raises CliError.
+
+        No answers are the states of `away`, and what `is_strange` takes for somebody else's.
+        """
+        is_strange = is_strange or _is_strangers
         waiting = _Waiting(self.server_url, self._patience)
         repeatable = method in _IDEMPOTENT
         while True:
             response: httpx.Response | None = None
             failure: CliError | None = None
+            most = math.inf
             try:
                 response = send()
-                if response.status_code not in _AWAY:
+                strange = bool(self._patience) and is_strange(response)
+                if response.status_code not in away and not strange:
                     return response
                 not_done = response.status_code in _NOT_DONE
+                not_done |= strange and 300 <= response.status_code < 500
                 why = f"it answered {response.status_code}"
+                if strange or response.status_code == 500:
+                    most = _BUG
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure, not_done, why = self._unreachable(error, sent=False), True, "no connection"
             except httpx.TransportError as error:
@@ -143,7 +162,6 @@ class Api:
             except (httpx.InvalidURL, httpx.DecodingError, httpx.TooManyRedirects) as error:
                 raise CliError(f"{self.server_url} did not answer sensibly: {error}") from error
             if repeatable or not_done:
-                most = _BUG if response is not None and response.status_code == 500 else math.inf
                 again = waiting.pause(why, most)
             else:
                 while not self._is_back() and waiting.pause(why, math.inf):
@@ -186,27 +204,34 @@ class Api:
     def download(self, url: str) -> bytes:
         """The bytes behind an address; ours with the token, another's without. Raises CliError."""
         ours = url.startswith("/")
-        elsewhere = httpx.Client(timeout=self._timeout, transport=self._transport)
-        client = self._client if ours else elsewhere
-        try:
-            with (
-                elsewhere,
-                client.stream("GET", self.server_url + url if ours else url) as response,
-            ):
+        where = self.server_url + url if ours else url
+        data = bytearray()
+
+        def fetch() -> httpx.Response:
+            data.clear()
+            with client.stream("GET", where) as response:
                 if response.status_code != 200:
                     response.read()
-                    self._decode(response, "GET", url)
-                    raise CliError(f"unexpected answer (HTTP {response.status_code})")
-                data = bytearray()
+                    return response
                 for chunk in response.iter_bytes():
-                    data += chunk
+                    data.extend(chunk)
                     if len(data) > _BODY_LIMIT:
                         raise CliError(f"the file is larger than {_BODY_LIMIT // 2**20} MiB")
-                return bytes(data)
-        except httpx.TransportError as error:
-            raise self._unreachable(error, sent=False) from error
-        except (httpx.InvalidURL, httpx.DecodingError) as error:
-            raise CliError(f"{self.server_url} did not answer sensibly: {error}") from error
+                return response
+
+        with httpx.Client(timeout=self._timeout, transport=self._transport) as elsewhere:
+            client = self._client if ours else elsewhere
+            # Who keeps files for the server says 401 and means it, and a file may be any page.
+            response = self._patiently(
+                "GET",
+                fetch,
+                away=_AWAY if ours else _AWAY - {401},
+                is_strange=lambda got: ours and got.status_code != 200 and _is_strangers(got),
+            )
+        if response.status_code != 200:
+            self._decode(response, "GET", url)
+            raise CliError(f"unexpected answer (HTTP {response.status_code})")
+        return bytes(data)
 
     def _once(
         self, method: str, path: str, query: Mapping[str, Any] | None, body: Any
@@ -256,6 +281,28 @@ class Api:
         text, code = explain(status, _told(body))
         detail = f"{method} {path} -> {status} {raw}"
         raise Rejected(text, code, status=status, body=body, detail=detail)
+
+
+def _is_strangers(response: httpx.Response) -> bool:
+    """Whether somebody else answered in the server's place: a redirect, a page, a refusal without words.
+
+    Not for 401 and 5xx, which are waited out whoever says them.
+    """
+    status = response.status_code
+    if (
+        status in _AWAY
+        or status in _SIZE
+        or status >= 500
+        or (status < 300 and not response.content)
+    ):
+        return False
+    if 300 <= status < 400:
+        return True
+    try:
+        told = response.json()
+    except (ValueError, RecursionError):
+        return True
+    return status >= 400 and not (isinstance(told, dict) and isinstance(told.get("error"), str))
 
 
 class _Waiting:

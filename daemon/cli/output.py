@@ -44,6 +44,9 @@ _COLOURS: Final = {
     "none": "bright_black",
 }
 
+_ESCAPED: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""DEL and the C1 controls: some terminals take U+009B for the beginning of a command."""
+
 _NARROWEST: Final = 12
 """A column is never cut below this many cells to fit a terminal."""
 
@@ -59,13 +62,18 @@ def output_option(default: str) -> Callable[[Decorated], Decorated]:
     )
 
 
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace"))
+def print_json(value: Any, indent: int | None = 2) -> None:
+    click.echo(json_text(value, indent).encode("utf-8", "replace"))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for people and programs: control characters that JSON lets pass are escaped, too."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).translate(_ESCAPED)
 
 
 def notice(text: str) -> None:
-    """Tell the person something that is not the result."""
-    click.echo(text, err=True)
+    """Tell the person something that is not the result, without the text's control characters."""
+    click.echo(plain(text, keep_lines=True), err=True)
 
 
 def plain(text: str, *, keep_lines: bool = False) -> str:

@@ -19,6 +19,7 @@ from daemon.cli.output import notice, output_option, print_json, print_table, sh
 from daemon.cli.refs import need_id
 from daemon.cli.settings import Settings
 from daemon.identity import IdentityError, find_daemon_id
+from shared.ids import machine_key
 
 PROJECTS = Named(
     what="project",
@@ -183,7 +184,7 @@ def _is_here(settings: Settings, where: dict[str, Any]) -> bool:
         if not mine:
             raise CliError("no daemon has run on this machine yet: name one with --daemon-id")
         where["daemon_id"] = mine
-    if where["daemon_id"].strip().lower() != mine.lower():
+    if machine_key(where["daemon_id"]) != machine_key(mine):
         return False
     where["local_path"] = str(Path(where["local_path"]).expanduser().absolute())
     return True

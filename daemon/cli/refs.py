@@ -119,10 +119,16 @@ def runtime_id(api: Api, ref: str) -> str:
     known = try_id(ref.strip())
     if known is not None:
         return known
-    runtimes = api.get("/api/runtimes")
-    return match_name(
-        [[Candidate(kind="runtime", id=r["id"], name=r["name"]) for r in runtimes]], ref, "runtime"
-    ).id
+    found = [
+        Candidate(kind="runtime", id=row["id"], name=runtime_name(row), other_name=row["name"])
+        for row in api.get("/api/runtimes")
+    ]
+    return match_name([found], ref, "runtime").id
+
+
+def runtime_name(row: Mapping[str, Any]) -> str:
+    """What a runtime is called: as its owner says, else as its machine does."""
+    return str(row.get("custom_name") or row["name"])
 
 
 def find_workspace(workspaces: Sequence[dict[str, Any]], ref: str) -> dict[str, Any]:
@@ -145,11 +151,15 @@ def find_workspace(workspaces: Sequence[dict[str, Any]], ref: str) -> dict[str, 
 
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """Somebody an issue can be given to: `kind` is member, agent or squad."""
+    """Somebody an issue can be given to: `kind` is member, agent or squad.
+
+    `other_name` finds it too, such as the name a runtime had before its owner gave it one.
+    """
 
     kind: str
     id: str
     name: str
+    other_name: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {short_id(self.id)})"
@@ -205,9 +215,9 @@ def match_name(lists: Iterable[Sequence[Candidate]], text: str, what: str) -> Ca
     low = wanted.lower()
     everybody = [candidate for kind in lists for candidate in kind]
     classes: tuple[Callable[[Candidate], bool], ...] = (
-        lambda c: c.id == low or (len(low) >= 8 and c.id.startswith(low)),
-        lambda c: c.name.lower() == low,
-        lambda c: low in c.name.lower(),
+        lambda c: c.id == low or (len(low) >= 8 and _begins(c.id, low)),
+        lambda c: low in (c.name.lower(), c.other_name.lower()),
+        lambda c: low in c.name.lower() or low in c.other_name.lower(),
     )
     for fits in classes:
         hits = [candidate for candidate in everybody if fits(candidate)]

@@ -11,7 +11,7 @@ from daemon.cli.api import Api, Rejected, open_api, segment
 from daemon.cli.errors import CliError
 from daemon.cli.groups import Group
 from daemon.cli.output import ago, notice, output_option, print_json, print_table, shortener
-from daemon.cli.refs import Candidate, match_name, runtime_id
+from daemon.cli.refs import Candidate, match_name, runtime_id, runtime_name
 from daemon.cli.settings import Settings
 from shared.ids import InvalidId, canonical_id
 
@@ -38,7 +38,7 @@ def list_(settings: Settings, full_id: bool, output: str) -> None:
         [
             [
                 shown(row["id"]),
-                row["name"],
+                runtime_name(row),
                 row["runtime_mode"],
                 row["provider"],
                 row["status"],

@@ -16,7 +16,7 @@ import click
 from daemon.cli.api import Api, open_api, segment
 from daemon.cli.errors import ABSENT, UNREACHABLE, CliError
 from daemon.cli.names import Names
-from daemon.cli.output import notice, plain
+from daemon.cli.output import notice, plain, print_json
 from daemon.cli.refs import get_issue
 from daemon.cli.settings import Settings
 from shared.ids import short_id
@@ -111,7 +111,7 @@ def _status(api: Api, task_id: str, issue_id: str) -> dict[str, Any] | None:
 
 def _print(message: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(message, ensure_ascii=False))
+        print_json(message, indent=None)
         return
     kind = message["type"]
     tool = plain(message.get("tool") or "")

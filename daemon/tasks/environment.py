@@ -45,6 +45,7 @@ _BLOCKED: Final = frozenset(
         "PATH",
         "USER",
         "SHELL",
+        "SSH_AUTH_SOCK",  # with HOME it decides what an isolated agent sees of the machine
         "TERM",
         "TMPDIR",
         "CODEX_HOME",

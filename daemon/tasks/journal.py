@@ -8,12 +8,18 @@ task appends, the sender reads, `grown` tells it when. It ends with `remove`, or
 Format: a line a record, a JSON object with one key that names the record. A line without its
 newline was torn by a crash and never happened. What a full disk does not take is kept in memory,
 as the tail of the file it will be, and written when there is room: a running task goes on.
+
+Appending is one write into the system's cache, in the daemon's own home, and stays on Trio's thread:
+what was said is on its way to the disk before anything else happens. It is bounded in size (an item
+is at most a line of the agent's), a batch is read back from that same cache, and whatever waits for
+the disk itself (fsync, opening, reading a journal whole) is done in threads. A home on a file system
+that blocks writers (a network share that is gone) therefore holds up the daemon: keep it on a disk
+of the machine's own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -29,6 +35,7 @@ from daemon import threads
 from daemon.tasks.outcome import Outcome
 from shared import codec
 from shared.mailbox import Nudge
+from shared.system import FULL
 from shared.wire.task import ModelUsage, TaskMessage
 
 log = structlog.get_logger(__name__)
@@ -42,8 +49,6 @@ BATCH_BYTES: Final = 256 * 1024
 
 BEHIND_LIMIT: Final = 64 * 1024 * 1024
 """Bytes one journal keeps in memory while the disk is full; a task that says more fails."""
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class JournalError(Exception):
@@ -237,7 +242,7 @@ class Journal:
             try:
                 end = os.pwrite(self._descriptor, self._behind, self._size - len(self._behind))
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise JournalError(f"journal {self.path}: {error}") from error
                 end, full = 0, True
             whole = end if end == len(self._behind) else self._behind.rfind(b"\n", 0, end) + 1

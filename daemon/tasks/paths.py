@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import trio
 from daemon import threads
 from daemon.allowed import AllowedError, allowed_directories, is_allowed
 from daemon.client import ApiError
+from daemon.tasks.trouble import Stays, patiently
 from daemon.workdir.local import (
     LocalDirectory,
     LocalDirectoryError,
@@ -117,6 +118,7 @@ async def enter_local_directory(
     locks: PathLocks,
     slot: Slot,
     env: Mapping[str, str],
+    say: Callable[[str], Awaitable[None]],
 ) -> LocalDirectory | None:
     """Take hold of the user's directory the task is to work in, until `place` is left.
 
@@ -128,7 +130,12 @@ async def enter_local_directory(
     if named is None:
         return None
     check = partial(check_named, named, config)
-    path = await threads.in_thread(check)  # it may be on a server that takes its time
+    # it may be on a server that takes its time
+    checking = partial(threads.in_thread, check)
+    try:
+        path = await patiently("looking at the directory", checking, say)
+    except Stays as stays:
+        raise LocalDirectoryError(str(stays)) from stays
     ticket = place.enter_context(locks.join(path, task.id))
     holder = locks.blocker(ticket)
     if holder is not None:

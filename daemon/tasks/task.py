@@ -38,6 +38,7 @@ from daemon.tasks.environment import build_environment, make_launcher, secrets_o
 from daemon.tasks.journal import Claim, Journal, JournalError, Session, open_journal
 from daemon.tasks.outcome import End, Outcome
 from daemon.tasks.paths import PathLocks, enter_local_directory
+from daemon.tasks.preparing import get_ready
 from daemon.tasks.trouble import Stays, patiently
 from daemon.tasks.watchdog import Watchdog
 from daemon.tasks.watchers import keep_lease, stopped_by_server, watch_cancel
@@ -52,10 +53,8 @@ from daemon.workdir.prepare import (
     LiveRoots,
     Prepared,
     choose,
-    giving_back,
     keep_whole,
     places,
-    prepare,
     short_path,
     write_brief,
 )
@@ -65,6 +64,7 @@ from shared.addresses import split_address
 from shared.log import hiding
 from shared.redact import Redactor
 from shared.supervise import Backoff
+from shared.wire.runtime import MACHINE_REPORTS
 from shared.wire.task import RUNNING, TERMINAL, ClaimedTask, ProgressRequest, kind_of
 
 if TYPE_CHECKING:
@@ -250,6 +250,8 @@ class _TaskRun:
                     with server_stop:
                         self._outcome = await self._work(server_stop)
                     self._unwanted = server_stop.cancelled_caught
+                    if self._unwanted:
+                        await self._acknowledge_cancel()
                     while not (told or given_up):
                         with trio.move_on_after(REPORT_WITHIN) as patience:
                             told = await self._close(still_wanted=self._still_wanted)
@@ -376,14 +378,20 @@ class _TaskRun:
                 locks=runner.paths,
                 slot=self._job.slot,
                 env=runner.env,
+                say=partial(self._progress, step=1),
             )
             self._task = task = await runner.bundles.fill(self._job.runtime.id, self._task)
             chosen = await self._choose(local)
-            records = runner.config.home.borrowed
-            lending = threads.in_threads(giving_back(chosen, task.id, records))
-            chosen = await place.enter_async_context(lending)
-            preparing = partial(prepare, task, self._kind, self._provider, chosen, runner.env)
-            chosen = await threads.in_thread(preparing)
+            chosen = await get_ready(
+                place,
+                task,
+                self._kind,
+                self._provider,
+                chosen,
+                records=runner.config.home.borrowed,
+                env=runner.env,
+                say=partial(self._progress, step=1),
+            )
             noted = noting(chosen.layout.env_root, task, local_directory=local is not None)
             await self._guards.enter_async_context(threads.in_threads(noted))
             if self._provider == "openclaw":
@@ -643,6 +651,16 @@ class _TaskRun:
             thread_name=thread_name(task),
             view=self._view,
         )
+
+    async def _acknowledge_cancel(self) -> None:
+        """Say that the agent of a cancelled task has stopped, where the server takes it."""
+        if MACHINE_REPORTS not in self._client.offers:
+            return
+        with trio.move_on_after(PROGRESS_WITHIN):
+            try:
+                await self._client.acknowledge_cancel(self._task.id)
+            except ApiError as error:  # it may have ended in another way
+                self._log.debug("cancel not acknowledged", error=str(error))
 
     async def _progress(self, summary: str, step: int) -> None:
         """Say what is going on; nobody misses it if it does not arrive."""

@@ -1,8 +1,9 @@
-"""Trouble of this machine's own that passes: too many open files, no memory, a program being replaced.
+"""Trouble of this machine's own that passes: too many open files, no memory, a full disk, a program
+being replaced.
 
 An installer takes an agent's program away for some seconds, and a machine at its limits refuses what
 it grants the next moment. Neither says anything about the task. So what meets such trouble waits and
-tries again, as for a full disk, says so, and fails only when it stays. Runs nothing by itself.
+tries again, says so, and fails only when it stays. Runs nothing by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import structlog
 import trio
 
 from daemon.agents.contract import AgentError
-from shared.system import EXHAUSTED
+from shared.system import EXHAUSTED, FULL
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def passing(error: BaseException) -> BaseException | None:
         return error
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
+        if isinstance(cause, OSError) and cause.errno in EXHAUSTED | FULL:
             return error
         cause = cause.__cause__
     return None

@@ -1,7 +1,8 @@
 """A disk without room admits no new work; what is in hand goes on.
 
-Looks every few seconds at the file systems of the home and of the work directories, and holds the
-pool back while one of them has too little left. It owns nothing and ends by being cancelled.
+Looks every few seconds at the file systems of the home, the journals and the work directories, and
+holds the pool back while one of them has too little left. `/health` and `daemon status` say so, and
+whether the log can be written. It owns nothing and ends by being cancelled.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ async def keep_disk_watched(services: Services) -> None:
     config = services.config
     if not config.min_free_disk:
         return
-    folders = (config.home.journals, config.workspaces_root)
+    folders = (config.home.root, config.home.journals, config.workspaces_root)
 
     async def look() -> None:
         problem = await threads.in_thread(partial(explain, folders, config.min_free_disk))
@@ -52,7 +53,7 @@ def explain(folders: tuple[Path, ...], wanted: int) -> str:
         free = free_bytes(folder)
         if free is not None and free < wanted:
             return (
-                f"the disk of {folder} has {free // _MIB} MiB left; new tasks wait until there are"
+                f"disk full: {folder} has {free // _MIB} MiB left; new tasks wait until there are"
                 f" {wanted // _MIB} MiB (BULLPEN_MIN_FREE_DISK)"
             )
     return ""

@@ -21,6 +21,7 @@ import trio
 from daemon.workdir.brief import BRIEF_FILES
 from daemon.workdir.errors import PrepareError
 from shared import failure
+from shared.ids import machine_key
 from shared.wire.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -97,7 +98,7 @@ def named_directory(task: ClaimedTask, daemon_id: str) -> Path | None:
             raise LocalDirectoryError("a local directory of the project is malformed")
         if not whose.strip():
             raise LocalDirectoryError(f"local directory {where!r} names no machine")
-        if whose.strip().lower() == daemon_id.lower():
+        if machine_key(whose) == machine_key(daemon_id):
             found.append(where.strip())
     if not found:
         return None

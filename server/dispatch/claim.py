@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from server.consequences import Consequence
-from server.dispatch import events
+import structlog
+
+from server.consequences import Consequence, TaskAvailable
+from server.dispatch import events, finish
 from server.dispatch.lifecycle import LEASE, REDELIVER_AFTER, TOKEN_LIFE
 from server.dispatch.payload import assemble
 from server.errors import NotFound
@@ -21,6 +23,8 @@ from server.store.tasks import SQL, Caller, caller_args, seen
 from shared.failure import RESUME_UNSAFE
 from shared.ids import TASK_TOKEN, hash_token, mint_token
 from shared.wire.task import ClaimedTask
+
+log = structlog.get_logger(__name__)
 
 _LEASE: Final = timedelta(seconds=LEASE)
 _REDELIVER_AFTER: Final = timedelta(seconds=REDELIVER_AFTER)
@@ -106,6 +110,9 @@ async def _claim_once(
     """At most one task for each of the runtimes: one statement, or two when there is work."""
     args = (list(runtime_ids), *caller_args(caller), _REDELIVER_AFTER)
     found = {row["id"]: row for row in await conn.fetch(SQL.lock_claimable, *args)}
+    misplaced = next((row["misplaced"] for row in found.values() if row["misplaced"]), None)
+    if misplaced is not None:
+        return await _cancel_misplaced(conn, runtime_ids, misplaced)
     refused: dict[str, Exception] = {}
     agents: list[str] = []
     wanted: dict[str, str] = {}
@@ -144,3 +151,17 @@ async def _claim_once(
             if row["became_busy"]:
                 told.append(events.agent_status(row["agent"]))
     return [refused.get(one) or tasks.get(one) for one in runtime_ids], told
+
+
+async def _cancel_misplaced(
+    conn: Connection, runtime_ids: Sequence[str], task_ids: Sequence[str]
+) -> tuple[list[Answer], list[Consequence]]:
+    """Tasks of another workspace than the machine they wait for are cancelled, not handed out.
+
+    Nothing else is claimed with it (nobody locks issues after agents); the runtimes are woken to ask
+    again.
+    """
+    log.warning("tasks of another workspace than their machine are cancelled", tasks=list(task_ids))
+    told = await finish.cancel_many(conn, task_ids)
+    told += [TaskAvailable(runtime_id, task_ids[0]) for runtime_id in runtime_ids]
+    return [None] * len(runtime_ids), told

@@ -23,6 +23,7 @@ from shared.ids import InvalidId, canonical_id
 from shared.wire.runtime import (
     BEAT_MANY,
     CLAIM_MANY,
+    MACHINE_REPORTS,
     OFFLINE,
     ONLINE,
     UNIQUE_ROWS,
@@ -101,7 +102,7 @@ async def register(
         repos=repos,
         repos_version=repos_version(repos),
         settings=workspace["settings"],
-        capabilities=[CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS],
+        capabilities=[CLAIM_MANY, BEAT_MANY, UNIQUE_ROWS, MACHINE_REPORTS],
     )
     shown = events.runtimes_changed(workspace_id, runtimes=codec.unstructure(runtimes))
     ready = sum(row["status"] == ONLINE and row["was"] != ONLINE for row in rows)
@@ -226,8 +227,7 @@ async def _merge(
 
     Only its owner's: an id proves nothing, so nobody else's agents come along.
     """
-    wanted = sorted({text.strip().lower() for text in legacy_ids} - {""})
-    rows = await conn.fetch(SQL.legacy, workspace_id, wanted, new_ids)
+    rows = await conn.fetch(SQL.legacy, workspace_id, list(legacy_ids), new_ids)
     if not rows:
         return
     old = [row["id"] for row in rows]

@@ -33,7 +33,10 @@ class StoredAgent:
 
     shown: Agent
     runtime_config: dict[str, Any] = attrs.field(repr=False)
+    mcp_config: Any = attrs.field(repr=False)
     provider: str
+    runtime: Thing
+    """The runtime it is bound to, as the table of rights knows it for people."""
 
 
 async def list_agents(
@@ -68,13 +71,23 @@ def agent_thing(visibility: str, owner_id: str | None, mine: bool = False) -> Th
     return Thing(kind=kind, people=(owner_id,), mine=mine)
 
 
+def runtime_thing(visibility: str, owner_id: str | None, mine: bool = False) -> Thing:
+    """A runtime as the table of rights knows it; `mine`: an agent runs on it, or its owner owns it."""
+    kind = "private" if visibility == "private" else ""
+    return Thing(kind=kind, people=(owner_id,), mine=mine)
+
+
 async def lock_agent(conn: Connection, workspace_id: str, agent_id: str) -> StoredAgent | None:
     """Return one agent for a change; it cannot change otherwise until the transaction ends."""
     row = await conn.fetchrow(SQL.lock_agent, workspace_id, agent_id)
     if row is None:
         return None
     return StoredAgent(
-        shown=_agent(row, None), runtime_config=row["runtime_config"], provider=row["provider"]
+        shown=_agent(row, None),
+        runtime_config=row["runtime_config"],
+        mcp_config=row["mcp_config"],
+        provider=row["provider"],
+        runtime=runtime_thing(row["runtime_visibility"], row["runtime_owner"]),
     )
 
 

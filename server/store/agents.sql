@@ -23,7 +23,7 @@ where a.workspace_id = $1 and a.id = $2;
 -- As get_agent, and nobody else changes or archives it until this transaction ends.
 select a.*, agent_skills(a.id) as skills,
     coalesce(w.settings->'always_redact_env' = 'true', false) as redact_always,
-    r.provider
+    r.provider, r.visibility as runtime_visibility, r.owner_id as runtime_owner
 from agent a
     join workspace w on w.id = a.workspace_id
     join agent_runtime r on r.id = a.runtime_id

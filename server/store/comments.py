@@ -154,9 +154,11 @@ async def create_comment(
     return _comment(row)
 
 
-async def update_comment(conn: Connection, comment_id: str, content: str) -> Comment:
+async def update_comment(
+    conn: Connection, comment_id: str, content: str, by: tuple[str, str]
+) -> Comment:
     """Replace the text of a locked comment."""
-    row = await conn.fetchrow(SQL.update_comment, comment_id, content)
+    row = await conn.fetchrow(SQL.update_comment, comment_id, content, *by)
     assert row is not None
     return _comment(row)
 
@@ -268,6 +270,7 @@ def _comment(row: Record, how: Reading = _PLAIN) -> Comment:
         issue_id=row["issue_id"],
         author_type=row["author_type"],
         author_id=row["author_id"],
+        edited_by_others=row["edited_by_others"],
         content=content,
         type=row["type"],
         parent_id=row["parent_id"],

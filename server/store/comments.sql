@@ -105,10 +105,26 @@ with made as (
 select made.*, made.content as shown from made;
 
 -- name: update_comment
-update comment set content = $2, updated_at = now() where id = $1
+-- $3 and $4 the kind and id of who does it
+update comment set content = $2, updated_at = now(),
+    edited_by_others = edited_by_others
+        or (author_type, author_id) is distinct from ($3::text, $4::uuid)
+where id = $1
 returning *, content as shown;
 
 -- name: delete_comment
+-- With the replies below it. Files stay with the issue that somebody else than a comment's author
+-- uploaded: carrying a file in a comment gives no right to delete it.
+with recursive below as (
+    select id from comment where id = $1
+    union
+    select c.id from comment c join below b on c.parent_id = b.id
+), kept as (
+    update attachment f set comment_id = null, issue_id = coalesce(f.issue_id, c.issue_id)
+    from comment c
+    where f.comment_id = c.id and c.id in (select id from below)
+      and (f.uploader_type, f.uploader_id) is distinct from (c.author_type, c.author_id)
+)
 delete from comment where id = $1;
 
 -- name: resolve_comment

@@ -81,14 +81,15 @@ returning *;
 -- when there is none. $1 workspace, $2 daemon, $3 caller
 select bool_and(coalesce(r.owner_id = $3::uuid, false)) as theirs
 from agent_runtime r
-where r.workspace_id = $1 and lower(r.daemon_id) = lower(trim($2))
+where r.workspace_id = $1 and machine_key(r.daemon_id) = machine_key($2)
 having count(*) > 0;
 
 -- name: directory_of
 -- Whether the project has a directory on a machine. $1 project, $2 daemon, $3 but for this resource
 select exists (select from project_resource
                where project_id = $1 and resource_type = 'local_directory'
-                 and resource_ref ->> 'daemon_id' = $2 and id is distinct from $3::uuid);
+                 and machine_key(resource_ref ->> 'daemon_id') = machine_key($2)
+                 and id is distinct from $3::uuid);
 
 -- name: update_resource
 update project_resource set

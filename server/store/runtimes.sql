@@ -111,7 +111,7 @@ select $1, $2, case when old.id is null then $3::uuid else old.owner_id end,
 from (select) as one
 left join lateral (
     select r.id, r.owner_id from agent_runtime r
-    where r.workspace_id = $1 and lower(r.daemon_id) = lower($2)
+    where r.workspace_id = $1 and machine_key(r.daemon_id) = machine_key($2)
     order by r.daemon_id <> $2, r.owner_id is null, r.last_seen_at desc nulls last, r.id
     limit 1
 ) old on true
@@ -167,14 +167,14 @@ returning a.id, a.name;
 -- $2 daemon, $3 its owner
 delete from project_resource
 where workspace_id = $1 and resource_type = 'local_directory'
-  and lower(trim(resource_ref ->> 'daemon_id')) = lower($2) and created_by is distinct from $3::uuid
+  and machine_key(resource_ref ->> 'daemon_id') = machine_key($2) and created_by is distinct from $3::uuid
 returning id, project_id, resource_ref ->> 'local_path' as local_path;
 
 -- name: give_directories
 -- $1 workspace, $2 daemon, $3 new owner, $4 the one before
 update project_resource set created_by = $3
 where workspace_id = $1 and resource_type = 'local_directory'
-  and lower(trim(resource_ref ->> 'daemon_id')) = lower($2) and created_by = $4::uuid;
+  and machine_key(resource_ref ->> 'daemon_id') = machine_key($2) and created_by = $4::uuid;
 
 -- name: end_access
 -- What others could still do at a machine that is somebody else's now: its tokens, and those of tasks
@@ -230,12 +230,13 @@ returning *, (select old.status from agent_runtime old where old.id = agent_runt
 
 -- name: legacy
 -- Rows of earlier ids of the same machine that are to become one of the new rows, locked: only those
--- of the same owner, since an id is no secret. $1 workspace, $2 the machine's earlier ids in lower
--- case, $3 the new rows
+-- of the same owner, since an id is no secret. $1 workspace, $2 the machine's earlier ids, $3 the new
+-- rows
 select old.id, old.daemon_id, new.id as new_id
 from agent_runtime old
 join agent_runtime new on new.workspace_id = old.workspace_id and new.provider = old.provider
-where old.workspace_id = $1 and lower(old.daemon_id) = any($2::text[])
+where old.workspace_id = $1 and machine_key(old.daemon_id) in (
+      select machine_key(named.id) from unnest($2::text[]) as named (id))
   and old.profile_id is null and new.profile_id is null and old.owner_id = new.owner_id
   and new.id = any($3::uuid[]) and old.id <> all($3::uuid[])
 order by old.id

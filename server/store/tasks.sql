@@ -8,7 +8,7 @@
 -- that have something queued. The claim itself must be a second statement: only a new snapshot sees
 -- what the previous holder of an agent's lock has committed. $1 runtimes, $2 user, $3 bound
 with runtime as (
-    select r.id, r.owner_id, r.visibility,
+    select r.id, r.workspace_id, r.owner_id, r.visibility,
            {own r} as allowed,
            exists (select from agent_task_queue t
                    where t.runtime_id = r.id and t.status = 'dispatched' and t.started_at is null
@@ -17,10 +17,17 @@ with runtime as (
                      and t.deliveries < 5) as lost
     from agent_runtime r
     where r.id = any($1::uuid[])
+), misplaced as materialized (
+    -- of another workspace than the machine: never handed out, and then nothing is locked here
+    select t.id
+    from runtime r
+    join agent a on a.runtime_id = r.id
+    join agent_task_queue t on t.agent_id = a.id and t.status = 'queued'
+    where r.allowed and t.workspace_id <> r.workspace_id
 ), locked as (
     select a.id, a.runtime_id
     from agent a join runtime r on r.id = a.runtime_id
-    where r.allowed and a.archived_at is null
+    where r.allowed and a.archived_at is null and not exists (select from misplaced)
       -- a machine that changed hands works for agents put there before only if it is open to all
       and (a.placed_under is null or a.placed_under = r.owner_id or a.owner_id = r.owner_id
            or r.visibility = 'public')
@@ -29,7 +36,8 @@ with runtime as (
     for no key update of a
 )
 select r.id, r.owner_id, r.allowed, r.lost,
-       array(select l.id from locked l where l.runtime_id = r.id) as agents
+       array(select l.id from locked l where l.runtime_id = r.id) as agents,
+       array(select m.id from misplaced m) as misplaced
 from runtime r;
 
 -- name: claim

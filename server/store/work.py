@@ -111,9 +111,15 @@ async def hold_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | N
     return await _one(conn, SQL.hold_issue, workspace_id, ref)
 
 
-async def lock_issue(conn: Connection, workspace_id: str, ref: str) -> Issue | None:
-    """Return an issue that nobody else can change until the transaction ends."""
-    return await _one(conn, SQL.lock_issue, workspace_id, ref)
+async def lock_issue(
+    conn: Connection, workspace_id: str, ref: str, *, parent: bool = False
+) -> Issue | None:
+    """Return an issue that nobody else can change until the transaction ends.
+
+    With `parent` its own is locked too: the change may move it.
+    """
+    statement = SQL.lock_issue_and_parent if parent else SQL.lock_issue
+    return await _one(conn, statement, workspace_id, ref)
 
 
 async def lock_issues(
@@ -251,13 +257,16 @@ async def create_issue(conn: Connection, workspace_id: str, values: Mapping[str,
 
 
 async def update_issues(
-    conn: Connection, issues: Sequence[Issue], changes: Mapping[str, Any]
+    conn: Connection, issues: Sequence[Issue], changes: Mapping[str, Any], by: tuple[str, str]
 ) -> list[Issue]:
     """Write the given columns of locked issues and no others; dates are `YYYY-MM-DD` or None.
 
+    `by`: the kind and id of who does it.
+
     Returns the issues as they are now, in the order given.
     """
-    rows = await conn.fetch(SQL.update_issues, [issue.id for issue in issues], dict(changes))
+    ids = [issue.id for issue in issues]
+    rows = await conn.fetch(SQL.update_issues, ids, dict(changes), *by)
     found = {row["id"]: row for row in rows}
     return [
         attrs.evolve(issue_of(found[issue.id], identified=False), identifier=issue.identifier)
@@ -342,6 +351,7 @@ def _fields(row: Record, *, identified: bool = True) -> dict[str, Any]:
         "assignee_id": row["assignee_id"],
         "creator_type": row["creator_type"],
         "creator_id": row["creator_id"],
+        "edited_by_others": row["edited_by_others"],
         "parent_issue_id": row["parent_issue_id"],
         "project_id": row["project_id"],
         "position": row["position"],

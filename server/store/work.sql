@@ -21,6 +21,23 @@ from issue i join workspace w on w.id = i.workspace_id
 where i.workspace_id = $1 and (i.id = $2::uuid or i.number = $3::int)
 for no key update of i;
 
+-- name: lock_issue_and_parent
+-- As lock_issue, and with it its parent, which a change of its status may move: both by id, in the
+-- order of lock_issues, whichever of them is named.
+with named as (
+    select i.id, i.parent_issue_id from issue i
+    where i.workspace_id = $1 and (i.id = $2::uuid or i.number = $3::int)
+), held as (
+    select i.* from issue i
+    where i.workspace_id = $1
+      and i.id in (select n.id from named n union all select n.parent_issue_id from named n)
+    order by i.id
+    for no key update of i
+)
+select i.*, w.issue_prefix
+from held i join workspace w on w.id = i.workspace_id
+where i.id in (select n.id from named n);
+
 -- name: lock_issues
 -- Several issues by id, always locked in the same order so that two batches cannot deadlock. With $3
 -- their parents too, which a change of theirs may move; they are not returned.
@@ -39,12 +56,18 @@ where i.id = any($2::uuid[])
 order by i.id;
 
 -- name: lock_doomed
--- As lock_issues, for deleting: nobody even points at them until this transaction ends.
+-- As lock_issues, for deleting: nobody even points at them until this transaction ends. Their children
+-- are locked along, since they lose their parent; they are not returned.
+with held as (
+    select i.* from issue i
+    where i.workspace_id = $1 and (i.id = any($2::uuid[]) or i.parent_issue_id = any($2::uuid[]))
+    order by i.id
+    for update of i
+)
 select i.*, w.issue_prefix
-from issue i join workspace w on w.id = i.workspace_id
-where i.workspace_id = $1 and i.id = any($2::uuid[])
-order by i.id
-for update of i;
+from held i join workspace w on w.id = i.workspace_id
+where i.id = any($2::uuid[])
+order by i.id;
 
 -- name: list_issues
 -- One page and the full count in one statement. /*order*/ is one of work.ORDERS.
@@ -142,7 +165,8 @@ with counter as (
 select made.*, counter.issue_prefix from made, counter;
 
 -- name: update_issues
--- Change only what was sent. $1 issues; $2 is an object of new values, absent keys stay as they are now.
+-- Change only what was sent. $1 issues; $2 is an object of new values, absent keys stay as they are now;
+-- $3 and $4 the kind and id of who does it.
 update issue set
     title = case when $2::jsonb ? 'title' then $2->>'title' else title end,
     description = case when $2::jsonb ? 'description' then $2->>'description' else description end,
@@ -162,6 +186,9 @@ update issue set
     start_date = case when $2::jsonb ? 'start_date'
         then ($2->>'start_date')::date else start_date end,
     due_date = case when $2::jsonb ? 'due_date' then ($2->>'due_date')::date else due_date end,
+    edited_by_others = edited_by_others
+        or ($2::jsonb ? 'description' and $2->>'description' is distinct from description
+            and (creator_type, creator_id) is distinct from ($3::text, $4::uuid)),
     updated_at = now()
 where id = any($1::uuid[])
 returning *;

@@ -13,7 +13,7 @@ from server.consequences import Consequence
 from server.store import agents
 from server.store.queries import Connection
 from server.web import auth
-from server.web.agents_api import agent_event, environment_of, managed_agent
+from server.web.agents_api import agent_event, check_configure, environment_of, managed_agent
 from server.web.answers import answer
 from server.web.auth import Membership
 from server.web.unit import fields, path_id, write
@@ -39,13 +39,17 @@ async def get_env(request: Request) -> Response:
 
 
 async def put_env(request: Request) -> Response:
-    """PUT /api/agents/{id}/env: these values and no others; `****` keeps one that is stored."""
+    """PUT /api/agents/{id}/env: these values and no others; `****` keeps one that is stored.
+
+    The answer has the values for who may read them, else `****` for each.
+    """
     caller = await auth.workspace(request)
     agent_id = path_id(request, "id", "agent id")
     sent = environment_of(await fields(request))
 
     async def unit(conn: Connection) -> tuple[dict[str, Any], _Told]:
-        await managed_agent(conn, caller, agent_id)
+        agent = await managed_agent(conn, caller, agent_id)
+        check_configure(caller, agent.runtime)
         stored = await agents.environment(conn, agent_id)
         wanted = {
             key: stored[key] if value == KEEP else value
@@ -57,6 +61,8 @@ async def put_env(request: Request) -> Response:
         shown = await agents.lock_agent(conn, caller.workspace_id, agent_id)
         assert shown is not None
         told = agent_event(caller, "agent:status", shown.shown)
+        if not caller.may("agent.read environment"):
+            wanted = dict.fromkeys(wanted, KEEP)  # what was kept may be another's secret
         return {"agent_id": agent_id, "custom_env": wanted}, (told,)
 
     return answer(await write(request, unit))

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from server.consequences import Consequence
 from server.dispatch import enqueue, finish
 from server.dispatch.events import agent_whose
-from server.errors import Conflict, Invalid, NotFound
+from server.errors import Conflict, Forbidden, Invalid, NotFound
 from server.rights import Thing
 from server.store import agents, runs
 from server.store.agents import StoredAgent
@@ -104,8 +104,8 @@ async def create_agent(request: Request) -> Response:
     if runtime_id is None:
         raise Invalid("runtime_id is required")
     owner_id = caller.caller.user_id
-    if caller.caller.is_agent:
-        values["visibility"] = "private"  # to its maker's owner, whatever was asked for
+    if not caller.may("agent.share", Thing(people=(owner_id,))):
+        values["visibility"] = "private"  # an agent's are its owner's, whatever was asked for
     viewer = caller.caller
 
     async def unit(conn: Connection) -> _Told:
@@ -145,13 +145,16 @@ async def update_agent(request: Request) -> Response:
             written["runtime_config"] = agents.restore_gateway(
                 written["runtime_config"], before.runtime_config
             )
-        provider = before.provider
+        provider, place = before.provider, before.runtime
         if runtime_id is not None and runtime_id != before.shown.runtime_id:
             runtime = await _usable_runtime(conn, caller, runtime_id)
             provider = runtime.provider
+            place = agents.runtime_thing(runtime.visibility, runtime.owner_id)
             written |= {"runtime_id": runtime.id, "runtime_mode": runtime.runtime_mode}
             if "model" not in written and _is_foreign(provider, before.shown.model):
                 written["model"] = ""
+        if any(key in written and written[key] != was for key, was in _what_runs(before).items()):
+            check_configure(caller, place)
         _check_level(provider, written.get("thinking_level", before.shown.thinking_level))
         changed = await agents.update_agent(conn, agent_id, written, caller.caller)
         if changed is None:
@@ -237,7 +240,8 @@ async def task_snapshot(request: Request) -> Response:
 
 def _chats_of(caller: Membership) -> str | None:
     """Whose chats' runs the caller may see: their own, and an agent nobody's."""
-    return None if caller.actor.agent_id is not None else caller.actor.user_id
+    own = Thing(kind="chat", people=(caller.actor.user_id,))
+    return caller.actor.user_id if caller.may("run.see", own) else None
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -260,6 +264,24 @@ async def managed_agent(conn: Connection, caller: Membership, agent_id: str) -> 
     return found
 
 
+def _what_runs(agent: StoredAgent) -> dict[str, Any]:
+    """What makes an agent's program run other code on its machine, as it is stored."""
+    return {
+        "custom_args": agent.shown.custom_args,
+        "mcp_config": agent.mcp_config,
+        "runtime_config": agent.runtime_config,
+    }
+
+
+def check_configure(caller: Membership, runtime: Thing) -> None:
+    """Raise Forbidden unless the caller may say what runs on the runtime's machine."""
+    if not caller.may("runtime.configure", runtime):
+        raise Forbidden(
+            "this agent runs on somebody else's private machine: only the machine's owner sets"
+            " arguments, MCP servers, runtime configuration and environment of what runs there"
+        )
+
+
 async def _usable_runtime(conn: Connection, caller: Membership, runtime_id: str) -> Runtime:
     runtime = await agents.hold_runtime(conn, caller.workspace_id, runtime_id)
     if runtime is None:
@@ -270,13 +292,12 @@ async def _usable_runtime(conn: Connection, caller: Membership, runtime_id: str)
 
 async def runtime_thing(conn: Connection, caller: Membership, runtime: Runtime) -> Thing:
     """A runtime as the table of rights knows it: an agent's are the one it runs on, and its owner's."""
-    kind = "private" if runtime.visibility == "private" else ""
     known = caller.caller
     mine = known.is_agent and (
         (runtime.owner_id is not None and runtime.owner_id == known.user_id)
         or await conn.fetchval(agents.SQL.runs_on, known.agent_id, runtime.id) is not None
     )
-    return Thing(kind=kind, people=(runtime.owner_id,), mine=mine)
+    return agents.runtime_thing(runtime.visibility, runtime.owner_id, mine)
 
 
 def _check_level(provider: str, level: str) -> None:

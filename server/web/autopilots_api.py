@@ -286,7 +286,10 @@ async def rotate_token(request: Request) -> Response:
 
 async def set_secret(request: Request) -> Response:
     """PUT …/triggers/{tid}/signing-secret: what callers must sign with; empty: nothing."""
-    secret = (await fields(request)).text("signing_secret")
+    sent = await fields(request)
+    if not sent.sent("signing_secret"):  # a slip of the pen must not open the door
+        raise Invalid("signing_secret is required; an empty one lets calls come unsigned")
+    secret = sent.text("signing_secret")
     if secret and len(secret) < SHORTEST_SECRET:
         raise Invalid(f"signing_secret must have at least {SHORTEST_SECRET} characters")
     return await _retrigger(request, {"signing_secret": secret}, only="webhook")

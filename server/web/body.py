@@ -57,6 +57,8 @@ async def decode(request: Request, kind: type[T], *, cut: bool = False) -> T:
     """
     try:
         return codec.decode(await read(request), kind, cut=cut)
+    except codec.TooDeep as error:
+        raise Invalid(f"{_INVALID}: {error}") from None
     except codec.DecodeError as error:
         raise Invalid(_INVALID) from error
 
@@ -65,6 +67,8 @@ async def load(request: Request) -> dict[str, Any]:
     """The body as a plain object; `null` counts as an empty one. Raises Invalid, TooLarge."""
     try:
         value = codec.loads(await read(request))
+    except codec.TooDeep as error:
+        raise Invalid(f"{_INVALID}: {error}") from None
     except codec.DecodeError as error:
         raise Invalid(_INVALID) from error
     if value is None:

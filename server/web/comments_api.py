@@ -191,7 +191,8 @@ async def update_comment(request: Request) -> Response:
         if before.content != content or sent.given("attachment_ids"):
             issue = existing(await work.hold_issue(conn, caller.workspace_id, before.issue_id))
         if before.content != content:
-            after = await comments.update_comment(conn, comment_id, content)
+            by = (caller.actor.actor_type, caller.actor.actor_id)
+            after = await comments.update_comment(conn, comment_id, content, by)
             told += await finish.cancel_trigger(conn, comment_id)
             told += await _start(conn, caller, issue, after, suppressed)
         if sent.given("attachment_ids"):

@@ -17,6 +17,7 @@ from server.consequences import Consequence
 from server.dispatch import events
 from server.dispatch.enqueue import SQL
 from server.errors import Forbidden, Invalid
+from server.rights import Thing
 from server.store import work
 from server.store.queries import Connection
 from server.web import auth
@@ -42,7 +43,7 @@ async def evaluate(request: Request) -> Response:
         if issue.assignee_type != "squad":
             raise Invalid("issue is not assigned to a squad")
         leader = await conn.fetchval(SQL.leader_of, issue.assignee_id)
-        if actor.actor_type != "agent" or actor.actor_id != leader:
+        if not caller.may("run.evaluate", Thing(agents=(leader,))):
             raise Forbidden("only the leader of the squad may evaluate")
         task_id = actor.task_id
         if task_id is None or await conn.fetchval(SQL.task_on, task_id, issue.id) is None:

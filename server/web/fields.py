@@ -80,6 +80,10 @@ def day_of(value: str, name: str) -> date | None:
     return moment.date()
 
 
+LONGEST_LINE: Final = 1000
+"""Characters of a name or a title."""
+
+
 class Fields:
     """The members of a JSON object; keys match without regard to case (01 §0)."""
 
@@ -102,11 +106,16 @@ class Fields:
         """Return a string, or None for absent and null."""
         return self.text(name) if self.given(name) else None
 
-    def required_text(self, name: str) -> str:
-        """Return a string that is not blank, without blanks round it."""
+    def required_text(self, name: str, longest: int = LONGEST_LINE) -> str:
+        """Return a string that is not blank, without blanks round it: a name, a title.
+
+        Lists have a hundred of them in one answer, so they are no place for megabytes.
+        """
         value = self.text(name).strip()
         if not value:
             raise Invalid(f"{name} is required")
+        if len(value) > longest:
+            raise Invalid(f"{name} must be at most {longest} characters")
         return value
 
     def one_of(self, name: str, allowed: Collection[str], default: str) -> str:

@@ -138,7 +138,8 @@ async def apply_to_all(
     fitting = [issue for issue in issues if issue.id not in refused]
     if not fitting:
         return Applied(refused=refused)
-    changed = await work.update_issues(conn, fitting, changes)
+    by = (caller.actor.actor_type, caller.actor.actor_id)
+    changed = await work.update_issues(conn, fitting, changes, by)
     await bind_to_issue(conn, changed[0], patch.attachment_ids)
     both = list(zip(fitting, changed, strict=True))
     told: list[Consequence] = [

@@ -24,6 +24,7 @@ from server.web.answers import answer, nothing
 from server.web.auth import Membership
 from server.web.fields import Fields
 from server.web.unit import event, fields, path_id, query, read, write
+from shared.ids import machine_key
 from shared.wire.teamwork import FoundProject, Project, Resource
 from shared.wire.work import PRIORITIES
 
@@ -301,7 +302,9 @@ async def _attach(
     conn: Connection, caller: Membership, project_id: str, wanted: Sequence[Mapping[str, Any]]
 ) -> list[Resource]:
     machines = [
-        one["resource_ref"]["daemon_id"] for one in wanted if one["resource_type"] == DIRECTORY
+        machine_key(one["resource_ref"]["daemon_id"])
+        for one in wanted
+        if one["resource_type"] == DIRECTORY
     ]
     if len(set(machines)) < len(machines):
         raise _one_directory()
@@ -323,14 +326,16 @@ async def _keep_password(
 ) -> None:
     """Keep passwords that came in addresses; only those who run the workspace replace one."""
     found = dict(one for one in given if one is not None)
-    may = caller.role in {"owner", "admin"} and caller.actor.actor_type != "agent"
-    for url, userinfo in found.items():
-        if not may and await credentials.is_other(conn, caller.workspace_id, url, userinfo):
-            raise Forbidden(
-                f"{url} has another password here already: an owner or admin can change it"
-            )
-    if found:
-        await credentials.keep(conn, caller.workspace_id, found)
+    if not found:
+        return
+    caller.check(right="repository password.set")
+    if not caller.may("repository password.replace"):
+        for url, userinfo in found.items():
+            if await credentials.is_other(conn, caller.workspace_id, url, userinfo):
+                raise Forbidden(
+                    f"{url} has another password here already: an owner or admin can change it"
+                )
+    await credentials.keep(conn, caller.workspace_id, found)
 
 
 async def _check_directory(

@@ -28,9 +28,7 @@ async def quick_create(request: Request) -> Response:
     """POST /api/issues/quick-create: queue the task; the agent makes the issue."""
     caller = await auth.workspace(request)
     sent = await fields(request)
-    prompt = sent.required_text("prompt")
-    if len(prompt) > LONGEST_PROMPT:
-        raise Invalid(f"prompt must be at most {LONGEST_PROMPT} characters")
+    prompt = sent.required_text("prompt", LONGEST_PROMPT)
     agent_id, squad_id = sent.id("agent_id"), sent.id("squad_id")
     if (agent_id is None) == (squad_id is None):
         raise Invalid("exactly one of agent_id and squad_id is required")

@@ -316,6 +316,8 @@ async def update_workspace(request: Request) -> Response:
     caller = await auth.workspace_by_id(request, request.path_params["id"])
     sent = await fields(request)
     changes, credentials = _settings(sent), _credentials(sent)
+    if credentials:
+        caller.check(right="repository password.replace")
 
     async def unit(conn: Connection) -> tuple[FullWorkspace, Sequence[Consequence]]:
         written = dict(changes)

@@ -293,7 +293,10 @@ async def update_issue(request: Request) -> Response:
 
     async def unit(conn: Connection) -> tuple[Issue, _Told]:
         ref = request.path_params["id"]
-        before = existing(await work.lock_issue(conn, caller.workspace_id, ref))
+        found = await work.lock_issue(
+            conn, caller.workspace_id, ref, parent="status" in patch.changes
+        )
+        before = existing(found)
         return await apply(conn, caller, before, patch)
 
     return answer(await write(request, unit))

@@ -21,9 +21,11 @@ REPOSITORY_ACCESS: Final = "repository-access-v1"
 CLAIM_MANY: Final = "claim-many-v1"
 BEAT_MANY: Final = "beat-many-v1"
 UNIQUE_ROWS: Final = "unique-rows-v1"
+MACHINE_REPORTS: Final = "machine-reports-v1"
 """Ours: what a server may offer daemons beyond the protocol, in its answer to a registration: claims
-for many runtimes in one call, one frame for the beats of many (`frame.heartbeats`), and transcripts
-that keep one row for each number, so that a batch may be sent again."""
+for many runtimes in one call, one frame for the beats of many (`frame.heartbeats`), transcripts
+that keep one row for each number, so that a batch may be sent again, and calls that tell what a machine
+has used by its programs' own logs, and that the agent of a cancelled task has stopped."""
 
 
 @attrs.frozen(kw_only=True)

@@ -46,6 +46,8 @@ class Issue:
     labels: list[dict[str, Any]] | None = omitted(None)
     runs_paused_at: str | None = omitted(None)
     """Ours: since then agents start no run here, until a person has looked."""
+    edited_by_others: bool = omitted(False)
+    """Ours: somebody other than its creator changed the description."""
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +84,8 @@ class Comment:
     content_truncated: bool | None = omitted(None)
     thread_resolved: bool | None = omitted(None)
     folded_count: int | None = omitted(None)
+    edited_by_others: bool = omitted(False)
+    """Ours: somebody other than its author changed it."""
 
 
 @attrs.frozen(kw_only=True)

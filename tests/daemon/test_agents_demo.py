@@ -165,6 +165,17 @@ async def test_only_the_machines_owner_gets_a_shell(
     assert not (desk.work / "taken").exists()
 
 
+async def test_words_that_somebody_else_changed_are_not_the_owners(desk: Desk) -> None:
+    script = "demo: sh echo here > taken"
+    desk.issue(script, creator_type="member", creator_id="anna", edited_by_others=True)
+    desk.comment(script, author_type="member", author_id="anna", edited_by_others=True)
+    for prompt in (ASSIGNED, COMMENTED):
+        messages, _ = await desk(prompt, asker="anna")
+        said = [m.content for m in messages if m.kind == "text"]
+        assert any("for the owner of my machine only" in text for text in said)
+    assert not (desk.work / "taken").exists()
+
+
 async def test_it_fails_when_told_to_and_when_the_loop_is_broken(desk: Desk) -> None:
     desk.issue("demo: fail no paint left")
     _, result = await desk(ASSIGNED)

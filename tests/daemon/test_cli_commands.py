@@ -335,6 +335,43 @@ def test_a_bug_of_the_server_is_not_waited_out(bench: Bench, waits: list[float])
     assert 40 < sum(waits) <= 60
 
 
+STRANGERS = (
+    httpx.Response(404, text="404 page not found"),
+    httpx.Response(403, html="<h1>Blocked</h1>"),
+    httpx.Response(302, headers={"Location": "http://portal.test/"}),
+    httpx.Response(200, html="<h1>Sign in to the network</h1>"),
+)
+"""What a proxy or a portal answers in the server's place."""
+
+
+@pytest.mark.parametrize("answer", STRANGERS, ids=lambda a: str(a.status_code))
+def test_an_agent_waits_a_minute_when_a_stranger_answers(
+    bench: Bench, waits: list[float], answer: httpx.Response
+) -> None:
+    task_environment(bench)
+    bench.respond = lambda request: answer if sum(waits) < 30 else bench.ordinary(request)
+    assert bench.run("issue", "get", "BUL-1")[0] == 0
+    waits.clear()
+    bench.respond = lambda _: answer
+    assert bench.run("issue", "get", "BUL-1")[0] != 0
+    assert 40 < sum(waits) <= 60
+    waits.clear()
+    del bench.env["MULTICA_TASK_ID"]
+    assert bench.run("issue", "get", "BUL-1")[0] != 0
+    assert waits == [], "a person is told at once"
+
+
+def test_the_servers_own_refusal_is_told_an_agent_at_once(bench: Bench, waits: list[float]) -> None:
+    task_environment(bench)
+    for answer in (
+        httpx.Response(404, json={"error": "issue not found"}),
+        httpx.Response(413, html="<h1>Too large</h1>"),
+    ):
+        bench.respond = lambda _, answer=answer: answer
+        assert bench.run("issue", "get", "BUL-1")[0] != 0
+    assert waits == []
+
+
 def test_a_person_is_told_at_once(bench: Bench, waits: list[float]) -> None:
     bench.respond = lambda _: httpx.Response(401, json={"error": "invalid token"})
     assert bench.run("issue", "get", "BUL-1")[0] == 3
@@ -441,6 +478,18 @@ def test_tables_cannot_be_used_to_write_to_the_terminal(bench: Bench) -> None:
     assert row.startswith("BUL-1")
     assert "demo" in row
     assert "--offset 50" in err
+
+
+def test_a_hostile_server_cannot_write_to_the_terminal(bench: Bench) -> None:
+    """Neither by a notice nor by JSON, whose own rules let the C1 controls pass."""
+    evil = {**AN_ISSUE, "identifier": "\x1b]0;pwn\x07\x9b2J", "title": "\x9b31m\x7f"}
+    bench.respond = lambda request: httpx.Response(200, json=evil)
+    for output in ("table", "json"):
+        words = ("issue", "create", "--title", "x", "--output", output)
+        code, out, err = bench.run(*words)
+        assert code == 0
+        assert not {"\x1b", "\x07", "\x7f", "\x9b"} & set(out + err)
+    assert json.loads(out)["title"] == evil["title"]
 
 
 def test_json_list_says_how_much_there_is(bench: Bench) -> None:

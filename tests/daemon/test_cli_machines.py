@@ -57,6 +57,22 @@ def test_a_machine_is_handed_over(bench: Bench, heir: str) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("ref", ["big box", "claude (box)", "66660001"])
+def test_a_runtime_is_known_by_the_name_its_owner_gave_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ref: str
+) -> None:
+    full = "66666666-6666-7666-8666-666666660001"
+    row = {"id": full, "name": "Claude (box)", "custom_name": "Big box", "provider": "claude"}
+    row |= {"runtime_mode": "local", "status": "online", "last_seen_at": None}
+    monkeypatch.setitem(ANSWERS, ("GET", "/api/runtimes"), [row])
+    monkeypatch.setitem(ANSWERS, ("DELETE", f"/api/runtimes/{full}"), {})
+    code, shown, err = bench.run("runtime", "list")
+    assert code == 0, err
+    assert "Big box" in shown
+    code, _, err = bench.run("runtime", "delete", ref)
+    assert code == 0, err
+
+
 def test_directories_are_allowed_listed_and_removed(bench: Bench, tmp_path: Path) -> None:
     place, link = tmp_path / "a b", tmp_path / "link"
     place.mkdir()

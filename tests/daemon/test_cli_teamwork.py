@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from daemon.cli import chat_group
-from tests.daemon.test_cli_commands import AGENT, ANSWERS, TOKEN, WORKSPACE, Bench
+from tests.daemon.test_cli_commands import AGENT, ANSWERS, TOKEN, WORKSPACE, Bench, task_environment
 
 pytestmark = pytest.mark.fast
 
@@ -293,6 +293,97 @@ def test_a_file_that_cannot_be_had_leaves_nothing_behind(bench: Bench, tmp_path:
     code, _, err = bench.run("attachment", "download", FILE, "-o", str(tmp_path / "x"))
     assert (code, err) == (4, "error: not found\n")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.parametrize(
+    "met", [503, 502, 404, httpx.ConnectError("refused"), httpx.ReadError("cut")]
+)
+def test_an_agent_waits_for_a_file_as_for_everything_else(
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    met: int | Exception,
+) -> None:
+    task_environment(bench)
+    waits: list[float] = []
+    monkeypatch.setattr("daemon.cli.api.time.monotonic", lambda: sum(waits))
+    monkeypatch.setattr("daemon.cli.api.time.sleep", waits.append)
+    if where == "elsewhere":
+        shown = HERE["GET", f"/api/attachments/{FILE}"] | {"download_url": "https://store.x/f"}
+        monkeypatch.setitem(ANSWERS, ("GET", f"/api/attachments/{FILE}"), shown)
+    asked = 0
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        if not request.url.path.endswith(("/download", "/f")):
+            return bench.ordinary(request)
+        asked += 1
+        if asked > 3:
+            return httpx.Response(200, content=b"\x89PNG")
+        if isinstance(met, Exception):
+            raise met
+        return httpx.Response(met, text="404 page not found" if met == 404 else "")
+
+    bench.respond = respond
+    code, _, err = bench.run("attachment", "download", FILE, "-o", str(tmp_path))
+    if (met, where) == (404, "elsewhere"):
+        assert (code, waits) == (4, []), "who keeps files is believed"
+        return
+    assert (code, err) == (0, "")
+    assert (tmp_path / "Bild ü.png").read_bytes() == b"\x89PNG"
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize(("where", "waited"), [("here", True), ("elsewhere", False)])
+def test_an_agent_waits_out_401_of_the_server_and_not_of_a_store(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, waited: bool
+) -> None:
+    task_environment(bench)
+    waits: list[float] = []
+    monkeypatch.setattr("daemon.cli.api.time.monotonic", lambda: sum(waits))
+    monkeypatch.setattr("daemon.cli.api.time.sleep", waits.append)
+    if where == "elsewhere":
+        shown = HERE["GET", f"/api/attachments/{FILE}"] | {"download_url": "https://store.x/f"}
+        monkeypatch.setitem(ANSWERS, ("GET", f"/api/attachments/{FILE}"), shown)
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith(("/download", "/f")):
+            return httpx.Response(401)
+        return bench.ordinary(request)
+
+    bench.respond = respond
+    assert bench.run("attachment", "download", FILE, "-o", str(tmp_path))[0] == 3
+    assert (sum(waits) > 3000) == waited
+
+
+def test_an_agent_waits_to_hand_over_a_file(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was sent, so it is sent again; what may have arrived is told instead."""
+    task_environment(bench)
+    waits: list[float] = []
+    monkeypatch.setattr("daemon.cli.api.time.monotonic", lambda: sum(waits))
+    monkeypatch.setattr("daemon.cli.api.time.sleep", waits.append)
+    failures: list[Exception] = [httpx.ConnectError("refused"), httpx.ConnectError("refused")]
+    (tmp_path / "a.txt").write_text("text")
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/upload-file":
+            if failures:
+                raise failures.pop()
+            return httpx.Response(200, json={"id": FILE})
+        return bench.ordinary(request)
+
+    bench.respond = respond
+    place = ("--comment", "6c6c6c6c-0000-4000-8000-000000000001")
+    assert bench.run("attachment", "upload", str(tmp_path / "a.txt"), *place)[0] == 0
+    assert len(waits) == 2
+    failures.append(httpx.ReadError("cut"))
+    code, _, err = bench.run("attachment", "upload", str(tmp_path / "a.txt"), *place)
+    assert code == 2
+    assert "may or may not have been made" in err
 
 
 def test_waiting_for_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from daemon.cli.up import introduce
 from tests.support.bullpen import (
     CLI,
     Bullpen,
@@ -102,6 +103,9 @@ def test_it_says_how_things_are_stops_in_time_and_keeps_everything(home: Path) -
         link = bullpen.cli("link").stdout.strip()
         assert link.startswith(told["url"] + "/auth/link/")
 
+        with bullpen.api() as api:  # as earlier versions made it
+            old = {"visibility": "workspace", "description": introduce._OPEN_DEMO}
+            api.put(f"/api/agents/{agents[0]['id']}", json=old).raise_for_status()
         assert stop(bullpen) < STOP_DEADLINE
         assert bullpen.process.returncode == 0
         assert not (home / "secrets" / "up.json").exists()
@@ -113,6 +117,8 @@ def test_it_says_how_things_are_stops_in_time_and_keeps_everything(home: Path) -
         assert bullpen.issue(issue["id"])["title"] == "Kept"
         agents = json.loads(bullpen.cli("agent", "list", "--output", "json").stdout)
         assert [agent["name"] for agent in agents] == ["demo"], "no second agent for a runtime"
+        assert agents[0]["visibility"] == "private"
+        assert log_of(home).count("the agent demo was open to the whole workspace") == 1
         assert stop(bullpen, signal.SIGINT) < STOP_DEADLINE
         assert bullpen.process.returncode == 0
 
@@ -199,6 +205,18 @@ def test_a_child_that_keeps_dying_ends_everything_with_its_log(home: Path) -> No
         assert str(home / "logs" / "daemon.log") in said
         assert "Traceback" not in said
         assert processes_of(home) == []
+
+
+def test_a_daemon_that_is_stopped_again_and_again_is_started_again_and_again(home: Path) -> None:
+    with start_up(home) as bullpen:
+        before = len(log_of(home))
+        for _ in range(6):  # more often in a minute than it may die
+            bullpen.cli("daemon", "restart")
+        assert bullpen.process.poll() is None, log_of(home)
+        stop(bullpen)
+    said = log_of(home)[before:]
+    assert "ended with code" not in said, "what somebody asked for is no trouble"
+    assert said.count("The daemon is back.") == 6
 
 
 def test_a_token_that_no_longer_works_is_replaced(home: Path) -> None:

@@ -20,12 +20,14 @@ from daemon.config import Config
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import TaskRunner
+from shared.wire.runtime import MACHINE_REPORTS
 from shared.wire.task import CANCELLED, COMPLETED, DISPATCHED, FAILED, RUNNING
 from tests.daemon.tasks_support import (
     RUNTIME,
     Agents,
     Bench,
     Script,
+    open_bench,
     status,
     tell_journals,
     text,
@@ -155,3 +157,22 @@ async def test_every_lost_answer_alone_changes_nothing(
             assert ("claude", "opus") in task.usage
             assert RUNTIME.id == task.runtime_id
             assert uid("task") == task.id
+
+
+async def test_a_cancel_is_acknowledged_when_the_agent_has_stopped(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """To a server that offers it, once, and before the rest is reported."""
+    for offered in (True, False):
+        async with open_bench(tmp_path / str(offered), Script(steps=(text("a"), 60.0))) as bench:
+            if offered:
+                bench.client.offers.learn([MACHINE_REPORTS])
+            bench.hand_over(task := bench.add())
+            await trio.sleep(2)
+            task.status = CANCELLED
+            await bench.pool.wait_empty()
+            routes = bench.routes(task)
+            assert routes.count("cancel-ack") == offered
+            if offered:
+                assert routes.index("cancel-ack") < routes.index("usage")
+            assert bench.agents.alive == 0

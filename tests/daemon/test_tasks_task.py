@@ -14,15 +14,18 @@ import trio
 from trio.testing import MockClock as Clock
 
 from daemon.agents.contract import AgentError, AgentResult, Program, Tokens
+from daemon.allowed import allow_directory
 from daemon.repos.desk import open_desk
 from daemon.tasks import outcome, trouble
 from daemon.tasks.backlog import Backlog
 from daemon.tasks.journal import Journal, JournalError
 from daemon.tasks.pool import TaskPool
 from daemon.tasks.task import TaskRunner
+from daemon.workdir.borrowed import Borrowed
 from shared import failure
 from shared.failure import RETRYABLE
-from shared.wire.task import CANCELLED, COMPLETED, FAILED, RUNNING
+from shared.home import Home
+from shared.wire.task import CANCELLED, COMPLETED, DISPATCHED, FAILED, RUNNING
 from tests.conftest import ExpectedErrors
 from tests.daemon.tasks_support import (
     RUNTIME,
@@ -189,6 +192,68 @@ async def test_too_many_open_files_do_not_lose_a_task_before_it_begins(
         task = await bench.run(bench.add())
         assert task.status == COMPLETED
     assert not failures
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM]
+)
+@pytest.mark.parametrize("mends", [True, False])
+async def test_a_directory_that_cannot_be_prepared_just_now_is_prepared_later(
+    autojump_clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    mends: bool,
+) -> None:
+    making, ill = os.mkdir, True
+
+    def busy(path: Any, *args: Any, **kwargs: Any) -> None:
+        if ill and str(path).endswith("/logs"):  # in the middle of it
+            raise OSError(number, os.strerror(number))
+        making(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", busy)
+    async with open_bench(tmp_path) as bench:
+        bench.hand_over(task := bench.add())
+        await trio.sleep(20)
+        assert task.status == DISPATCHED
+        said = [call.body["summary"] for call in bench.server.requests(".*/progress")]
+        assert any(os.strerror(number) in summary for summary in said)
+        ill = not mends
+        await trio.sleep(trouble.PATIENCE)
+        assert task.status == (COMPLETED if mends else FAILED)
+        assert mends or task.failure_reason in RETRYABLE
+
+
+async def test_a_users_directory_is_given_back_between_attempts_to_prepare_it(
+    autojump_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, project = tmp_path / "home", tmp_path / "project"
+    home.mkdir()
+    project.mkdir()
+    (project / "CLAUDE.md").write_bytes(b"rules")
+    putting, ill = Borrowed.put, [errno.ENOSPC, errno.EMFILE]
+
+    def put(self: Borrowed, *args: Any) -> None:
+        putting(self, *args)
+        if ill:
+            raise OSError(number := ill.pop(), os.strerror(number))
+
+    monkeypatch.setattr(Borrowed, "put", put)
+    async with open_bench(home) as bench:
+        ref = {"local_path": str(project), "daemon_id": bench.config.daemon_id}
+        resource = {"id": uid("r"), "resource_type": "local_directory", "resource_ref": ref}
+        allow_directory(Home(home), project)
+        bench.hand_over(task := bench.add(project_id=uid("p"), project_resources=[resource]))
+        with trio.fail_after(100):
+            while not bench.server.requests(".*/progress"):  # noqa: ASYNC110 - virtual time
+                await trio.sleep(0.1)
+        assert len(ill) == 1
+        assert [path.name for path in project.rglob("*")] == ["CLAUDE.md"]  # noqa: ASYNC240
+        await bench.pool.wait_empty()
+        assert task.status == COMPLETED
+    assert [path.name for path in project.rglob("*")] == ["CLAUDE.md"]  # noqa: ASYNC240
+    assert (project / "CLAUDE.md").read_bytes() == b"rules"  # noqa: ASYNC240
 
 
 async def test_a_result_no_server_takes_is_reported_in_part_and_kept_whole(

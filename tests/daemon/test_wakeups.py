@@ -13,12 +13,13 @@ import trio
 import trio_websocket
 from trio.testing import MockClock
 
-from daemon.client import identity_headers
+from daemon.client import Transient, identity_headers
 from daemon.wakeups import connect, socket_url
 from shared.wire import frame
 from shared.wire.runtime import BEAT_MANY
 from tests.support.daemon_rig import CLAUDE, CODEX, open_rig
 from tests.support.fake_server import open_fake_server, uid
+from tests.support.network import answer
 
 pytestmark = pytest.mark.fast
 
@@ -135,14 +136,18 @@ async def test_connecting_wakes_every_poller(autojump_clock: MockClock, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("status", "plain_waits"),
-    [(503, [1, 2, 4, 4, 4, 4, 4, 4]), (404, [1, 2, 4, 8, 16, 30, 30, 30])],
+    ("status", "said", "plain_waits"),
+    [
+        (503, b"", [1, 2, 4, 4, 4, 4, 4, 4]),
+        (404, b'{"error":"runtime not found"}', [1, 2, 4, 8, 16, 30, 30, 30]),
+        (404, b"404 page not found", [1, 2, 4, 4, 4, 4, 4, 4]),
+    ],
 )
 async def test_back_off_is_short_for_a_server_that_is_away_and_starts_afresh_after_a_healthy_one(
-    autojump_clock: MockClock, tmp_path: Path, status: int, plain_waits: list[int]
+    autojump_clock: MockClock, tmp_path: Path, status: int, said: bytes, plain_waits: list[int]
 ) -> None:
     async with open_fake_server() as server:
-        server.refuse_sockets = status
+        server.refuse_sockets, server.refusal = status, said
         async with open_rig(server, tmp_path) as rig:
             await rig.until_running()
             await trio.sleep(200)
@@ -151,7 +156,7 @@ async def test_back_off_is_short_for_a_server_that_is_away_and_starts_afresh_aft
                 assert plain * 0.8 <= wait <= plain * 1.2
             assert len(waits) >= 8
             server.refuse_sockets = None
-            await rig.until(lambda: server.sockets, within=5 if status == 503 else 37)
+            await rig.until(lambda: server.sockets, within=37 if b"error" in said else 5)
             await trio.sleep(61)
             lost = trio.current_time()
             server.drop_sockets()
@@ -207,6 +212,26 @@ async def test_a_changed_set_cuts_the_back_off_short(
             assert 0.8 <= after[0] <= 1.2, "and starts it afresh"
 
 
+async def test_a_call_that_is_answered_again_cuts_the_back_off_short(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_fake_server() as server:
+        server.refuse_sockets = 404  # the server's own word: half a minute between attempts
+        async with open_rig(server, tmp_path) as rig:
+            await rig.until_running()
+            await trio.sleep(300)
+            await rig.until(lambda: trio.current_time() - server.handshakes[-1][0] < 1)
+            client = rig.health.client
+            assert client is not None
+            server.fail_next("GET /api/workspaces", answer(502))
+            with pytest.raises(Transient):
+                await client.workspaces()
+            server.refuse_sockets = None
+            assert not server.sockets
+            await client.workspaces()
+            await rig.until(lambda: server.sockets, within=0.3)
+
+
 async def test_a_silent_connection_is_given_up_after_three_beats(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
@@ -246,6 +271,39 @@ async def test_a_server_that_does_not_read_cannot_hold_the_daemon(
             await rig.until(lambda: len(opened) == 3, within=60)
             for (first, second), plain in zip(pairwise(opened), (1, 2), strict=True):
                 assert 10 + plain * 0.8 <= second - first <= 10 + plain * 1.2
+
+
+async def test_a_handshake_that_stalls_does_not_hold_up_one_that_would_not(tmp_path: Path) -> None:
+    """The peer is well again while the first handshake still waits for it."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    asked_for = 0
+    first_is_gone = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal asked_for
+        asked_for += 1
+        if asked_for == 1:
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some(4096):
+                    pass
+            first_is_gone.set()
+            return
+        async with trio.open_nursery() as connection:
+            asked = await trio_websocket.wrap_server_stream(connection, stream)
+            socket = await asked.accept()
+            with suppress(trio_websocket.ConnectionClosed):
+                await socket.get_message()
+
+    async with trio.open_nursery() as server:
+        server.start_soon(trio.serve_listeners, serve, listeners)
+        with mock.patch("daemon.wakeups.ANOTHER", 0.1), trio.fail_after(5):
+            async with connect(f"ws://127.0.0.1:{port}/api/daemon/ws", []) as socket:
+                await socket.send_message("here")
+                await first_is_gone.wait()
+                await trio.sleep(0.3)
+                assert asked_for == 2, "no handshake is begun beside a connection"
+        server.cancel_scope.cancel()
 
 
 async def test_a_handshake_that_stalls_is_given_up_and_leaves_nothing(tmp_path: Path) -> None:

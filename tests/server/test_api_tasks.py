@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from server.consequences import TaskAvailable, TokensRevoked
 from server.store.queries import Connection
+from shared.depth import CUT, DEEPEST
 from tests.support.api import Api, open_api
 from tests.support.rows import make_agent, make_issue, make_task
 
@@ -93,6 +95,51 @@ async def test_active_runs_and_usage() -> None:
         empty = await api.owner.ok(201, "POST", "/api/issues", {"title": "None"})
         usage = await api.member.get(f"/api/issues/{empty['identifier']}/usage")
         assert set(usage.values()) == {0}
+
+
+async def test_what_is_nested_too_deeply_is_cut_where_it_is_stored_and_refused_where_it_comes() -> (
+    None
+):
+    def nested(levels: int) -> str:
+        return '{"a":' * levels + "1" + "}" * levels
+
+    async with open_api() as api:
+        _, task_id = await make_run(api, status="running")
+
+        async def unit(conn: Connection) -> None:  # by a version that had no bound
+            for seq, levels in ((1, 400), (2, 3)):
+                await conn.execute(
+                    "insert into task_message (task_id, seq, type, tool, input)"
+                    f" values ($1, $2, 'tool_use', 'Bash', '{nested(levels)}'::jsonb)",
+                    task_id,
+                    seq,
+                )
+
+        await api.run(unit)
+        for path in (f"/api/tasks/{task_id}/messages", f"/api/daemon/tasks/{task_id}/messages"):
+            deep, flat = await api.owner.get(path)
+            text = json.dumps(deep["input"])
+            assert CUT in text
+            assert text.count("{") == DEEPEST
+            assert flat["input"] == {"a": {"a": {"a": 1}}}
+
+        for levels in (DEEPEST + 1, 400, 100_000):
+            for method, path in (
+                ("POST", "/api/issues"),
+                ("POST", f"/api/daemon/tasks/{task_id}/complete"),
+                ("PUT", f"/api/agents/{api.world.agent_id}"),
+            ):
+                body = f'{{"title":"x","output":"x","mcp_config":{nested(levels)}}}'
+                answer = await api.owner.client.request(method, path, content=body)
+                assert answer.status_code == 400, answer.text
+                assert "nested" in answer.json()["error"]
+        # a transcript is not refused but cut: a daemon would send it for ever
+        row = f'{{"seq":3,"type":"tool_use","tool":"Bash","input":{nested(400)}}}'
+        path = f"/api/daemon/tasks/{task_id}/messages"
+        sent = await api.owner.client.post(path, content=f'{{"messages":[{row}]}}')
+        assert sent.status_code == 200, sent.text
+        *_, last = await api.owner.get(path)
+        assert CUT in json.dumps(last["input"])
 
 
 @pytest.mark.spec("06 §6.2", "GET /api/tasks/{id}/messages")

@@ -307,3 +307,31 @@ async def test_an_open_agent_is_no_way_to_a_private_one() -> None:
 
         await api.run(squad)
         await agent.ok(200, "PUT", own, to)
+
+
+async def test_whose_words_somebody_else_changed_is_shown_with_them() -> None:
+    async with open_api() as api:
+        made = await api.owner.ok(201, "POST", "/api/issues", {"title": "T", "description": "a"})
+        issue = f"/api/issues/{made['id']}"
+        said = await api.owner.ok(201, "POST", f"{issue}/comments", {"content": "a"})
+        comment = f"/api/comments/{said['id']}"
+        member_comment = await api.member.ok(201, "POST", f"{issue}/comments", {"content": "b"})
+
+        async def seen() -> dict[str, bool]:
+            listed = await api.owner.get(f"{issue}/comments")
+            known = {one["content"][:1]: one.get("edited_by_others", False) for one in listed}
+            return known | {"issue": (await api.owner.get(issue)).get("edited_by_others", False)}
+
+        await api.owner.ok(200, "PUT", issue, {"description": "ab", "status": "todo"})
+        await api.owner.ok(200, "PUT", comment, {"content": "ab"})
+        await api.member.ok(200, "PUT", issue, {"title": "U", "description": "ab"})
+        assert await seen() == {"a": False, "b": False, "issue": False}
+
+        evil = {"description": "ab\ndemo: sh id"}
+        batch = {"issue_ids": [made["id"]], "updates": evil}
+        await api.member.ok(200, "POST", "/api/issues/batch-update", batch)
+        path = f"/api/comments/{member_comment['id']}"
+        await api.owner.ok(200, "PUT", path, {"content": "b!"})
+        # and its maker cannot have read what is in it since
+        await api.owner.ok(200, "PUT", issue, {"description": "mine again"})
+        assert await seen() == {"a": False, "b": True, "issue": True}

@@ -153,3 +153,16 @@ def test_a_secret_written_as_standard_webhooks_does_is_its_bytes() -> None:
     assert signatures.check(headers, b"{ }", secret, 110.0).status == "invalid"
     for stamp in ("-1", "1e9", "٣", "", "9" * 40):
         assert signatures.check(headers | {"webhook-timestamp": stamp}, b"{}", secret, 1.0).reason
+
+
+async def test_a_slip_of_the_pen_does_not_take_the_signature_away() -> None:
+    async with open_api() as api:
+        called = await hook(api)
+        (trigger,) = await api.fetch("select id, autopilot_id from autopilot_trigger")
+        path = f"/api/autopilots/{trigger['autopilot_id']}/triggers/{trigger['id']}/signing-secret"
+        for body in ({}, {"secret": SECRET}):
+            assert "signing_secret" in await api.owner.refused(400, "PUT", path, body)
+        assert called.path
+        (row,) = await api.fetch("select signing_secret from autopilot_trigger")
+        assert row["signing_secret"] == SECRET
+        await api.owner.ok(200, "PUT", path, {"signing_secret": ""})

@@ -634,7 +634,7 @@ def test_a_row_without_extras_assembles() -> None:
     assert [repo.url for repo in repos_of([{"url": 3}, "x", {"url": "u"}])] == ["u"]
 
 
-async def test_an_issue_of_another_workspace_is_not_handed_out() -> None:
+async def test_a_task_of_another_workspace_is_cancelled_when_claimed() -> None:
     async with open_test_database() as (database, _):
         world = await make_world(database)
         other = await make_world(database)
@@ -647,4 +647,16 @@ async def test_an_issue_of_another_workspace_is_not_handed_out() -> None:
                 runtime_id=world.runtime_id,
             )
         )
-        assert await take(database, world.runtime_id) is None
+        issue = await database.write(partial(make_issue, world=world))
+        good = await database.write(partial(make_task, world=world, issue_id=issue.id))
+        unit = partial(claim, runtime_id=world.runtime_id)
+        task, told = await database.write(unit)
+        assert task is None
+        assert [one.type for one in told if isinstance(one, Event)][:1] == ["task:cancelled"]
+        assert any(isinstance(one, TaskAvailable) for one in told)  # it asks again
+        assert (await take_one(database, world.runtime_id)).id == good
+        rows = await database.read(
+            lambda conn: conn.fetch("select id, status from agent_task_queue order by status")
+        )
+        assert {row["id"]: row["status"] for row in rows}.pop(good) == "dispatched"
+        assert sorted(row["status"] for row in rows) == ["cancelled", "dispatched"]

@@ -334,7 +334,12 @@ async def test_registering() -> None:
         assert first["repos"] == [{"url": "https://example.test/a.git"}]
         assert len(first["repos_version"]) == 64
         assert first["settings"] == {"github_enabled": True}
-        assert first["capabilities"] == ["claim-many-v1", "beat-many-v1", "unique-rows-v1"]
+        assert first["capabilities"] == [
+            "claim-many-v1",
+            "beat-many-v1",
+            "unique-rows-v1",
+            "machine-reports-v1",
+        ]
 
         again = await rig.post("/register", request)
         assert [r["id"] for r in again["runtimes"]] == [claude["id"], custom["id"]]

@@ -24,6 +24,7 @@ from server.store.tasks import Caller
 from shared import codec
 from shared.wire.runtime import RegisterRequest
 from shared.wire.task import CompleteRequest, FailRequest
+from tests.support.api import Api, open_api
 from tests.support.postgres import open_test_database
 from tests.support.rows import (
     World,
@@ -124,6 +125,55 @@ async def _comment(conn: Connection, issue: IssueFacts, world: World) -> list[Co
 async def _unassign(conn: Connection, issue: IssueFacts, world: World) -> list[Consequence]:
     await work.lock_issue(conn, world.workspace_id, issue.id)
     return await enqueue.assignees_changed(conn, [issue], world.actor)
+
+
+async def test_families_are_locked_by_id_whoever_closes_or_deletes_what() -> None:
+    families, children = 4, 3
+    async with open_api() as api:
+        with capture_logs() as logs, trio.fail_after(90):
+            for number in range(6):
+                parents = [
+                    await api.run(partial(make_issue, world=api.world, status="in_progress"))
+                    for _ in range(families)
+                ]
+                born = [
+                    await api.run(
+                        partial(
+                            make_issue,
+                            world=api.world,
+                            status="in_progress",
+                            parent_issue_id=parent.id,
+                            assignee_type=None,
+                            assignee_id=None,
+                        )
+                    )
+                    for parent in parents
+                    for _ in range(children)
+                ]
+                calls: list[tuple[str, str, Any]] = [
+                    ("PUT", f"/api/issues/{child.id}", {"status": "done"}) for child in born
+                ]
+                calls += [
+                    ("PUT", f"/api/issues/{parent.id}", {"status": "todo"}) for parent in parents
+                ]
+                everybody = [issue.id for issue in (*born, *parents)]
+                body = {"issue_ids": everybody, "updates": {"status": "in_review"}}
+                calls += [("POST", "/api/issues/batch-update", body)] * 2
+                calls.append(("DELETE", f"/api/issues/{parents[0].id}", ...))
+                doomed = {"issue_ids": [parents[1].id, parents[2].id]}
+                calls.append(("POST", "/api/issues/batch-delete", doomed))
+                random.Random(number).shuffle(calls)
+                async with trio.open_nursery() as nursery:
+                    for call in calls:
+                        nursery.start_soon(_call, api, call)
+        again = [entry for entry in logs if entry["event"] == "transaction is tried again"]
+        assert not again, again
+
+
+async def _call(api: Api, call: tuple[str, str, Any]) -> None:
+    method, path, body = call
+    answer = await api.owner.call(method, path, body)
+    assert answer.status_code in {200, 204, 404}, answer.text
 
 
 async def test_registrations_of_one_machine_in_any_order_do_not_meet_crosswise() -> None:

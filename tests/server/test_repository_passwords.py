@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.rights import WIDER
 from server.store import queries
 from server.store.queries import Connection
+from server.web import routes
+from tests.server.test_every_route import flat
 from tests.support.api import Api, open_api
+from tests.support.furnished import Things, furnish, path_of
 from tests.support.rows import make_issue, make_task
 
 pytestmark = pytest.mark.postgres
@@ -91,6 +96,50 @@ async def test_who_has_no_machine_is_told_no_password() -> None:
             told = await api.member.ok(200, "GET", path, headers=headers)
             assert "s3cr" not in str(told)
             assert [repo["url"] for repo in told["repos"]] == [SHOWN]
+
+
+async def test_an_agents_token_is_told_no_password_by_any_route() -> None:
+    async with open_api() as api:
+        await _set(api, GIVEN)
+        project = await api.owner.ok(201, "POST", "/api/projects", {"title": "Web"})
+        resources = f"/api/projects/{project['id']}/resources"
+        attached = {"resource_type": "github_repo", "resource_ref": {"url": GIVEN}}
+        await api.owner.ok(201, "POST", resources, attached)
+        issue = await api.run(partial(make_issue, world=api.world, project_id=project["id"]))
+        await api.run(partial(make_task, world=api.world, issue_id=issue.id))
+        await api.owner.ok(
+            200, "PATCH", f"/api/workspaces/{api.world.workspace_id}",
+            {"settings": {"agents_may": sorted(WIDER)}},
+        )  # fmt: skip
+        agent = await api.agent(issue_id=issue.id)
+        things = dict(await api.run(partial(_furnish, api=api)))
+        things |= {
+            "workspaces": api.world.workspace_id, "workspace_id": api.world.workspace_id,
+            "runtimes": api.world.runtime_id, "runtime_id": api.world.runtime_id,
+            "projects": project["id"], "issues": issue.id,
+        }  # fmt: skip
+        seen = 0
+        for method, path in sorted(flat(list(routes._table()))):
+            if method != "GET" and not path.startswith("/api/daemon/"):
+                continue
+            url = path_of(path, things)
+            for headers in (APART, {}):
+                sent = {} if method != "GET" else ...
+                answer = await agent.call(method, url, sent, headers=headers)
+                assert "s3cr" not in answer.text, f"{method} {path}"
+                assert not path.startswith("/api/daemon/") or answer.status_code in {401, 403, 404}
+                seen += answer.status_code == 200
+        assert seen > 40
+        # nor does it set one, or try one out
+        eve = {"url": SHOWN.replace("://", "://eve:x@")}
+        for ref in (eve, {"url": "https://eve:x@new.example.test/a"}):
+            body = {"resource_type": "github_repo", "resource_ref": ref}
+            await agent.refused(403, "POST", resources, body)
+        assert await _stored(api) == {SHOWN: "bob:s3cr%40t"}
+
+
+async def _furnish(conn: Connection, api: Api) -> Things:
+    return await furnish(conn, api.world, api.world.user_id, "MARK")
 
 
 async def test_projects_take_passwords_and_refs_too() -> None:

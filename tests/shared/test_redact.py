@@ -86,6 +86,7 @@ def test_code_and_prose_stay(text: str) -> None:
         ("secret = swordfish", "swordfish"),
         ('if password == "swordfish":', "swordfish"),
         ('password: "correct horse battery staple"', "battery"),
+        ("DB_PASSWORD='correct horse battery'", "battery"),
         ("password: hunter2 and more", "hunter2"),
         ('password = "hunter2 with spaces"', "spaces"),
         ("{'token': 'abc12345'}", "abc12345"),

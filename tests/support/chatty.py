@@ -46,6 +46,7 @@ for number in range({items}):
         block("tool_result", output, dict(tool_use_id=call, content=output))
     time.sleep({pause})
 print(json.dumps(dict(type="result", subtype="success", is_error=False, result="all said",
+    modelUsage=dict(chatty=dict(inputTokens=11, outputTokens=7)),
     session_id="5c5c5c5c-0000-4000-8000-000000000009")), flush=True)
 """
 

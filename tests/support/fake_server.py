@@ -121,6 +121,7 @@ class FakeServer:
         self.sockets: list[_Socket] = []
         self.handshakes: list[tuple[float, tuple[str, ...]]] = []
         self.refuse_sockets: int | None = None
+        self.refusal = b'{"error":"runtime not found"}'
         self.stall_sockets = False
         self.capabilities: list[str] = []
         self.frames: list[dict[str, Any]] = []
@@ -143,6 +144,7 @@ class FakeServer:
                 ("POST", "/api/daemon/runtimes/[^/]+/tasks/([^/]+)/prepare-lease", self._lease),
                 ("POST", "/api/daemon/runtimes/[^/]+/tasks/.+/skill-bundles/resolve", self._skills),
                 ("POST", "/api/daemon/runtimes/([^/]+)/(.+)/result", self._result),
+                ("POST", "/api/daemon/runtimes/([^/]+)/usage", self._local_usage),
                 ("GET", "/api/daemon/tasks/([^/]+)/status", self._status),
                 ("GET", "/api/daemon/tasks/([^/]+)/messages", self._stored),
                 ("POST", "/api/daemon/tasks/([^/]+)/([a-z-]+)", self._task_call),
@@ -263,7 +265,7 @@ class FakeServer:
             await trio.sleep(HANDSHAKE)
             raise trio.TooSlowError
         if self.refuse_sockets is not None:
-            raise trio_websocket.ConnectionRejected(self.refuse_sockets, (), b"")
+            raise trio_websocket.ConnectionRejected(self.refuse_sockets, (), self.refusal)
         socket = _Socket(
             self, ids, {name.decode().lower(): value.decode() for name, value in headers}
         )
@@ -272,6 +274,11 @@ class FakeServer:
             yield connection
 
     # -- the server's side
+
+    def _local_usage(self, body: Any, runtime_id: str) -> Reply:
+        if runtime_id not in self.runtimes:
+            return json_reply({"error": "runtime not found"}, 404)
+        return json_reply({"status": "ok"})
 
     def _renew(self, body: Any) -> Reply:
         return json_reply({"expires_at": "", "renewed": False})
@@ -440,6 +447,10 @@ class FakeServer:
                     if row["seq"] in task.rows and UNIQUE_ROWS not in self.capabilities:
                         task.doubled.append(row["seq"])
                     task.rows.setdefault(row["seq"], row)
+                return json_reply({"status": "ok"})
+            case "cancel-ack":
+                if task.status != "cancelled":
+                    return json_reply({"error": "task is not cancelled"}, 400)
                 return json_reply({"status": "ok"})
             case "session":
                 task.session |= body

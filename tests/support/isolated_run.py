@@ -3,11 +3,13 @@
 `python -m tests.support.isolated_run BACKEND PLACE SCRIPT…` makes a home below PLACE with a marker in
 each thing that agents must not see, and a task's directory; it runs each SCRIPT with /bin/sh there
 and prints, as JSON, what each said and how it ended. BACKEND is bubblewrap, namespaces or none.
-`hunt` is a script of its own kind: it looks for the marker by every path.
+`hunt` is a script of its own kind: it looks for the marker by every path. AGENT_VARIABLES in the
+environment, a JSON object, are variables that the agent's owner has set.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,12 +25,14 @@ from daemon.agents.isolation import Isolation, View
 from daemon.agents.process import Launch, open_process
 from shared.home import Home
 
-MARKER = "marker-" + "5ec2e7"
-"""In two parts, so that this file does not hold it."""
-
 TASK = "33333333-3333-4333-8333-333333333333"
 OTHER = "44444444-4444-4444-8444-444444444444"
 WORKSPACE = "22222222-2222-4222-8222-222222222222"
+
+
+def marker_of(place: Path) -> str:
+    """The marker of what is below a place: no other run's, and in no file of ours."""
+    return f"marker-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}"
 
 
 def make_home(place: Path) -> tuple[Home, Path]:
@@ -55,7 +59,7 @@ def make_home(place: Path) -> tuple[Home, Path]:
         home.root / "anything" / "else",
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{path.name} {MARKER}\n")
+        path.write_text(f"{path.name} {marker_of(place)}\n")
     return home, root
 
 
@@ -66,7 +70,11 @@ async def run(argv: list[str], place: Path, home: Home, root: Path) -> dict[str,
         label="test",
         argv=argv,
         cwd=task / "workdir",
-        env={**os.environ, "HOME": os.environ.get("HOME", str(place))},
+        env={
+            **os.environ,
+            "HOME": os.environ.get("HOME", str(place)),
+            **json.loads(os.environ.get("AGENT_VARIABLES", "{}")),
+        },
         view=View(
             own=(task,),
             read_only=(home.root / "bin", root / ".repos" / WORKSPACE),
@@ -90,7 +98,7 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
     home, root = make_home(place)
     # A daemon of this user, whose environment and memory hold the marker too.
     neighbour = await trio.lowlevel.open_process(
-        ["/bin/sleep", "90"], env={"BULLPEN_SECRET": MARKER}
+        ["/bin/sleep", "90"], env={"BULLPEN_SECRET": marker_of(place)}
     )
     hidden = isolation.hidden_of(home, root)
     found = Isolation(
@@ -106,7 +114,7 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
             argv = ["/bin/sh", "-c", script.replace("@NEIGHBOUR@", str(neighbour.pid))]
             if script == "hunt":
                 hunter = str(Path(__file__).with_name("hunter.py"))
-                argv = [sys.executable, "-I", hunter, MARKER[::-1], str(place)]
+                argv = [sys.executable, "-I", hunter, marker_of(place)[::-1], str(place)]
             results.append(await run(argv, place, home, root))
     finally:
         neighbour.kill()

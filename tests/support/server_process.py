@@ -51,9 +51,11 @@ def start_server(
         settings = {
             "BULLPEN_DATABASE_URL": database_url,
             "BULLPEN_JWT_SECRET": _SECRET,
-            "BULLPEN_SWEEP_INTERVAL": "3600",
             "BULLPEN_DRAIN": "0.2",
         }
+        if not env or "BULLPEN_SWEEP_INTERVAL" not in env:
+            # never, in the time of a test; a sweep may not be rarer than what it looks for
+            settings |= {"BULLPEN_SWEEP_INTERVAL": "3600", "BULLPEN_OFFLINE_AFTER": "3600"}
         log_path = log_file or root / "server.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(

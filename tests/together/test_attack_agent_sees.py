@@ -13,15 +13,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from tests.support import ordinary_user
 from tests.support.bubblewrap import has_bubblewrap
-from tests.support.isolated_run import MARKER, OTHER, TASK, WORKSPACE
+from tests.support.isolated_run import OTHER, TASK, WORKSPACE, marker_of
 from tests.support.scripted_agent import ROOT
 
 pytestmark = [
@@ -55,14 +56,23 @@ def user(request: pytest.FixtureRequest) -> str:
 
 
 def attack(
-    backend: str, user: str, place: Path, *scripts: str, first: str = ""
+    backend: str,
+    user: str,
+    place: Path,
+    *scripts: str,
+    first: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Run scripts as an isolated agent; `first` runs as root before, in a mount namespace."""
+    """Run scripts as an isolated agent; `first` runs as root before, in a mount namespace.
+
+    `variables` are what the agent's owner has put into its environment.
+    """
     words = ["-m", "tests.support.isolated_run", backend, str(place), *scripts]
     if user == "root":
         command, env = [sys.executable, "-P", *words], {"PYTHONPATH": str(ROOT)}
     else:
         command, env = ordinary_user.command(words, place), {}
+    env |= {"AGENT_VARIABLES": json.dumps(dict(variables))}
     if first:
         command = ["unshare", "-m", "sh", "-c", f'{first} && exec "$@"', "sh", *command]
     done = subprocess.run(
@@ -76,6 +86,26 @@ def attack(
 def test_no_path_leads_to_a_secret(backend: str, user: str, place: Path) -> None:
     [hunt] = attack(backend, user, place, "hunt")
     assert hunt["out"] == ["hunted"], hunt
+
+
+def test_an_agents_variables_reach_nothing_outside(backend: str, user: str, place: Path) -> None:
+    """LD_PRELOAD would run code in what isolates; LD_DEBUG tells just as well who has heard of it."""
+    told = place / "told"
+    told.mkdir(mode=0o777)
+    told.chmod(0o777)
+    variables = {"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(told / "ld"), "KEPT": "as it was"}
+    [run] = attack(
+        backend, user, place, 'echo "$KEPT"; env | grep -c ^LD_DEBUG', variables=variables
+    )
+    assert run["out"] == ["as it was", "2"], run
+    programs = [
+        line.rpartition(" ")[2].rpartition("/")[2]
+        for path in told.iterdir()
+        for line in path.read_text().splitlines()
+        if "initialize program" in line
+    ]
+    assert "sh" in programs, programs
+    assert set(programs) <= {"sh", "dash", "bash", "env", "grep"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -97,7 +127,7 @@ def test_the_same_files_by_another_mount_are_hidden_too(
             first=first,
         )
     assert hunt["out"] == ["hunted"], hunt
-    assert MARKER not in "\n".join(other["out"])
+    assert marker_of(place) not in "\n".join(other["out"])
 
 
 def test_the_hunt_finds_what_is_not_hidden(place: Path) -> None:
@@ -140,7 +170,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
         "root": place / "elsewhere",
         "workspace": WORKSPACE,
         "other": OTHER,
-        "marker": MARKER,
+        "marker": marker_of(place),
         "source": source,
     }
     shared = Path(tempfile.gettempdir()) / "shared-attack"
@@ -148,7 +178,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     try:
         for path in (shared, memory):
-            path.write_text(MARKER)
+            path.write_text(marker_of(place))
             path.chmod(0o644)
         scripts = [script.format(**names) for script in _ESCAPES.values()]
         results = attack(backend, user, place, *scripts)
@@ -158,7 +188,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
     escaped = {
         name: result
         for name, result in zip(_ESCAPES, results, strict=True)
-        if MARKER in "\n".join(result["out"]) or "44444444" in "\n".join(result["out"])
+        if marker_of(place) in "\n".join(result["out"]) or "44444444" in "\n".join(result["out"])
     }
     assert escaped == {}
     assert Path("/proc/sys/kernel/core_pattern").read_text() == pattern

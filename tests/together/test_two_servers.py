@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import attrs
 import httpx
@@ -22,7 +23,15 @@ from tests.support.bullpen import wait_for
 from tests.support.own_postgres import OwnPostgres, start_postgres
 from tests.support.portal import open_portal
 from tests.support.postgres import open_test_database
-from tests.support.rows import World, make_issue, make_task, make_world
+from tests.support.rows import (
+    World,
+    insert,
+    make_issue,
+    make_task,
+    make_token,
+    make_user,
+    make_world,
+)
 from tests.support.server_process import ServerProcess, start_servers
 
 pytestmark = pytest.mark.together
@@ -33,6 +42,8 @@ class Stage:
     """A world in a database, and two servers on it."""
 
     world: World
+    peer_token: str
+    """Of another member, with nothing of their own."""
     issue_id: str
     task_id: str
     servers: list[ServerProcess]
@@ -71,22 +82,25 @@ def two_servers(database_url: str = "") -> Iterator[Stage]:
     with open_portal(open_it) as portal, start_servers(2, urls[0]) as servers:
         database = portal.resource
 
-        async def fill() -> tuple[World, str, str]:
+        async def fill() -> tuple[World, str, str, str]:
             world = await make_world(database)
 
-            async def unit(conn: Connection) -> tuple[str, str]:
+            async def unit(conn: Connection) -> tuple[str, str, str]:
+                peer = await make_user(conn, "Peer")
+                place = {"workspace_id": world.workspace_id, "user_id": peer}
+                await insert(conn, "member", **place, role="member")
                 issue = await make_issue(conn, world, assignee_type=None, assignee_id=None)
-                return issue.id, await make_task(conn, world, issue_id=issue.id, status="running")
+                task_id = await make_task(conn, world, issue_id=issue.id, status="running")
+                return await make_token(conn, peer), issue.id, task_id
 
-            issue_id, task_id = await database.write(unit)
-            return world, issue_id, task_id
+            return world, *await database.write(unit)
 
         async def column(query: str) -> list[str]:
             rows = await database.read(lambda conn: conn.fetch(query))
             return [row[0] for row in rows]
 
-        world, issue_id, task_id = portal(fill)
-        yield Stage(world, issue_id, task_id, servers, lambda query: portal(column, query))
+        filled = portal(fill)
+        yield Stage(*filled, servers, lambda query: portal(column, query))
 
 
 @pytest.fixture
@@ -176,6 +190,48 @@ def test_what_happens_on_one_server_is_seen_on_the_other(stage: Stage) -> None:
                         if frame["type"] == "comment:created":
                             assert frame["payload"]["comment"]["content"] == f"{number}"
                             break
+
+    trio.run(watch)
+
+
+def test_a_private_agents_run_stays_private_across_servers(stage: Stage) -> None:
+    """What is announced by one server is sent by the other to who may read it, and to nobody else."""
+    secret = "what a private agent says"
+
+    def act() -> None:
+        with stage.client(0) as client:
+            agent = f"/api/agents/{stage.world.agent_id}"
+            client.put(agent, json={"visibility": "private"}).raise_for_status()
+            path = f"/api/daemon/tasks/{stage.task_id}"
+            row = {"seq": 1, "type": "text", "content": secret}
+            client.post(f"{path}/messages", json={"messages": [row]}).raise_for_status()
+            told = {"summary": secret, "step": 1, "total": 2}
+            client.post(f"{path}/progress", json=told).raise_for_status()
+            client.put(agent, json={"description": secret}).raise_for_status()
+            end = client.post(f"/api/issues/{stage.issue_id}/comments", json={"content": "end"})
+            end.raise_for_status()
+
+    async def listen(token: str, heard: list[str], *, task_status: Any) -> None:
+        async with trio_websocket.open_websocket_url(stage.socket(1)) as socket:
+            await socket.send_message(json.dumps({"type": "auth", "payload": {"token": token}}))
+            assert json.loads(await socket.get_message())["type"] == "auth_ack"
+            task_status.started()
+            while True:
+                heard.append(await socket.get_message())
+                if json.loads(heard[-1])["type"] == "comment:created":
+                    return
+
+    async def watch() -> None:
+        owners: list[str] = []
+        peers: list[str] = []
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(listen, stage.world.token, owners))
+                await nursery.start(partial(listen, stage.peer_token, peers))
+                await trio.to_thread.run_sync(act)
+        told = {json.loads(text)["type"] for text in owners if secret in text}
+        assert told >= {"task:message", "task:progress", "agent:status"}
+        assert not [text for text in peers if secret in text]
 
     trio.run(watch)
 

@@ -170,6 +170,7 @@ async def keep_child(
 ) -> None:
     """Keep a child running for ever: restarted with back-off when it dies.
 
+    One that ended with code 0 was asked to: it is started again at once, and that is no failure.
     Raises CliError, with the end of its log, when the first start fails or it dies too often.
     `useful` hears what it tells at each later start, `trouble` how it ended.
     """
@@ -188,12 +189,15 @@ async def keep_child(
                 useful(told)
             await child.process.wait()
             ended = child.how_it_ended()
+        if child.process.returncode == 0:  # somebody asked it to: no failure, however often
+            return
         trouble(ended)
         raise ChildEnded(ended)
 
     async def first_or_next() -> None:
         try:
-            await once()
+            while True:
+                await once()
         except ChildEnded as error:
             if first:  # what cannot start now will not in a second: say why at once
                 raise CliError(f"{error}\n{_why(spec, log_start)}") from error

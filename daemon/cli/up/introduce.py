@@ -26,9 +26,13 @@ _CALL: Final = 15.0
 _DEMO: Final = "demo"
 
 _ABOUT: Final = {
-    _DEMO: "Demonstration only: it shows the loop without any model.",
+    _DEMO: "A demonstration: it shows the loop without any model.",
     "claude": "Claude Code on this machine.",
 }
+
+
+_OPEN_DEMO: Final = "Demonstration only: it shows the loop without any model."
+"""How earlier versions described the demo agent, which they opened to the whole workspace."""
 
 
 class Caller:
@@ -142,6 +146,22 @@ async def make_agents(
     ours = {runtime["id"] for runtime in runtimes}
     usable = [a["name"] for a in agents if a["runtime_id"] in ours and not a.get("archived_at")]
     return made, sorted(made + usable, key=lambda name: (name != _DEMO, name))
+
+
+async def close_demos(caller: Caller, runtimes: Sequence[dict[str, Any]]) -> list[str]:
+    """Make private what earlier versions made for everybody: the demo agents of our runtimes.
+
+    Returns their names. One that its owner opens again stays open, since its description is new.
+    """
+    ours = {runtime["id"] for runtime in runtimes if runtime["provider"] == _DEMO}
+    closed = []
+    for agent in await caller.call("GET", "/api/agents") if ours else ():
+        opened = agent["visibility"] == "workspace" and agent["description"] == _OPEN_DEMO
+        if agent["runtime_id"] in ours and opened:
+            change = {"visibility": "private", "description": _ABOUT[_DEMO]}
+            await caller.call("PUT", f"/api/agents/{agent['id']}", change)
+            closed.append(agent["name"])
+    return closed
 
 
 def _free_name(provider: str, taken: set[str]) -> str:

@@ -177,6 +177,11 @@ class _Up:
             runtimes = await introduce.runtimes_of(caller, health["daemon_id"])
             self._warn_of_missing(runtimes)
             made, agents = await introduce.make_agents(caller, runtimes)
+            for name in await introduce.close_demos(caller, runtimes):
+                self._voice.warn(
+                    f"the agent {name} was open to the whole workspace and is yours alone now;"
+                    f" `bullpen agent update {name} --visibility workspace` opens it again"
+                )
             link = await introduce.sign_in_link(caller)
             self._told |= {"token": caller.token, "workspace_id": caller.workspace_id}
             self._is_up = True
