@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -284,3 +285,28 @@ def test_what_an_agent_needs_is_there(backend: str, user: str, place: Path) -> N
     assert sixth["code"] == 0, sixth
     assert "proc" in seventh["out"], seventh
     print(backend, user, "start took", sorted(round(r["took"] * 1000) for r in results), "ms")
+
+
+_SANDBOX = (
+    "bwrap --new-session --die-with-parent --unshare-net --unshare-pid --ro-bind / / --dev /dev"
+)
+"""As agent programs start it."""
+
+
+def test_an_agents_own_sandbox_works(backend: str, user: str, place: Path) -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("no bubblewrap to make a sandbox with")
+    asked, full, own = attack(
+        backend,
+        user,
+        place,
+        f"{_SANDBOX} --unshare-user --bind /proc /proc --bind $PWD $PWD sh -c 'echo inside > made; cat made' 2>&1",
+        f"{_SANDBOX} --proc /proc echo inside 2>&1",
+        "unshare -Urm sh -c 'mount -t tmpfs t /mnt && echo inside' 2>&1",
+    )
+    assert asked["out"] == ["inside"], asked
+    assert own["out"] == ["inside"], own
+    if user == "ordinary" or os.geteuid() != 0:
+        assert full["out"] == ["inside"], full
+    else:  # its own /proc would let root write what the kernel runs outside (docs/isolation.md)
+        assert full["code"] != 0, full
