@@ -29,6 +29,7 @@ from daemon.control import AlreadyRunning
 from daemon.notify import Notifier, take_notifier
 from daemon.reload import Load
 from daemon.runtimes.abilities import abilities_of
+from daemon.tasks.environment import inherited
 from daemon.upkeep.installation import Installer, NotUpdatable, find_installation
 from daemon.upkeep.update import Successor, become, refuse
 from daemon.workspaces.programs import ProgramFinder
@@ -139,7 +140,7 @@ def parts_of(config: Config, load: Load | None = None, notifier: Notifier = Noti
         discover=finder,
         abilities=abilities_of(config),
         families=frozenset(DRIVERS) - {DEMO},
-        ask_version=partial(find_version, env=os.environ),
+        ask_version=partial(find_version, env=inherited(os.environ)),
         load=load,
         adopt=adopt,
         notifier=notifier,

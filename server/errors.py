@@ -74,7 +74,13 @@ class TooMany(DomainError):
 
 
 class BadGateway(DomainError):
-    """Somebody else's server, asked on the caller's behalf, did not do its part."""
+    """Somebody else's server, asked on the caller's behalf, did not do its part (502).
+
+    The code tells it from the 502 of a proxy whose server, this one, is away.
+    """
+
+    def __init__(self, text: str, **extra: Any) -> None:
+        super().__init__(text, code="upstream_unavailable", **extra)
 
 
 class Unavailable(DomainError):

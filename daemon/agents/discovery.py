@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,9 @@ from typing import Final
 import structlog
 import trio
 
-from daemon.agents.contract import Program
+from daemon.agents.contract import AgentError, Program
 from daemon.agents.launch import DRIVERS, demo_program
+from daemon.agents.models import run_command
 from daemon.agents.providers import (
     DEMO,
     PROVIDERS,
@@ -180,7 +181,26 @@ async def _probe(provider: Provider, path: str, env: Mapping[str, str]) -> Progr
     return Program(provider=provider.name, path=path, version=version)
 
 
-async def _version_output(path: str, env: Mapping[str, str]) -> str | None:
+_Ask = Callable[[str, Mapping[str, str]], Awaitable[str | None]]
+
+
+async def _asked_plainly(path: str, env: Mapping[str, str]) -> str | None:
+    return await _run([path, "--version"], env, limit=_PROBE_LIMIT)
+
+
+async def _asked_isolated(path: str, env: Mapping[str, str]) -> str | None:
+    """What a program says that a server has named: it may be one that an agent has written."""
+    program = Program(provider=Path(path).name, path=path, version="")
+    try:
+        return await run_command(program, ["--version"], env, limit=_PROBE_LIMIT)
+    except AgentError as error:
+        log.debug("a program does not tell its version", path=path, error=str(error))
+        return None
+
+
+async def _version_output(
+    path: str, env: Mapping[str, str], ask: _Ask = _asked_plainly
+) -> str | None:
     """What a program says to `--version`, asked once as long as its file stays the same.
 
     None if it does not say. Raises OSError if it is not there.
@@ -190,7 +210,7 @@ async def _version_output(path: str, env: Mapping[str, str]) -> str | None:
     if key not in _cache:
         if trio.current_time() < _silent.get(key, 0.0):
             return None
-        output = await _run([path, "--version"], env, limit=_PROBE_LIMIT)
+        output = await ask(path, env)
         if output is None:
             _silent[key] = trio.current_time() + _ASK_AGAIN
             return None
@@ -199,9 +219,9 @@ async def _version_output(path: str, env: Mapping[str, str]) -> str | None:
 
 
 async def find_version(path: str, env: Mapping[str, str]) -> str:
-    """Return what to show as a program's version, "" if it does not tell; at most 10 s."""
+    """Return what to show as a profile's program's version, "" if it does not tell; at most 10 s."""
     try:
-        output = await _version_output(path, env)
+        output = await _version_output(path, env, _asked_isolated)
     except OSError:
         return ""
     return "" if output is None else parse_version(output)[0]

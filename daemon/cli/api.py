@@ -32,6 +32,8 @@ _NOT_DONE: Final = frozenset({401, 503})
 _LONGEST_WAIT: Final = 5.0
 _BUG: Final = 60.0
 """Seconds after which 500, and what is not the server's, are no longer taken for a passing trouble."""
+_UPSTREAM: Final = "upstream_unavailable"
+"""The code with which the server says that somebody else, whom it asked for us, is away."""
 _SIZE: Final = frozenset({413, 414, 431})
 """Refusals that anybody on the way may mean."""
 _PROGRESS: Final = 30.0
@@ -50,6 +52,13 @@ class Rejected(CliError):
         super().__init__(text, code, detail=detail)
         self.status = status
         self.body = body
+
+
+class _Told(dict[str, Any]):
+    """An object of an answer; a member that is not there is the answerer's fault, not ours."""
+
+    def __missing__(self, key: str) -> Any:
+        raise CliError(f"the server's answer has no {key!r}; is it a Bullpen server?")
 
 
 class Api:
@@ -135,8 +144,9 @@ class Api:
     ) -> httpx.Response:
         """Send; inside a task until the server has answered. Raises CliError.
 
-        Codes in `away` are no answers, and neither is what `is_strange` tells to be a stranger's.
+        No answers are the states of `away`, and what `is_strange` takes for somebody else's.
         """
+        is_strange = is_strange or _is_strangers
         waiting = _Waiting(self.server_url, self._patience)
         repeatable = method in _IDEMPOTENT
         while True:
@@ -145,8 +155,9 @@ class Api:
             most = math.inf
             try:
                 response = send()
-                strange = bool(self._patience) and (is_strange or _is_strangers)(response)
-                if response.status_code not in away and not strange:
+                strange = bool(self._patience) and is_strange(response)
+                waited_out = response.status_code in away and not _is_upstreams(response)
+                if not (waited_out or strange):
                     return response
                 not_done = response.status_code in _NOT_DONE
                 not_done |= strange and 300 <= response.status_code < 500
@@ -220,7 +231,7 @@ class Api:
 
         with httpx.Client(timeout=self._timeout, transport=self._transport) as elsewhere:
             client = self._client if ours else elsewhere
-            # who keeps files for the server says 401 and means it
+            # Who keeps files for the server says 401 and means it, and a file may be any page.
             response = self._patiently(
                 "GET",
                 fetch,
@@ -265,7 +276,7 @@ class Api:
             if not response.content:
                 return None
             try:
-                return response.json()
+                return response.json(object_hook=_Told)
             except (ValueError, RecursionError) as error:
                 raise CliError(
                     f"{self.server_url} did not answer with JSON; is it a Bullpen server?",
@@ -277,7 +288,9 @@ class Api:
         except (ValueError, RecursionError):
             decoded = None
         body = decoded if isinstance(decoded, dict) else {}
-        text, code = explain(status, _told(body))
+        told = _told(body)
+        third = body.get("code") == _UPSTREAM and bool(told)
+        text, code = (told, USAGE) if third else explain(status, told)
         detail = f"{method} {path} -> {status} {raw}"
         raise Rejected(text, code, status=status, body=body, detail=detail)
 
@@ -302,6 +315,15 @@ def _is_strangers(response: httpx.Response) -> bool:
     except (ValueError, RecursionError):
         return True
     return status >= 400 and not (isinstance(told, dict) and isinstance(told.get("error"), str))
+
+
+def _is_upstreams(response: httpx.Response) -> bool:
+    """Whether the server is well, and says that somebody it asked for us is not."""
+    try:
+        told = response.json() if response.status_code == 502 else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("code") == _UPSTREAM
 
 
 class _Waiting:

@@ -202,6 +202,7 @@ def prepare(
         layout.env_root.mkdir(mode=0o755, parents=True, exist_ok=True)
         folders = (layout.output, layout.logs, layout.tmp)
         for folder in folders if chosen.local is not None else (layout.work_dir, *folders):
+            remove_link_out(folder, layout.env_root)
             folder.mkdir(mode=0o755, exist_ok=True)
         if chosen.reused:
             clean_up(layout.manifest, below=layout.work_dir)
@@ -245,6 +246,7 @@ def short_path(folder: Path) -> Iterator[Path]:
 def keep_whole(path: Path, text: str) -> bool:
     """Keep a result that is too long to be reported; False if the disk does not take it."""
     try:
+        remove_link_out(path.parent, path.parent.parent)  # the agent works beside it
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, text)
     except OSError as error:

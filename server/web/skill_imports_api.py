@@ -85,8 +85,7 @@ async def search_skills(request: Request) -> Response:
     query(request).text("q")
     raise BadGateway(
         "this server asks no public catalogue of skills; import one by its address:"
-        " bullpen skill import https://github.com/owner/repository/tree/branch/directory",
-        code="upstream_unavailable",
+        " bullpen skill import https://github.com/owner/repository/tree/branch/directory"
     )
 
 

@@ -372,6 +372,29 @@ def test_the_servers_own_refusal_is_told_an_agent_at_once(bench: Bench, waits: l
     assert waits == []
 
 
+@pytest.mark.parametrize("body", [{}, {"issues": [{}], "total": 1}])
+def test_an_answer_that_lacks_something_is_the_servers_fault(
+    bench: Bench, body: dict[str, Any]
+) -> None:
+    bench.respond = lambda _: httpx.Response(200, json=body)
+    code, _, err = bench.run("issue", "list")
+    assert code == 1
+    assert "is it a Bullpen server?" in err
+    assert "defect" not in err
+
+
+def test_a_third_party_that_is_away_is_told_at_once_in_the_servers_words(
+    bench: Bench, waits: list[float]
+) -> None:
+    task_environment(bench)
+    told = {"error": "github.com could not be reached", "code": "upstream_unavailable"}
+    bench.respond = lambda _: httpx.Response(502, json=told)
+    code, _, err = bench.run("skill", "import", "https://github.com/a/b")
+    assert code == 1
+    assert "github.com could not be reached" in err
+    assert waits == []
+
+
 def test_a_person_is_told_at_once(bench: Bench, waits: list[float]) -> None:
     bench.respond = lambda _: httpx.Response(401, json={"error": "invalid token"})
     assert bench.run("issue", "get", "BUL-1")[0] == 3

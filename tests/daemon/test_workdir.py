@@ -19,6 +19,7 @@ from daemon.workdir.prepare import (
     SHORT,
     LiveRoots,
     choose,
+    keep_whole,
     prepare,
     short_path,
     write_brief,
@@ -415,6 +416,8 @@ def test_no_link_of_an_agents_leads_what_we_write_elsewhere(tmp_path: Path, prov
         (env_root / ".gc_meta.json", "meta"),
         (env_root / ".multica_sidecar_manifest.json", "manifest"),
         (env_root / "codex-home", "folder"),
+        (env_root / "tmp", "folder"),
+        (env_root / "output", "folder"),
     ):
         if path.is_dir():
             shutil.rmtree(path)
@@ -430,6 +433,17 @@ def test_no_link_of_an_agents_leads_what_we_write_elsewhere(tmp_path: Path, prov
     for name in ("brief", "other", "meta", "manifest", "folder/config.toml"):
         assert (precious / name).read_bytes() == text, name
     assert b"the brief" in (work_dir / own).read_bytes()
+    assert not (env_root / "tmp").is_symlink()
+
+
+def test_a_whole_result_is_kept_in_the_tasks_own_directory(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "task").mkdir()
+    output = tmp_path / "task" / "output"
+    output.symlink_to(tmp_path / "precious")
+    assert keep_whole(output / "result.md", "the agent's words")
+    assert not list((tmp_path / "precious").iterdir())
+    assert (output / "result.md").read_text() == "the agent's words"
 
 
 def test_a_link_within_the_directory_is_the_agents_way_of_having_one_file(tmp_path: Path) -> None:

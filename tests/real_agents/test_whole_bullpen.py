@@ -6,6 +6,7 @@ asserted is what the server tells: transcript, session, usage, comment, failure.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -163,3 +164,29 @@ def test_a_refused_key_is_reported_as_what_it_is(tmp_path: Path) -> None:
     assert task["failure_reason"] == "agent_error.provider_auth_or_access"
     assert "401" in task["error"]
     assert [comment["type"] for comment in comments] == ["system"]
+
+
+def test_its_home_and_programs_work_behind_the_isolation(bullpen: Bullpen) -> None:
+    isolation = json.loads(bullpen.cli("daemon", "status", "--output", "json").stdout)
+    if "isolation_problem" in isolation:
+        pytest.skip(isolation["isolation_problem"])
+    package = '{"name":"t","version":"1.0.0","bin":{"made":"t.sh"}}'
+    script = (
+        "[[sh: touch ~/.claude/kept && echo kept]]"
+        f"[[sh: mkdir p && cd p && echo '{package}' > package.json"
+        " && printf '#!/bin/sh\\necho ran' > t.sh && chmod +x t.sh"
+        " && npm config set prefix ~/.global && npm install -g --offline . && ~/.global/bin/made]]"
+        f"[[sh: cat {bullpen.home}/secrets/up.json; env | grep -c ^BULLPEN_]]"
+        "[[say: done]]"
+    )
+    issue = bullpen.create_issue("Look round", script, assignee="claude")
+    task = bullpen.wait_for_task(issue["id"], "completed", "failed", seconds=90)
+    messages = bullpen.messages(task["id"])
+    assert task["status"] == "completed", (task, messages)
+    outputs = [m["output"] for m in messages if m["type"] == "tool_result"]
+    kept, made, hidden = outputs[-3:]
+    assert "kept" in kept
+    assert (bullpen.home.parent / "agent-home" / ".claude" / "kept").exists()
+    assert made.rstrip().endswith("ran"), made
+    assert "No such file" in hidden, hidden
+    assert bullpen.told["token"] not in hidden

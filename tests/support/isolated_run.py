@@ -3,12 +3,14 @@
 `python -m tests.support.isolated_run BACKEND PLACE SCRIPT…` makes a home below PLACE with a marker in
 each thing that agents must not see, and a task's directory; it runs each SCRIPT with /bin/sh there
 and prints, as JSON, what each said and how it ended. BACKEND is bubblewrap, namespaces or none.
-`hunt` is a script of its own kind: it looks for the marker by every path. AGENT_VARIABLES in the
+`hunt` is a script of its own kind: it looks for the marker by every path. `version` is none: it asks
+two programs for their versions, one that everybody sees and one that an agent has written. AGENT_VARIABLES in the
 environment, a JSON object, are variables that the agent's owner has set.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,16 +22,19 @@ from typing import Any
 import trio
 
 from daemon.agents import isolation
+from daemon.agents.discovery import find_version
 from daemon.agents.isolation import Isolation, View
 from daemon.agents.process import Launch, open_process
 from shared.home import Home
 
-MARKER = "7e2ce5-rekram"[::-1]
-"""Turned round, so that no file of ours holds it, compiled ones neither."""
-
 TASK = "33333333-3333-4333-8333-333333333333"
 OTHER = "44444444-4444-4444-8444-444444444444"
 WORKSPACE = "22222222-2222-4222-8222-222222222222"
+
+
+def marker_of(place: Path) -> str:
+    """The marker of what is below a place: no other run's, and in no file of ours."""
+    return f"marker-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}"
 
 
 def make_home(place: Path) -> tuple[Home, Path]:
@@ -56,7 +61,7 @@ def make_home(place: Path) -> tuple[Home, Path]:
         home.root / "anything" / "else",
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{path.name} {MARKER}\n")
+        path.write_text(f"{path.name} {marker_of(place)}\n")
     return home, root
 
 
@@ -91,11 +96,21 @@ async def run(argv: list[str], place: Path, home: Home, root: Path) -> dict[str,
     return {"out": lines, "err": said, "code": process.exit_code, "took": took}
 
 
+async def versions(place: Path, root: Path) -> list[str]:
+    found = []
+    for folder in (place, root / WORKSPACE / TASK / "workdir"):
+        program = folder / "program"
+        program.write_text(f"#!/bin/sh\ntouch {folder}/ran\necho 1.2.3\n")
+        program.chmod(0o755)
+        found.append(await find_version(str(program), os.environ))
+    return found
+
+
 async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, Any]]:
     home, root = make_home(place)
     # A daemon of this user, whose environment and memory hold the marker too.
     neighbour = await trio.lowlevel.open_process(
-        ["/bin/sleep", "90"], env={"BULLPEN_SECRET": MARKER}
+        ["/bin/sleep", "90"], env={"BULLPEN_SECRET": marker_of(place)}
     )
     hidden = isolation.hidden_of(home, root)
     found = Isolation(
@@ -105,13 +120,16 @@ async def main(backend: str, place: Path, scripts: list[str]) -> list[dict[str, 
         hidden=hidden,
     )
     isolation.machine.set(found if backend != "none" else Isolation())
-    results = []
+    results: list[dict[str, Any]] = []
     try:
         for script in scripts:
+            if script == "version":
+                results.append({"out": [await versions(place, root)]})
+                continue
             argv = ["/bin/sh", "-c", script.replace("@NEIGHBOUR@", str(neighbour.pid))]
             if script == "hunt":
                 hunter = str(Path(__file__).with_name("hunter.py"))
-                argv = [sys.executable, "-I", hunter, MARKER[::-1], str(place)]
+                argv = [sys.executable, "-I", hunter, marker_of(place)[::-1], str(place)]
             results.append(await run(argv, place, home, root))
     finally:
         neighbour.kill()

@@ -20,6 +20,11 @@ class ReverseProxy:
     target: int = 0
     refused: list[str] = attrs.field(factory=list)
     """Paths asked for outside the prefix: a browser would have met another site there."""
+    lies: tuple[str, ...] = ()
+    """Parts of paths that are answered with a page of its own: 404, as from a proxy that has lost
+    what is behind it."""
+    lied: int = 0
+    """How often it did."""
 
     async def serve(self, near: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -38,6 +43,14 @@ class ReverseProxy:
         if not path.startswith(self.prefix + "/"):
             self.refused.append(path)
             await near.send_all(b"HTTP/1.1 404 Elsewhere\r\ncontent-length: 0\r\n\r\n")
+            return
+        if any(part in path for part in self.lies):
+            self.lied += 1
+            page = b"404 page not found\n"
+            await near.send_all(
+                b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%b" % (len(page), page)
+            )
             return
         upgrade = any(one.lower().startswith("upgrade:") for one in lines)
         if not upgrade:  # one request a connection keeps this simple

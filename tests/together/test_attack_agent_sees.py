@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 
 from tests.support import ordinary_user
 from tests.support.bubblewrap import has_bubblewrap
-from tests.support.isolated_run import MARKER, OTHER, TASK, WORKSPACE
+from tests.support.isolated_run import OTHER, TASK, WORKSPACE, marker_of
 from tests.support.scripted_agent import ROOT
 
 pytestmark = [
@@ -107,6 +108,15 @@ def test_an_agents_variables_reach_nothing_outside(backend: str, user: str, plac
     assert set(programs) <= {"sh", "dash", "bash", "env", "grep"}
 
 
+def test_a_program_that_a_server_names_is_not_run_outside(
+    backend: str, user: str, place: Path
+) -> None:
+    """An admin's runtime profile may name what an agent has written into its directory."""
+    [told] = attack(backend, user, place, "version")
+    assert told["out"] == [["1.2.3", ""]]
+    assert not list((place / "elsewhere").rglob("ran"))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_the_same_files_by_another_mount_are_hidden_too(
     backend: str, user: str, place: Path
@@ -126,7 +136,7 @@ def test_the_same_files_by_another_mount_are_hidden_too(
             first=first,
         )
     assert hunt["out"] == ["hunted"], hunt
-    assert MARKER not in "\n".join(other["out"])
+    assert marker_of(place) not in "\n".join(other["out"])
 
 
 def test_the_hunt_finds_what_is_not_hidden(place: Path) -> None:
@@ -169,7 +179,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
         "root": place / "elsewhere",
         "workspace": WORKSPACE,
         "other": OTHER,
-        "marker": MARKER,
+        "marker": marker_of(place),
         "source": source,
     }
     shared = Path(tempfile.gettempdir()) / "shared-attack"
@@ -177,7 +187,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     try:
         for path in (shared, memory):
-            path.write_text(MARKER)
+            path.write_text(marker_of(place))
             path.chmod(0o644)
         scripts = [script.format(**names) for script in _ESCAPES.values()]
         results = attack(backend, user, place, *scripts)
@@ -187,7 +197,7 @@ def test_no_way_out(backend: str, user: str, place: Path) -> None:
     escaped = {
         name: result
         for name, result in zip(_ESCAPES, results, strict=True)
-        if MARKER in "\n".join(result["out"]) or "44444444" in "\n".join(result["out"])
+        if marker_of(place) in "\n".join(result["out"]) or "44444444" in "\n".join(result["out"])
     }
     assert escaped == {}
     assert Path("/proc/sys/kernel/core_pattern").read_text() == pattern
@@ -275,3 +285,28 @@ def test_what_an_agent_needs_is_there(backend: str, user: str, place: Path) -> N
     assert sixth["code"] == 0, sixth
     assert "proc" in seventh["out"], seventh
     print(backend, user, "start took", sorted(round(r["took"] * 1000) for r in results), "ms")
+
+
+_SANDBOX = (
+    "bwrap --new-session --die-with-parent --unshare-net --unshare-pid --ro-bind / / --dev /dev"
+)
+"""As agent programs start it."""
+
+
+def test_an_agents_own_sandbox_works(backend: str, user: str, place: Path) -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("no bubblewrap to make a sandbox with")
+    asked, full, own = attack(
+        backend,
+        user,
+        place,
+        f"{_SANDBOX} --unshare-user --bind /proc /proc --bind $PWD $PWD sh -c 'echo inside > made; cat made' 2>&1",
+        f"{_SANDBOX} --proc /proc echo inside 2>&1",
+        "unshare -Urm sh -c 'mount -t tmpfs t /mnt && echo inside' 2>&1",
+    )
+    assert asked["out"] == ["inside"], asked
+    assert own["out"] == ["inside"], own
+    if user == "ordinary" or os.geteuid() != 0:
+        assert full["out"] == ["inside"], full
+    else:  # its own /proc would let root write what the kernel runs outside (docs/isolation.md)
+        assert full["code"] != 0, full

@@ -123,6 +123,29 @@ def test_an_agents_work_is_found_by_the_next_task_and_never_lost(
     assert (task["kind"], task["worktrees"]) == ("issue", 1)
 
 
+def test_a_projects_ref_is_where_its_agents_start(bullpen: Bullpen, remote: Remote) -> None:
+    there = remote.push("released.txt", "1.0", branch="release/1")
+    with bullpen.api() as api:
+        agents = api.get("/api/agents").raise_for_status().json()
+        resource = {
+            "resource_type": "github_repo",
+            "resource_ref": {"url": URL, "ref": "release/1"},
+        }
+        project = api.post("/api/projects", json={"title": "Release", "resources": [resource]})
+        body = {
+            "title": "Patch the release",
+            "description": f'demo: sh cd "$(bullpen repo checkout {URL})" && git rev-parse HEAD',
+            "project_id": project.raise_for_status().json()["id"],
+            "assignee_type": "agent",
+            "assignee_id": agents[0]["id"],
+        }
+        issue = api.post("/api/issues", json=body).raise_for_status().json()
+    [run] = runs_done(bullpen, issue, 1)
+    assert run["status"] == "completed"
+    assert there in tool_output(bullpen, run)
+    assert (Path(run["work_dir"]) / "app" / "released.txt").read_text() == "1.0"
+
+
 def test_only_a_tasks_own_command_checks_out(bullpen: Bullpen) -> None:
     outside = bullpen.cli("repo", "checkout", URL, check=False)
     assert outside.returncode != 0
