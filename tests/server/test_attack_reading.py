@@ -121,7 +121,7 @@ async def test_events_of_agents_do_not_say_how_they_work() -> None:
         path = f"/api/agents/{at.agent}"
         hidden = {"mcp_config": {"x": SECRET}, "runtime_config": {"y": SECRET}}
         await api.member.ok(200, "PUT", path, {"instructions": SECRET + "!"} | hidden)
-        await api.owner.ok(200, "PUT", f"{path}/env", {"custom_env": {"K": SECRET}})
+        await api.member.ok(200, "PUT", f"{path}/env", {"custom_env": {"K": SECRET}})
         await api.member.ok(200, "POST", f"{path}/archive")
         await api.member.ok(200, "POST", f"{path}/restore")
         told = [event for event in api.events() if event.type.startswith("agent:")]

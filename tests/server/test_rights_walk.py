@@ -92,6 +92,7 @@ FILTERED: Final = frozenset(
 """Lists that leave out what the caller may not see: what they show is looked at."""
 
 ELSEWHERE: Final = {
+    "PUT /api/agents/{id}/env": "also by whose machine it runs on; test_rights",
     "POST /api/issues/batch-update": "skips what may not be changed; test_attack_agents",
     "POST /api/daemon/claims": "answers for each runtime by itself; test_attack_machines",
     "POST /api/daemon/deregister": "passes over what is not the caller's; test_attack_machines",
