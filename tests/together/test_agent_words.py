@@ -136,7 +136,6 @@ def test_the_answer_stands_when_an_empty_error_comes_behind_it(stage: Stage) -> 
 
 
 def test_work_in_the_background_is_waited_for(stage: Stage) -> None:
-    made = stage.folder / "late.txt"
     call = {"type": "tool_use", "id": "c", "name": "Bash", "input": {"command": "make"}}
     begun = {"type": "tool_result", "tool_use_id": "c", "content": "running in background"}
     task, messages, comments = stage.run(
@@ -158,14 +157,14 @@ def test_work_in_the_background_is_waited_for(stage: Stage) -> None:
         },
         {"done": "I'll report"},
         {"open_for": 3},
-        {"tool": f"echo late > {made}"},
+        {"tool": "echo late > late.txt"},
         {"event": {"type": "system", "subtype": "task_notification", "task_id": "b"}},
         {"event": {"type": "system", "subtype": "init"}},
         {"done": "It is built."},
         {"open_for": 30},
     )
     assert task["status"] == "completed"
-    assert made.read_text() == "late\n"
+    assert (Path(task["work_dir"]) / "late.txt").read_text() == "late\n"
     assert [row["content"] for row in comments] == ["It is built."]
     assert messages
 

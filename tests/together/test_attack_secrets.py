@@ -87,7 +87,7 @@ def test_no_secret_of_the_home_is_within_an_agents_reach(bullpen: Bullpen) -> No
     control = json.loads((secrets / "daemon.json").read_text())
     wanted = {
         "token": bullpen.told["token"],
-        "session": (secrets / "session.secret").read_text().strip(),
+        "machine": (secrets / "machine.key").read_text().strip(),
         "postgres": (secrets / "postgres.password").read_text().strip(),
         "control": control["secret"],
         "mail": bullpen.env["BULLPEN_SMTP_PASSWORD"],

@@ -53,13 +53,13 @@ def test_skills(bullpen: Bullpen, tmp_path: Path) -> None:
     assert said(bullpen, "skill", "delete", "deploy")["deleted"] is True
 
 
-def test_projects(bullpen: Bullpen) -> None:
+def test_projects(bullpen: Bullpen, tmp_path: Path) -> None:
     url = "https://example.test/web.git"
     made = said(bullpen, "project", "create", "--title", "Web", "--repo", url)
     assert made["resources"][0]["resource_ref"] == {"url": url}
-    here = ("--local-path", "/src", "--daemon-id", "d", "--label", "mine")
+    here = ("--local-path", str(tmp_path), "--label", "mine")
     added = said(bullpen, "project", "resource", "add", "Web", *here)
-    assert "/src" in bullpen.cli("project", "resource", "list", "web").stdout
+    assert str(tmp_path) in bullpen.cli("project", "resource", "list", "web").stdout
     bullpen.cli("project", "resource", "remove", "web", added["id"])
     assert said(bullpen, "project", "status", "web", "paused")["status"] == "paused"
     assert said(bullpen, "project", "update", "web", "--title", "Site")["title"] == "Site"
