@@ -55,8 +55,9 @@ def _pytest(session: nox.Session, tier: str, *args: str) -> None:
 def _chosen(session: nox.Session, tier: str) -> list[str]:
     """The tests of a tier, side by side unless some are named: what is debugged runs alone."""
     alone = any(not arg.startswith("-") for arg in session.posargs)
-    # Tests of a module share what its fixtures start, so they stay together.
-    side_by_side = ["-n", str(WORKERS[tier]), "--dist", "loadfile"]
+    # Where the tests of a module share processes that its fixtures start, they stay together.
+    dist = "worksteal" if tier in {"fast", "simulation", "postgres"} else "loadfile"
+    side_by_side = ["-n", str(WORKERS[tier]), "--dist", dist]
     return ["-m", tier, *([] if alone else side_by_side)]
 
 

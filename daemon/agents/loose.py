@@ -9,16 +9,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from shared.text import read_json
 
+TOO_DEEP: Final = "nested too deeply"
+"""The type of the event that stands for a line whose values nobody can read."""
+
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """Return the object a line holds, its text clean (`shared.text`); None for anything else."""
+    """Return the object a line holds, its text clean (`shared.text`); None for anything else.
+
+    A line that is nested beyond what Python reads becomes an event of type TOO_DEEP.
+    """
     try:
         event = read_json(line)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return {"type": TOO_DEEP}
+    except ValueError:
         return None
     return event if isinstance(event, dict) else None
 

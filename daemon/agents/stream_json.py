@@ -16,7 +16,7 @@ import structlog
 
 from daemon.agents.contract import AgentMessage, AgentResult, Quota, Tokens
 from daemon.agents.dialogue import Ending, Step
-from daemon.agents.loose import blocks, flat, frame, mapping, number, parse, string
+from daemon.agents.loose import TOO_DEEP, blocks, flat, frame, mapping, number, parse, string
 from daemon.agents.open_work import OpenWork
 from shared import failure
 from shared.redact import redact
@@ -102,6 +102,10 @@ class StreamJson:
             case "rate_limit_event":
                 self._limit = mapping(event.get("rate_limit_info"))
                 return self._step([_alive("rate_limit_event")])
+            case kind if kind == TOO_DEEP:
+                self._unknown += 1
+                note = f"[a line of {len(line)} bytes was left out: {TOO_DEEP}]"
+                return self._step([AgentMessage(kind="error", content=note)])
             case "control_response" | "stream_event" as kind:
                 return self._step([_alive(kind)])
             case kind:

@@ -120,7 +120,7 @@ class DayUsage:
 
 @attrs.frozen(kw_only=True)
 class UsageReport:
-    entries: list[DayUsage] = attrs.field(factory=list)
+    entries: list[DayUsage]
 
 
 @attrs.frozen(kw_only=True)

@@ -250,6 +250,17 @@ def test_a_line_with_bytes_that_are_no_utf8_does_not_vanish() -> None:
     assert [m.content for m in replay.messages] == ["caf\ufffd"]
 
 
+def test_a_line_nested_beyond_reading_leaves_a_note() -> None:
+    replay = Replay()
+    depth = 100_000
+    line = b'{"type": "assistant", "message": ' + b"[" * depth + b"]" * depth + b"}"
+    replay.steps.append(replay.driver.line(line))
+    replay.event(**success())
+    assert replay.close(exit_code=0).status == "completed"
+    [note] = replay.messages
+    assert (note.kind, f"{len(line)} bytes" in note.content) == ("error", True)
+
+
 REJECTED = {"status": "rejected", "resetsAt": 1796055076, "rateLimitType": "five_hour"}
 
 
