@@ -24,12 +24,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bullpen(place: Path) -> Iterator[Bullpen]:
     """A machine with two of its own programs in its PATH, one of which speaks claude's protocol."""
-    programs = place / "bin"
+    programs, heard = place / "bin", place / "heard"
     programs.mkdir()
+    heard.mkdir()
     (programs / "acme-claude").write_text(
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo "acme 7.8.9"; exit; fi\n'
-        f'echo "$@" >> {place}/words\n'
+        f'echo "$@" >> {heard}/words\n'
         f'exec "{sys.executable}" -I "{demo.__file__}"\n'
     )
     (programs / "acme-claude").chmod(0o755)
@@ -44,6 +45,7 @@ def bullpen(place: Path) -> Iterator[Bullpen]:
         "HOME": str(place / "home"),
         "BULLPEN_DAEMON_HEARTBEAT_INTERVAL": "500ms",
         "MULTICA_DEMO_PACE": "0",
+        "BULLPEN_AGENT_PATHS": str(heard),
     }
     with start_up(place / "bullpen", env=env) as running:
         yield running
@@ -104,7 +106,7 @@ def test_a_runtime_profile_of_ones_own_runs_tasks_by_its_command(
         api.post("/api/agents", json=agent).raise_for_status()
     issue = bullpen.create_issue("Try the profile", assignee="acme")
     bullpen.wait_for_task(issue["id"], "completed")
-    [words] = (place / "words").read_text().splitlines()
+    [words] = (place / "heard" / "words").read_text().splitlines()
     assert words.startswith("--team blue -p --output-format stream-json")
 
     models = _ask(bullpen, runtime["id"], "models")
@@ -136,4 +138,4 @@ def test_a_runtime_profile_of_ones_own_runs_tasks_by_its_command(
         api.patch(url, json={"fixed_args": ["--team", "red"]}).raise_for_status()
     issue = bullpen.create_issue("Try it again", assignee="acme")
     bullpen.wait_for_task(issue["id"], "completed")
-    assert (place / "words").read_text().splitlines()[-1].startswith("--team red -p ")
+    assert (place / "heard" / "words").read_text().splitlines()[-1].startswith("--team red -p ")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from daemon.repos.hooks import CO_AUTHOR
+from shared.ids import short_id
 from tests.support.bullpen import Bullpen, start_up, wait_for
 from tests.support.git_repos import Remote, git, make_remote
 
@@ -77,7 +78,7 @@ def test_an_agents_work_is_found_by_the_next_task_and_never_lost(
     assert first["status"] == "completed", said
     tree = Path(first["work_dir"]) / "app"
     assert tree.is_dir(), said + bullpen.logs()
-    branch = f"agent/demo/{first['id'].replace('-', '')[:8]}"
+    branch = f"agent/demo/{short_id(first['id'])}"
     assert git(tree, "symbolic-ref", "--short", "HEAD") == branch
     assert git(tree, "log", "--format=%s") == "Work\nChange README"
     assert CO_AUTHOR in git(tree, "log", "-1", "--format=%B")
@@ -105,7 +106,7 @@ def test_an_agents_work_is_found_by_the_next_task_and_never_lost(
     third, *_ = runs_done(bullpen, issue, 3)
     assert (tree / "README").read_text() == "one\n"
     assert not (tree / "work.txt").exists()
-    mine = f"agent/demo/{third['id'].replace('-', '')[:8]}"
+    mine = f"agent/demo/{short_id(third['id'])}"
     assert remote.branches() == [mine, "main"]
     [saved] = git(tree, "for-each-ref", "--format=%(refname)", f"refs/bullpen/{branch}").split()
     assert git(tree, "show", f"{saved}:README") == "one\nedited"
@@ -113,7 +114,7 @@ def test_an_agents_work_is_found_by_the_next_task_and_never_lost(
     assert git(tree, "show", f"{branch}:work.txt") == "mine"
     assert f"{URL}: `{saved}`" in (tree.parent / "AGENTS.md").read_text(), "the agent was told"
     told = bullpen.cli("repo", "kept").stdout
-    assert f"task {first['id'][:8]}, branch {branch}" in told
+    assert f"task {short_id(first['id'])}, branch {branch}" in told
     assert saved in told
 
     told = json.loads(bullpen.cli("daemon", "disk-usage", "--output", "json").stdout)
