@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from shared.home import Home, write_private
 from tests.support.bullpen import CLI, Bullpen, start_up, wait_for
 from tests.support.shifted import in_days, library
 
@@ -50,7 +51,7 @@ class Laptop:
     @contextmanager
     def daemon(self, server: Bullpen) -> Iterator[None]:
         """A daemon of the server's day that has started."""
-        config = self.home / "config.json"
+        config = Home(self.home).config_file
         told = json.loads(config.read_text())
         config.write_text(json.dumps(told | {"server_url": server.told["url"]}))
         env = server.env | {
@@ -90,7 +91,7 @@ def test_a_token_is_renewed_when_it_falls_due(tmp_path: Path, preloaded: Path) -
             body = {"name": "laptop", "expires_in_days": LIFE}
             token = api.post("/api/tokens", json=body).raise_for_status().json()["token"]
         signed_in = {"server_url": server.told["url"], "token": token}
-        (laptop.home / "config.json").write_text(json.dumps(signed_in))
+        write_private(Home(laptop.home).config_file, json.dumps(signed_in))
         first = ends(server)
         with laptop.daemon(server):
             assert ends(server) == first, "not due yet"

@@ -14,6 +14,7 @@ import attrs
 import httpx
 import pytest
 
+from shared.home import OURS, Home
 from tests.support.bullpen import Bullpen, clean_environment, start_up, wait_for
 from tests.support.packages import Index, clean_path, make_index
 
@@ -69,8 +70,11 @@ class Machine:
     def health(self) -> dict[str, Any]:
         """What the daemon says of itself; nothing while it makes room for another version."""
         try:
-            port = json.loads((Path(self.env["BULLPEN_HOME"]) / "daemon.json").read_text())["port"]
-            answer = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+            said = Home(Path(self.env["BULLPEN_HOME"])).daemon_file.read_text()
+            port = json.loads(said)["port"]
+            answer = httpx.get(
+                f"http://127.0.0.1:{port}/health", headers={OURS: "1"}, trust_env=False
+            )
         except (OSError, ValueError, httpx.TransportError):
             return {}
         told: dict[str, Any] = answer.json()
