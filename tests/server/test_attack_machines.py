@@ -111,6 +111,7 @@ async def admin_caller(api: Api) -> Caller:
 BODIES: dict[str, Any] = {
     "/messages": {"messages": [{"seq": 9, "type": "text", "content": "forged"}]},
     "/session": {"session_id": "forged"},
+    "{runtime_id}/usage": {"entries": []},
     "/usage": {"usage": [{"model": "m", "input_tokens": 10**9}]},
     "/progress": {"summary": "forged"},
     "/fail": {"error": "forged"},

@@ -167,6 +167,7 @@ def test_a_question_mark_is_any_day_and_nothing_else() -> None:
 async def test_what_a_machine_has_used_by_its_own_logs() -> None:
     async with open_api() as api:
         path = f"/api/daemon/runtimes/{api.world.runtime_id}/usage"
+        assert await api.owner.refused(400, "POST", path, {}) == "invalid request body"
         today = times.now().date().isoformat()
         entry = {
             "date": today,
