@@ -202,13 +202,13 @@ def test_the_time_grows_with_the_text(piece: str, gap: str) -> None:
     def spent(copies: int) -> float:
         text = (piece + gap) * copies
         best = float("inf")
-        for _ in range(3):
+        for _ in range(2):
             began = time.thread_time()
             redact(text)
             best = min(best, time.thread_time() - began)
         return best
 
-    copies = 12_000 // len(piece)
+    copies = 4_000 // len(piece)
     assert spent(16 * copies) < 80 * max(spent(copies), 0.0002)
 
 

@@ -84,7 +84,9 @@ def marks() -> Iterator[Mark]:
     """Every `pytest.mark.spec(...)` of the tests; its arguments must be literals."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.spec":
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr == "spec" and ast.unparse(node.func) == "pytest.mark.spec":
                 given = [ast.literal_eval(argument) for argument in node.args]
                 named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
                 yield Mark(
