@@ -29,7 +29,7 @@ def lent(bullpen: Bullpen, api: httpx.Client, guest: Guest) -> Iterator[Machine]
     workspace_id = bullpen.told["workspace_id"]
     invitation_id = invite(bullpen, guest.email)
     guest.api.post(f"/api/invitations/{invitation_id}/accept", json={}).raise_for_status()
-    machine = Machine(api, workspace_id, name="attic", isolation="none", problem=PROBLEM)
+    machine = Machine(api, workspace_id, name="loft", isolation="none", problem=PROBLEM)
     yield machine
     machine.offline()
     guest.api.post(f"/api/workspaces/{workspace_id}/leave", json={}).raise_for_status()
@@ -40,16 +40,16 @@ def test_a_machine_says_what_is_wrong_with_it_and_who_it_works_for(
 ) -> None:
     agent = lent.agent("Left behind")
     page = visit("/bullpen/runtimes")
-    attic = page.get_by_role("region", name="attic")
-    expect(attic).to_contain_text("Not isolated: agents can read")
+    loft = page.get_by_role("region", name="loft")
+    expect(loft).to_contain_text("Not isolated: agents can read")
     looks(page, "not-isolated")
 
-    issue: Any = lent.issue("Paint the attic", agent)
+    issue: Any = lent.issue("Paint the loft", agent)
     path = f"/api/runtimes/{lent.runtime_id}/hand-over"
     api.post(path, json={"email": guest.email}).raise_for_status()
     page.reload()
-    expect(attic).to_contain_text(f"belongs to {guest.email.split('@')[0]}")
-    expect(attic).to_contain_text("does not work for Left behind")
+    expect(loft).to_contain_text(f"belongs to {guest.email.split('@')[0]}")
+    expect(loft).to_contain_text("does not work for Left behind")
     looks(page, "handed-over")
     page.goto(page.url.replace("/runtimes", f"/issues/{issue['identifier']}"))
     card = page.get_by_role("article")

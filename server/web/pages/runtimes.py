@@ -56,12 +56,22 @@ def machines(visit: shell.Visit) -> list[Machine]:
                 or ""
             ),
             owner=visit.people.find("member", runtimes[0].owner_id),
-            exposed=str(runtimes[0].metadata.get("isolation_problem") or ""),
+            exposed=_isolation_problem(runtimes),
             runtimes=[_row(runtime, visit) for runtime in runtimes],
         )
         for key, runtimes in groups.items()
     ]
     return sorted(found, key=lambda machine: not machine.online)
+
+
+def _isolation_problem(runtimes: list[Runtime]) -> str:
+    """Say why a machine's agents are not isolated, by what is there now; empty if they are.
+
+    A runtime whose program is gone keeps what was told with it before.
+    """
+    here = [runtime for runtime in runtimes if runtime.status == ONLINE] or runtimes
+    told = (runtime.metadata.get("isolation_problem") for runtime in here)
+    return next((str(problem) for problem in told if problem), "")
 
 
 def _row(runtime: Runtime, visit: shell.Visit) -> Row:
